@@ -1,0 +1,32 @@
+"""Gymnasium environments, their teachers, and demonstrations.
+
+Importing this package registers the environments.
+"""
+
+import gymnasium as _gymnasium
+
+from .bubble_sort import (
+    ACTIONS,
+    BUBBLE_SORT_MOVE_TREE,
+    BUBBLE_SORT_TREE,
+    MOVE_ACTIONS,
+    BubbleSortEnv,
+    BubbleSortMoveEnv,
+)
+from .demonstrations import Demonstrations, Episode
+
+__all__ = [
+    "ACTIONS",
+    "BUBBLE_SORT_MOVE_TREE",
+    "BUBBLE_SORT_TREE",
+    "MOVE_ACTIONS",
+    "BubbleSortEnv",
+    "BubbleSortMoveEnv",
+    "Demonstrations",
+    "Episode",
+]
+
+_gymnasium.register("pyrocontrol/BubbleSort-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortEnv")
+_gymnasium.register(
+    "pyrocontrol/BubbleSortMove-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortMoveEnv"
+)

@@ -1,0 +1,175 @@
+"""Discover the program behind unlabelled traces of BubbleSort.
+
+Reproduces the experiment of Fox, Shin, Paul, Zou, Song, Goldberg, Abbeel and Stoica, "Hierarchical Imitation
+Learning via Variational Inference of Control Programs" (2018), https://arxiv.org/abs/1912.12612, Section 5: six
+procedures on four levels and a call stack that nobody has labelled, learnt from observation-action traces, beside
+a recurrent network trained end to end.
+
+    python examples/bubble_sort.py --method hvil --demos 40 --out out/bubble_sort
+
+writes OUT/result.json (accuracy on held-out traces), OUT/checkpoint.pt, OUT/learning_curve.png and, for hvil,
+OUT/call_stack.png: the inferred call stack of a test trace above the teacher's own.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import matplotlib
+import pyro
+import torch
+import tyro
+
+import pyrocontrol as pc
+from pyrocontrol.envs.bubble_sort import ACTIONS, BUBBLE_SORT_TREE, demonstrations
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
+
+# One test set for every seed and setting, drawn apart from all training sets.
+TEST_SEED, TEST_TRACES = 1_000, 100
+LONGER = (10, 15, 20)
+
+ELBOS = {
+    "stepwise": lambda: pc.inference.StepwiseKL_ELBO(),
+    "stepwise-full": lambda: pc.inference.StepwiseKL_ELBO(score="full"),
+    "trace": lambda: pyro.infer.Trace_ELBO(),
+}
+
+
+@dataclass
+class Arguments:
+    """Learn BubbleSort from demonstrations."""
+
+    method: Literal["hvil", "rnn", "rnn-full"] = "hvil"
+    """hvil: a control program; rnn: the paper's baseline; rnn-full: it also sees n and the previous action"""
+    guide: Literal["bilstm", "lstm", "transformer"] = "bilstm"
+    """what the guide of hvil reads traces with"""
+    elbo: Literal["stepwise", "stepwise-full", "trace"] = "stepwise"
+    """the bound: analytic per-step KL with the sequential or the full score function, or Pyro's own"""
+    demos: int = 40
+    """training traces (10 to 160 in the paper)"""
+    seed: int = 0
+    """of the training traces, the initial weights and the batches"""
+    updates: int = 12_500
+    """batches of 4 traces"""
+    device: str = "cpu"
+    """where to train"""
+    out: Path = Path("out/bubble_sort")
+    """folder for results; a run that was stopped goes on from its checkpoint"""
+    demo: bool = False
+    """sort a fresh list at the end, printing the call tree"""
+
+
+def main(arguments: Arguments) -> None:
+    """Train, evaluate, plot."""
+    torch.set_num_threads(1)
+    pyro.set_rng_seed(arguments.seed)
+    pyro.enable_validation(False)
+    start = time.perf_counter()
+    train = demonstrations(arguments.demos, arguments.seed)
+    program, controller, loss = build(arguments)
+    policy: Any = program or controller
+    modules = torch.nn.ModuleList([m for m in (program, controller) if m is not None])
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3, weight_decay=1e-3)
+    result = pc.inference.fit(
+        (loss, optimizer),
+        train,
+        steps=arguments.updates,
+        batch_size=min(4, arguments.demos),
+        seed=arguments.seed,
+        out=arguments.out,
+        device=arguments.device,
+    )
+    if result.interrupted:
+        print(f"stopped after {result.step} updates; the same command goes on from there")
+        return
+    modules.cpu()
+    rows = evaluate(arguments, policy, loss, result.seconds)
+    pc.inference.write_results(arguments.out / "result.json", "bubble_sort", rows)
+    plot_learning_curve(arguments.out / "learning_curve.png", result, arguments)
+    for item in rows:
+        print(f"{item['metric']:>20} {item['value']:6.3f}  {item['setting']}")
+    if program is not None:
+        plot_call_stacks(arguments.out / "call_stack.png", program, loss.guide)
+        if arguments.demo:
+            sort_a_list(program)
+    print(f"done in {time.perf_counter() - start:.0f} s; results in {arguments.out}")
+
+
+def build(arguments: Arguments) -> tuple[Any, Any, Any]:
+    """Return the program or the controller, and the loss as a module."""
+    if arguments.method == "hvil":
+        program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
+        guide = pc.guides.CallStackGuide(program, arguments.guide, compile=arguments.device != "cpu")
+        return program, None, ELBOS[arguments.elbo]()(program, guide)
+    full = arguments.method == "rnn-full"
+    controller = pc.models.RecurrentController(
+        22, len(ACTIONS), task_size=1, see_task=full, see_previous_action=full
+    )
+    return None, controller, pyro.infer.Trace_ELBO()(controller, controller.guide)
+
+
+def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> list[dict[str, Any]]:
+    """Return the rows: exact matches on the paper's mix of lengths and on longer lists, and boundaries."""
+    setting = {"demos": arguments.demos, "updates": arguments.updates}
+    if arguments.method == "hvil":
+        setting |= {"guide": arguments.guide, "elbo": arguments.elbo}
+
+    def line(metric: str, value: float, **more: Any) -> dict[str, Any]:
+        return pc.inference.row(
+            arguments.method, "BubbleSort", metric, value, seed=arguments.seed, seconds=seconds, **setting, **more
+        )
+
+    test = demonstrations(TEST_TRACES, TEST_SEED, stream="test", annotate=True)
+    rows = [line("exact_match", pc.inference.exact_match(policy, test))]
+    for length in LONGER:
+        longer = demonstrations(TEST_TRACES, TEST_SEED, stream="test", min_length=length, max_length=length)
+        rows.append(line("exact_match", pc.inference.exact_match(policy, longer), length=length))
+    if arguments.method == "hvil":
+        teacher = pc.models.CallTrace.batch(policy.tree, test.calls.clamp(min=0))
+        rows += [
+            line(metric, value) for metric, value in pc.inference.boundary_f1(loss.guide.infer(test), teacher).items()
+        ]
+    return rows
+
+
+def plot_learning_curve(path: Path, result: Any, arguments: Arguments) -> None:
+    """Draw the negative ELBO of the training batches."""
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    steps, losses = zip(*result.losses, strict=True)
+    axes.plot(steps, losses, linewidth=1)
+    axes.set(xlabel="update", ylabel="loss of 4 traces (nats)", yscale="symlog")
+    axes.set_title(f"{arguments.method}, {arguments.demos} demonstrations, seed {arguments.seed}", loc="left")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_call_stacks(path: Path, program: Any, guide: Any) -> None:
+    """Draw the inferred call stack of a short test trace above the teacher's."""
+    test = demonstrations(1, TEST_SEED, stream="test", min_length=4, max_length=4, annotate=True)
+    inferred = guide.infer(test)[0]
+    teacher = pc.models.CallTrace.batch(program.tree, test.calls)[0]
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(11, 4.8), sharex=True, layout="constrained")
+    pc.models.plot_call_stack(top, inferred, title="inferred from observations and actions alone", legend=False)
+    pc.models.plot_call_stack(bottom, teacher, title="the teacher's own")
+    bottom.set_xlabel("environment step")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def sort_a_list(program: Any) -> None:
+    """Run the learnt program in the environment."""
+    env = gymnasium.make("pyrocontrol/BubbleSort-v0")
+    digits = [7, 3, 9, 1, 4]
+    run = program.execute(env, options={"list": digits})
+    print(f"\n{run.calls.tree_text(max_lines=60)}\n")
+    print(f"before: {digits}\nafter:  {run.info['list'].tolist()}  ({len(run.actions)} actions)")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

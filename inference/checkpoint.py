@@ -1,0 +1,197 @@
+"""Checkpoints: written whole or not at all, loaded without executing code, refused by another model."""
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = [
+    "apply",
+    "load_checkpoint",
+    "match",
+    "mismatch",
+    "random_state",
+    "read",
+    "set_random_state",
+    "snapshot",
+    "write",
+]
+
+FORMAT = "pyrocontrol checkpoint 1"
+
+
+def random_state() -> dict[str, Any]:
+    """State of every random generator that a step may draw from: torch (CPU, CUDA), numpy and Python.
+
+    Returns:
+        A dictionary of tensors and numbers alone, so that it loads under ``weights_only=True``.
+    """
+    _, key, position, has_gauss, gauss = np.random.get_state()  # the legacy tuple: MT19937
+    version, words, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": (torch.from_numpy(np.asarray(key, np.int64)), int(position), int(has_gauss), float(gauss)),
+        "python": (version, torch.tensor(words), gauss_next),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put every random generator back to a state of :func:`random_state`.
+
+    CUDA states are restored as far as this machine has devices for them.
+    """
+    torch.set_rng_state(state["torch"])
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
+    key, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, gauss_next = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss_next))
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    """What a checkpoint holds of one module: its class, its ``signature()`` where it has one, its state."""
+    signature = getattr(module, "signature", None)
+    return {
+        "class": type(module).__name__,
+        "signature": str(signature()) if callable(signature) else None,
+        "state": dict(module.state_dict()),
+    }
+
+
+def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
+    """Why a saved module cannot be loaded into ``module``, in one sentence, or None where it can.
+
+    Args:
+        module: any module; it is only read.
+        saved: an entry made by :func:`snapshot`.
+    """
+    own = snapshot(module)
+    if own["class"] != saved["class"]:
+        return f"it holds a {saved['class']}, not a {own['class']}"
+    if own["signature"] != saved["signature"]:
+        return f"its {own['class']} is\n{saved['signature']}\nand this one is\n{own['signature']}"
+    mine, theirs = own["state"], saved["state"]
+    for name in [*mine, *theirs]:
+        if name not in theirs:
+            return f"it has no {own['class']}.{name}"
+        if name not in mine:
+            return f"this {own['class']} has no {name}"
+        shapes = [tuple(getattr(state[name], "shape", ())) for state in (mine, theirs)]
+        if shapes[0] != shapes[1]:
+            return f"its {own['class']}.{name} has shape {shapes[1]}, not {shapes[0]}"
+    return None
+
+
+def match(
+    path: str | os.PathLike[str], modules: Sequence[nn.Module], saved: Sequence[dict[str, Any]]
+) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Pair each module with the first saved one that fits it and is not taken.
+
+    Args:
+        path: the file, for messages.
+        modules: any modules; they are only read.
+        saved: entries made by :func:`snapshot`.
+
+    Returns:
+        Pairs (module, state), one for each module.
+
+    Raises:
+        ValueError: a module fits none of the saved ones.
+    """
+    left, matched = list(saved), []
+    for module in modules:
+        reasons = [mismatch(module, entry) for entry in left]
+        if None not in reasons:
+            kind = type(module).__name__
+            alike = [reason for reason, entry in zip(reasons, left, strict=True) if entry["class"] == kind]
+            why = [*alike, *reasons, f"it has nothing for the {kind}"][0]
+            raise ValueError(f"{path} is a checkpoint of another model: {why}")
+        matched.append((module, left.pop(reasons.index(None))["state"]))
+    return matched
+
+
+def apply(matched: Sequence[tuple[nn.Module, dict[str, Any]]]) -> None:
+    """Load what :func:`match` paired, in place."""
+    for module, state in matched:
+        module.load_state_dict(state)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: to a temporary name in the same folder, synced, then renamed over ``path``.
+
+    Whenever the process dies, ``path`` holds either the previous checkpoint or this one, whole.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; the previous checkpoint stands.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **_plain(content)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself reaches the disk with the folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _plain(value: Any) -> Any:
+    """The same content with numpy scalars, which ``weights_only=True`` refuses, as Python numbers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint, all tensors on the CPU, without executing code (``weights_only=True``).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated or not a checkpoint.
+    """
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds, by where the file ends
+            raise ValueError(f"{path} is truncated or not a checkpoint ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is truncated or not a checkpoint (no {FORMAT!r} inside)")
+    return content
+
+
+def load_checkpoint(path: str | os.PathLike[str], *modules: nn.Module) -> int:
+    """Load trained modules from a checkpoint of :func:`fit`, to evaluate or execute them.
+
+    Args:
+        path: the file, usually ``OUT/checkpoint.pt``.
+        *modules: modules made as they were for training; any of those that were trained. Each takes the first
+            saved module with its class, signature, parameter names and shapes.
+
+    Returns:
+        The number of training steps behind these weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, not a checkpoint, or one of another model; nothing is changed then.
+    """
+    content = read(path)
+    apply(match(path, modules, content["modules"]))
+    return int(content["step"])

@@ -1,0 +1,35 @@
+"""What generates a demonstration: processes, sequence distributions, Pyro models."""
+
+from .call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
+from .call_trace import Boundary, CallTrace, Interval, plot_call_stack
+from .control_program import ControlProgram, Execution
+from .procedure_tree import Action, Field, Procedure, ProcedureTree
+from .process import Process, Sequence, Steps
+from .recurrent import RecurrentController
+from .registration import register
+from .traces import Traces, split_annotated
+
+__all__ = [
+    "Action",
+    "Boundary",
+    "CallStack",
+    "CallStackContext",
+    "CallStackState",
+    "CallTrace",
+    "ControlProgram",
+    "Execution",
+    "Field",
+    "Interval",
+    "Procedure",
+    "ProcedureNetworks",
+    "ProcedureStep",
+    "ProcedureTree",
+    "Process",
+    "RecurrentController",
+    "Sequence",
+    "Steps",
+    "Traces",
+    "plot_call_stack",
+    "register",
+    "split_annotated",
+]

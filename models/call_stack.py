@@ -1,0 +1,482 @@
+"""The call stack of parametrised hierarchical procedures (PHPs), as a process.
+
+One PHP step in a frame (h, u, tau, h-, u-) draws (h+, u+): a sub-procedure, an action, or the return, and its
+argument or return value; eq. (2) and Algorithm 1 of Fox et al., "Hierarchical Imitation Learning via Variational
+Inference of Control Programs" (2018). The posterior of eq. (4) is the same process with the observation replaced
+by a posterior context and with the choices masked so that they can only explain the observed actions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
+from torch import Tensor, nn
+from torch.distributions import constraints, register_kl
+
+from .procedure_tree import Field, ProcedureTree
+from .process import Process
+
+__all__ = ["CallStack", "CallStackContext", "CallStackState", "ProcedureNetworks", "ProcedureStep"]
+
+# A finite stand-in for log 0: differences of two masked logits stay finite, so no gradient is NaN.
+_NEVER = -1e9
+_LOG_SCALE = (-5.0, 3.0)
+
+
+class CallStackState(NamedTuple):
+    """A call stack. A frame is one row of numbers: (h, tau, h-, u..., u-...), width ``3 + 2 W``.
+
+    ``h-`` is null in a frame that has taken no step. Leaves lead with ``[B]``, or ``[B, I]`` when unrolled.
+
+    Attributes:
+        depth: how many frames there are, long; 0 when the program has ended.
+        time: the time t, long, which advances only when an action is taken.
+        frame: the top frame.
+        below: the frames beneath it, ``[B, L, 3 + 2 W]``; None in unrolled states, which are only scored.
+    """
+
+    depth: Tensor
+    time: Tensor
+    frame: Tensor
+    below: Tensor | None
+
+
+class CallStackContext(NamedTuple):
+    """What the steps are conditioned on.
+
+    Attributes:
+        features: ``[B, T, C]``: the observations o_t (prior) or the posterior context b_t.
+        task: ``[B, W]``: the root's argument u_0.
+        actions: long ``[B, T]``, for a posterior: the observed actions, null being the number of actions.
+        arguments: ``[B, T, W]``, for a posterior whose actions take arguments.
+    """
+
+    features: Tensor
+    task: Tensor
+    actions: Tensor | None = None
+    arguments: Tensor | None = None
+
+
+class ProcedureNetworks(nn.Module):
+    """One multi-layer perceptron a procedure, all of them evaluated as one batched product.
+
+    The rows of all procedures go through the first layer of every procedure at once; each keeps the block of its
+    own procedure, and the other layers are block-diagonal. No weight is gathered for a row and no row is moved,
+    so the cost of a call does not depend on how the rows are spread over procedures.
+
+    Args:
+        procedures: how many procedures, ``H``.
+        input_size: width of the input.
+        hidden: widths of the ReLU layers; empty for a linear map.
+        output_size: width of the output.
+    """
+
+    def __init__(self, procedures: int, input_size: int, hidden: Sequence[int], output_size: int):
+        super().__init__()
+        self.procedures = procedures
+        sizes = [input_size, *hidden, output_size]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+            bound = 1 / math.sqrt(before)
+            self.weights.append(nn.Parameter(torch.empty(procedures, before, after).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(procedures, after).uniform_(-bound, bound)))
+
+    def forward(self, x: Tensor, procedure: Tensor) -> Tensor:
+        """Return ``[..., output]`` for inputs ``[..., input]`` of procedures (long) ``[...]``."""
+        own = F.one_hot(procedure, self.procedures).to(x.dtype)
+        blocks = x.unsqueeze(-2)  # [..., 1, input]: the first layer sees the same input in every block
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            last = layer == len(self.weights) - 1
+            if last:
+                # sum over blocks of own * (block @ weight) = (own * block) @ weight, flattened
+                masked = (own.unsqueeze(-1) * blocks).flatten(-2)
+                return masked @ weight.flatten(0, 1) + own @ bias
+            if layer == 0:
+                flat = x @ weight.permute(1, 0, 2).flatten(1) + bias.flatten()
+                blocks = flat.unflatten(-1, bias.shape)
+            else:
+                blocks = torch.einsum("...hi,hio->...ho", blocks, weight) + bias
+            blocks = blocks.relu()
+        raise AssertionError("a network has at least one layer")
+
+
+class ProcedureStep(TorchDistribution):
+    """Distribution of one PHP step (h+, u+), as a row ``(choice, u+...)`` of width ``1 + W``.
+
+    The choice is categorical; given the choice, every field of its slot (an argument, or the return value of the
+    procedure that returns) is a one-hot categorical or a diagonal normal, zeros fill the rest of the row.
+
+    Args:
+        tree: the call graph.
+        log_probs: ``[..., K]``, normalised log-probabilities of the choices.
+        procedure: long ``[...]``, the procedure h that takes the step.
+        parameters: ``[..., P]``, parameters of the fields of all slots; None if no slot has fields.
+        observed: ``[..., W]``, for a posterior: the observed argument of the only action it may take.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+    has_enumerate_support = False
+
+    def __init__(
+        self,
+        tree: ProcedureTree,
+        log_probs: Tensor,
+        procedure: Tensor,
+        parameters: Tensor | None = None,
+        observed: Tensor | None = None,
+    ):
+        self.tree, self.log_probs, self.procedure = tree, log_probs, procedure
+        self.parameters, self.observed = parameters, observed
+        super().__init__(log_probs.shape[:-1], torch.Size((1 + tree.arg_size,)), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether a latent argument or return value is a real vector, drawn with a pathwise gradient."""
+        return latent_reals(self.tree)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+        """Draw ``(choice, u+...)`` without a graph."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+        """Draw ``(choice, u+...)``; real fields keep their graph, the choice and one-hot fields have none."""
+        shape = torch.Size(sample_shape) + self.log_probs.shape
+        choice = _gumbel_argmax(self.log_probs.expand(shape))
+        return self._fill(choice, noisy=True)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest choice, with the mode of its argument."""
+        return self._fill(self.log_probs.argmax(-1), noisy=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ``log p(h+) + log p(u+ | h+)`` in nats, ``[...]``."""
+        discrete, real = self._log_probs(value)
+        return discrete + real
+
+    def score_parts(self, x: Tensor, *args: object, **kwargs: object) -> ScoreParts:
+        """Return the parts for a mixed step: choices and one-hot fields need the score function, reals do not."""
+        discrete, real = self._log_probs(x)
+        return ScoreParts(discrete + real, discrete, real)
+
+    def _fill(self, choice: Tensor, noisy: bool) -> Tensor:
+        """Return the row for a choice, its fields drawn or at their modes."""
+        row = choice.unsqueeze(-1).to(self.log_probs.dtype)
+        width = self.tree.arg_size
+        argument = row.new_zeros(choice.shape + (width,))
+        if self.parameters is not None:
+            slot = slots_of(self.tree, choice, self.procedure)
+            for number, fields, first in parametrised_slots(self.tree):
+                chosen = (slot == number).unsqueeze(-1)
+                if self.observed is not None and self._is_action(number):
+                    argument = torch.where(chosen, self.observed, argument)
+                    continue
+                parts, start = [], first
+                for field in fields:
+                    parts.append(self._draw(field, start, choice.shape, noisy))
+                    start += field.parameters
+                drawn = torch.cat(parts, -1)
+                argument = torch.where(chosen, F.pad(drawn, (0, width - drawn.shape[-1])), argument)
+        return torch.cat([row, argument], -1)
+
+    def _draw(self, field: Field, start: int, shape: torch.Size, noisy: bool) -> Tensor:
+        parameters = self._parameters(field, start).expand(shape + (field.parameters,))
+        if field.kind == "onehot":
+            index = _gumbel_argmax(parameters) if noisy else parameters.argmax(-1)
+            return F.one_hot(index, field.size).to(parameters.dtype)
+        location, log_scale = parameters.chunk(2, -1)
+        return location + log_scale.exp() * torch.randn_like(location) if noisy else location
+
+    def _log_probs(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of the discrete and of the real parts of a step."""
+        choice = value[..., 0].long()
+        log_probs = self.log_probs.expand(choice.shape + self.log_probs.shape[-1:])
+        discrete = log_probs.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
+        real = torch.zeros_like(discrete)
+        if self.parameters is not None:
+            slot = slots_of(self.tree, choice, self.procedure)
+            for number, fields, first in parametrised_slots(self.tree):
+                if self.observed is not None and self._is_action(number):
+                    continue  # the observed argument has probability one
+                chosen, start, place = slot == number, first, 1
+                for field in fields:
+                    u = torch.where(chosen.unsqueeze(-1), value[..., place : place + field.size], 0.0)
+                    term = torch.where(chosen, self._field_log_prob(field, start, u), 0.0)
+                    discrete, real = (discrete + term, real) if field.kind == "onehot" else (discrete, real + term)
+                    start, place = start + field.parameters, place + field.size
+        return discrete, real
+
+    def _field_log_prob(self, field: Field, start: int, u: Tensor) -> Tensor:
+        parameters = self._parameters(field, start)
+        if field.kind == "onehot":
+            return (u * parameters).sum(-1)
+        location, log_scale = parameters.chunk(2, -1)
+        z = (u - location) * (-log_scale).exp()
+        return (-0.5 * z.square() - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def _parameters(self, field: Field, start: int) -> Tensor:
+        """The field's normalised logits, or its location and clamped log-scale."""
+        assert self.parameters is not None
+        raw = self.parameters[..., start : start + field.parameters]
+        if field.kind == "onehot":
+            return raw.log_softmax(-1)
+        location, log_scale = raw.chunk(2, -1)
+        return torch.cat([location, log_scale.clamp(*_LOG_SCALE)], -1)
+
+    def _is_action(self, slot: int) -> bool:
+        h = len(self.tree.procedures)
+        return h <= slot < h + len(self.tree.actions)
+
+    def _slot_probability(self, slot: int) -> Tensor:
+        if slot < self.tree.null:
+            return self.log_probs[..., slot].exp()
+        returns = self.procedure == slot - self.tree.null
+        return torch.where(returns, self.log_probs[..., self.tree.null].exp(), 0.0)
+
+
+@register_kl(ProcedureStep, ProcedureStep)
+def _kl_step_step(q: ProcedureStep, p: ProcedureStep) -> Tensor:
+    """``KL(h+) + E_q(h+)[KL(u+ | h+)]``; the argument of an observed action costs ``-log p(u | h+)``."""
+    kl = (q.log_probs.exp() * (q.log_probs - p.log_probs)).sum(-1)
+    if q.parameters is None:
+        return kl
+    for slot, fields, first in parametrised_slots(q.tree):
+        observed = q.observed is not None and q._is_action(slot)
+        cost, start, place = torch.zeros_like(kl), first, 0
+        for field in fields:
+            if observed:
+                assert q.observed is not None
+                cost = cost - p._field_log_prob(field, start, q.observed[..., place : place + field.size])
+            else:
+                cost = cost + _field_kl(field, q._parameters(field, start), p._parameters(field, start))
+            start, place = start + field.parameters, place + field.size
+        kl = kl + q._slot_probability(slot) * cost
+    return kl
+
+
+def _field_kl(field: Field, q: Tensor, p: Tensor) -> Tensor:
+    if field.kind == "onehot":
+        return (q.exp() * (q - p)).sum(-1)
+    (q_loc, q_log), (p_loc, p_log) = q.chunk(2, -1), p.chunk(2, -1)
+    ratio = 2 * (q_log - p_log)
+    return (0.5 * (ratio.exp() + (q_loc - p_loc).square() * (-2 * p_log).exp() - 1 - ratio)).sum(-1)
+
+
+class CallStack(Process):
+    """The call-stack process of a control program, prior or posterior.
+
+    Args:
+        tree: the call graph.
+        feature_size: width ``C`` of the context's features: observations, or the posterior context.
+        hidden: hidden layers of the networks that choose (the networks of arguments have none, as in
+            Appendix C).
+        posterior: mask the choices by the observed actions in the context. In both, a procedure cannot return
+            before its first step.
+
+    State: :class:`CallStackState`. Context: :class:`CallStackContext`. Step: :class:`ProcedureStep`.
+    """
+
+    terminates = True
+    support = constraints.real_vector
+
+    consistent: Tensor
+    available: Tensor
+    _counts: Tensor
+
+    def __init__(
+        self,
+        tree: ProcedureTree,
+        feature_size: int,
+        *,
+        hidden: Sequence[int] = (16,),
+        posterior: bool = False,
+    ):
+        super().__init__()
+        self.tree, self.posterior, self.feature_size = tree, posterior, feature_size
+        self.event_shape = torch.Size((1 + tree.arg_size,))
+        self.has_rsample = latent_reals(tree)
+        h, k = len(tree.procedures), len(tree.choices)
+        inputs = feature_size + 1 + k + 2 * tree.arg_size
+        self.choose = ProcedureNetworks(h, inputs, hidden, k)
+        parameters = sum(field.parameters for fields in tree.slots[1:] for field in fields)
+        self.argue = ProcedureNetworks(h, inputs, (), parameters) if parameters else None
+        self.register_buffer("consistent", tree.consistent, persistent=False)
+        self.register_buffer("available", tree.available, persistent=False)
+        counts = torch.tensor([float(p.counts) for p in tree.procedures])
+        self.register_buffer("_counts", counts, persistent=False)
+
+    # -- the state machine --------------------------------------------------------------------------------------
+
+    def initial(self, context: CallStackContext) -> CallStackState:
+        """The stack that holds the root, called with the task as its argument."""
+        batch = context.features.shape[0]
+        zeros = context.task.new_zeros(batch, dtype=torch.long)
+        frame = self._new_frame(zeros, context.task)
+        below = frame.new_zeros(batch, self.tree.depth, frame.shape[-1])
+        return CallStackState(zeros + 1, zeros, frame, below)
+
+    def live(self, state: CallStackState, context: CallStackContext) -> Tensor:
+        """A program runs until its stack is empty."""
+        return state.depth > 0
+
+    def conditional(self, state: CallStackState, context: CallStackContext) -> ProcedureStep:
+        """The step of the top frame: eq. (2), or eq. (4) masked by the next action."""
+        frame = state.frame
+        procedure, counter, last = frame[..., 0].long(), frame[..., 1], frame[..., 2].long()
+        x = torch.cat(
+            [
+                _at_time(context.features, state.time),
+                (counter * self._counts.to(frame.dtype)[procedure]).unsqueeze(-1),
+                F.one_hot(last, len(self.tree.choices)).to(frame.dtype),
+                frame[..., 3:],
+            ],
+            -1,
+        )
+        if self.posterior:
+            assert context.actions is not None
+            action = _at_time(context.actions.unsqueeze(-1), state.time).squeeze(-1)
+            allowed = self.consistent[procedure, action]
+        else:
+            allowed = self.available[procedure]
+        # A procedure takes at least one step before it returns.
+        allowed = torch.cat([allowed[..., :-1], allowed[..., -1:] & (counter > 0).unsqueeze(-1)], -1)
+        logits = torch.where(allowed, self.choose(x, procedure), _NEVER)
+        parameters = self.argue(x, procedure) if self.argue is not None else None
+        observed = None
+        if self.posterior and context.arguments is not None and parameters is not None:
+            observed = _at_time(context.arguments, state.time)
+        return ProcedureStep(self.tree, logits.log_softmax(-1), procedure, parameters, observed)
+
+    def advance(self, state: CallStackState, z: Tensor, context: CallStackContext) -> CallStackState:
+        """Algorithm 1: pop on a return, push on a call, let time pass on an action."""
+        assert state.below is not None
+        choice, u = z[..., 0].long(), z[..., 1:]
+        returns, calls = choice == self.tree.null, choice < len(self.tree.procedures)
+        stepped = torch.cat(
+            [
+                state.frame[..., :1],
+                state.frame[..., 1:2] + 1,
+                z[..., :1].to(state.frame.dtype),
+                state.frame[..., 3 : 3 + u.shape[-1]],
+                torch.zeros_like(u),
+            ],
+            -1,
+        )
+        level = torch.arange(self.tree.depth, device=z.device)
+        # Pop: the caller's frame comes back with the value returned.
+        caller = (level == (state.depth - 2).unsqueeze(-1)).unsqueeze(-1)
+        popped = torch.where(caller, state.below, 0.0).sum(-2)
+        popped = torch.cat([popped[..., : 3 + u.shape[-1]], u], -1)
+        # Push: the stepped frame goes beneath a new one.
+        top = (level == (state.depth - 1).unsqueeze(-1)) & calls.unsqueeze(-1)
+        below = torch.where(top.unsqueeze(-1), stepped.unsqueeze(-2), state.below)
+        new = self._new_frame(choice.clamp(max=len(self.tree.procedures) - 1), u)
+        frame = torch.where(calls.unsqueeze(-1), new, torch.where(returns.unsqueeze(-1), popped, stepped))
+        depth = state.depth + calls.long() - returns.long()
+        acts = ~(calls | returns)
+        time = (state.time + acts.long()).clamp(max=context.features.shape[1] - 1)
+        return CallStackState(depth, time, frame, below)
+
+    def unroll(self, z: Tensor, context: CallStackContext) -> tuple[CallStackState, Tensor]:
+        """Compute all top frames along ``z`` at once.
+
+        Which call made the frame on top before step i, and which step in it came last, are running maxima of step
+        numbers a level of the stack: ``O(L)`` parallel scans instead of ``I`` sequential steps.
+        """
+        tree, (batch, steps) = self.tree, z.shape[:2]
+        choice, u = z[..., 0].long(), z[..., 1:]
+        returns, calls = choice == tree.null, choice < len(tree.procedures)
+        change = calls.long() - returns.long()
+        depth = 1 + change.cumsum(1) - change
+        live = depth.cummin(1).values > 0
+        depth = torch.where(live, depth, 0)
+        acts = live & ~(calls | returns)
+        time = (acts.cumsum(1) - acts.long()).clamp(max=context.features.shape[1] - 1)
+
+        number = torch.arange(steps, device=z.device).unsqueeze(-1)
+        level = torch.arange(tree.depth, device=z.device)  # level l holds the frame at depth l + 1
+        on = depth.unsqueeze(-1) == level + 1  # [B, I, L]
+        enters = calls.unsqueeze(-1) & (depth.unsqueeze(-1) == level)
+        place = (depth - 1).clamp(min=0).unsqueeze(-1)
+
+        def before(running: Tensor, first: int) -> Tensor:
+            """The running value before each step, at the level of its top frame."""
+            shifted = torch.cat([torch.full_like(running[:, :1], first), running[:, :-1]], 1)
+            return shifted.gather(-1, place).squeeze(-1)
+
+        maker = before(torch.where(enters, number, -1).cummax(1).values, -1)  # the call that made the frame
+        last = before(torch.where(on, number, -1).cummax(1).values, -1)  # the last step at this level
+        count = on.cumsum(1)
+        made = maker.clamp(min=0)
+        at_call = count.gather(1, made.unsqueeze(-1).expand(-1, -1, tree.depth)).gather(-1, place).squeeze(-1)
+        counter = before(count, 0) - torch.where(maker >= 0, at_call, 0)
+
+        procedure = torch.where(maker >= 0, choice.gather(1, made), 0).clamp(max=len(tree.procedures) - 1)
+        taken = torch.where(counter > 0, choice.gather(1, last.clamp(min=0)), tree.null)
+        width = u.shape[-1]
+        argument = u.gather(1, made.unsqueeze(-1).expand(-1, -1, width))
+        argument = torch.where((maker >= 0).unsqueeze(-1), argument, context.task.unsqueeze(1))
+        popped = torch.where(returns.unsqueeze(-1), u, 0.0)
+        returned = torch.cat([torch.zeros_like(popped[:, :1]), popped[:, :-1]], 1)
+        head = torch.stack([procedure, counter, taken], -1).to(z.dtype)
+        frame = torch.cat([head, argument.to(z.dtype), returned], -1)
+        return CallStackState(depth, time, frame, None), live
+
+    def same_states(self, other: Process) -> bool:
+        """Two call stacks over one tree have the same frames along the same calls."""
+        return isinstance(other, CallStack) and (other.tree is self.tree or other.tree == self.tree)
+
+    def _new_frame(self, procedure: Tensor, argument: Tensor) -> Tensor:
+        """A frame that has taken no step."""
+        head = torch.stack(
+            [procedure, torch.zeros_like(procedure), torch.full_like(procedure, self.tree.null)], -1
+        )
+        return torch.cat([head.to(argument.dtype), argument, torch.zeros_like(argument)], -1)
+
+
+def latent_reals(tree: ProcedureTree) -> bool:
+    """Whether a call passes, or a return hands back, a real vector."""
+    actions = range(len(tree.procedures), tree.null)
+    return any(
+        field.kind == "real"
+        for slot, fields in enumerate(tree.slots)
+        if slot > 0 and slot not in actions
+        for field in fields
+    )
+
+
+def parametrised_slots(tree: ProcedureTree) -> list[tuple[int, tuple[Field, ...], int]]:
+    """Slots that a step can fill, their fields, and where their parameters begin; nothing calls the root."""
+    found, start = [], 0
+    for slot, fields in enumerate(tree.slots):
+        if slot > 0 and fields:
+            found.append((slot, fields, start))
+            start += sum(field.parameters for field in fields)
+    return found
+
+
+def slots_of(tree: ProcedureTree, choice: Tensor, procedure: Tensor) -> Tensor:
+    """The slot that a choice fills: its own, or the return value of the procedure that returns."""
+    return torch.where(choice == tree.null, tree.null + procedure, choice)
+
+
+def _gumbel_argmax(logits: Tensor) -> Tensor:
+    # The exponential race: argmax of p / Exp(1), in logs. rand never returns 1, so the clamp is for 0 alone.
+    noise = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny)
+    return (logits - (-noise.log()).log()).argmax(-1)
+
+
+def _at_time(x: Tensor, time: Tensor) -> Tensor:
+    """Return ``x[b, time[b]]``, ``[B, C]`` or ``[B, I, C]``, for ``x`` ``[B, T, C]``."""
+    steps = time if time.dim() == 2 else time.unsqueeze(1)
+    taken = x.gather(1, steps.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return taken if time.dim() == 2 else taken.squeeze(1)

@@ -1,0 +1,253 @@
+"""Control programs: policies that are sets of procedures run by a call stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+from typing import Any, NamedTuple
+
+import gymnasium
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .call_stack import CallStack, CallStackContext
+from .call_trace import CallTrace
+from .procedure_tree import ProcedureTree
+from .process import Sequence
+from .registration import register
+from .traces import Traces, split_annotated
+
+__all__ = ["ControlProgram", "Execution"]
+
+
+class Execution(NamedTuple):
+    """What came of running a program in an environment.
+
+    Attributes:
+        calls: the call trace.
+        actions: the actions' numbers, in order.
+        total_reward: sum of rewards.
+        finished: whether the program returned by itself (else the environment ended, or steps ran out).
+        info: the environment's last info.
+    """
+
+    calls: CallTrace
+    actions: list[int]
+    total_reward: float
+    finished: bool
+    info: dict[str, Any]
+
+
+class ControlProgram(nn.Module):
+    """A control program as a generative model of traces.
+
+    ``calls ~ Sequence(call stack prior)``, and the actions are those that the calls take: the joint
+    ``p(z, x)`` of eq. (3) in Fox et al. (2018), the environment's own steps left out as a constant.
+
+    Args:
+        tree: the procedures, or their text form.
+        obs_size: width ``O`` of an observation.
+        arg_size: width of arguments and return values; checked against the tree, which knows it.
+        hidden: hidden layers of each procedure's network.
+        encoder: what the procedures see of an observation: a module ``[..., O] -> [..., C]`` with an attribute
+            ``size`` (``C``); by default the observation itself.
+        horizon: most PHP steps of a trace; by default what the call graph can need.
+
+    Raises:
+        ValueError: if the tree cannot be read or ``arg_size`` is not the tree's.
+
+    Example:
+        >>> program = ControlProgram("actions: left, right\\nwalk -> left, right", obs_size=3)
+        >>> program.tree.choices
+        ('walk', 'left', 'right', 'return')
+    """
+
+    def __init__(
+        self,
+        tree: ProcedureTree | str,
+        obs_size: int,
+        arg_size: int | None = None,
+        *,
+        hidden: Several[int] = (16,),
+        encoder: nn.Module | None = None,
+        horizon: int | None = None,
+    ):
+        super().__init__()
+        self.tree = ProcedureTree.parse(tree) if isinstance(tree, str) else tree
+        if arg_size is not None and arg_size != self.tree.arg_size:
+            raise ValueError(
+                f"arg_size={arg_size}, but the widest argument or return value of the tree has {self.tree.arg_size}"
+            )
+        self.obs_size, self.hidden, self.horizon = obs_size, tuple(hidden), horizon
+        self.encoder = nn.Identity() if encoder is None else encoder
+        size = obs_size if encoder is None else int(encoder.size)  # type: ignore[arg-type]
+        self.process = CallStack(self.tree, size, hidden=hidden)
+
+    # -- the model ----------------------------------------------------------------------------------------------
+
+    def model(self, traces: Traces) -> None:
+        """Pyro model: ``calls`` from the call stack, ``actions`` as the calls take them, in plate ``traces``.
+
+        Traces whose calls are annotated are observed whole, as ``annotated_calls`` in plate ``annotated_traces``.
+        """
+        register("program", self)
+        unannotated, annotated = split_annotated(traces)
+        if annotated is not None and annotated.calls is not None:
+            with pyro.plate("annotated_traces", len(annotated.lengths), dim=-1):
+                # Padding is marked by choice -1: any choice will do after the end.
+                pyro.sample("annotated_calls", self.prior(annotated), obs=annotated.calls.clamp(min=0))
+        if unannotated is None:
+            return
+        with pyro.plate("traces", len(unannotated.lengths), dim=-1):
+            calls = pyro.sample("calls", self.prior(unannotated))
+            taken = self.actions(calls, unannotated.actions.shape[-1])
+            pyro.sample("actions", dist.Delta(taken, event_dim=1), obs=unannotated.actions.to(taken.dtype))
+
+    def forward(self, traces: Traces) -> None:
+        """Run :meth:`model`, so that the program itself can be given to an ELBO as a module."""
+        self.model(traces)
+
+    def prior(self, traces: Traces) -> Sequence:
+        """Return ``p_theta(z | o, u_0)``, the observations being the trace's own."""
+        context = CallStackContext(self.encoder(traces.observations), self.root_argument(traces.task))
+        return Sequence(self.process, context, self.steps_for(traces))
+
+    def actions(self, calls: Tensor, steps: int) -> Tensor:
+        """Return the actions that calls ``[..., I, 1 + W]`` take, ``[..., steps]``, null after the last one."""
+        procedures, null = len(self.tree.procedures), self.tree.null
+        flat = calls[..., 0].reshape(-1, calls.shape[-2])
+        context = CallStackContext(flat.new_zeros(len(flat), 1, 0), flat.new_zeros(len(flat), self.tree.arg_size))
+        _, live = self.process.unroll(calls.reshape((-1,) + calls.shape[-2:]), context)
+        acts = live & (flat >= procedures) & (flat < null)
+        # Steps that take no action, and actions beyond the last step, are written to a column that is cut off.
+        column = torch.where(acts, acts.cumsum(1) - 1, steps).clamp(max=steps)
+        taken = flat.new_full((len(flat), steps + 1), null - procedures).scatter(1, column, flat - procedures)
+        return taken[:, :steps].reshape(calls.shape[:-2] + (steps,))
+
+    def root_argument(self, task: Tensor) -> Tensor:
+        """Return the task ``[B, U]`` as the root's argument ``[B, W]``."""
+        return F.pad(task, (0, self.tree.arg_size - task.shape[-1]))
+
+    def steps_for(self, traces: Traces) -> int:
+        """Return the horizon for these traces, in PHP steps."""
+        return self.horizon or self.tree.max_steps(traces.actions.shape[-1] - 1)
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def check(self, traces: Traces) -> None:
+        """Refuse traces that the program cannot have produced, before any training.
+
+        Raises:
+            ValueError: naming trace and step, for another observation width, actions that no procedure can
+                reach, arguments of the wrong kind, or a horizon too short.
+        """
+        if traces.observations.shape[-1] != self.obs_size:
+            raise ValueError(
+                f"the program takes observations of width {self.obs_size}, "
+                f"the traces have width {traces.observations.shape[-1]}"
+            )
+        self.tree.check(traces)
+        if self.horizon is not None:
+            needed = self.tree.max_steps(0) + traces.lengths - 1
+            short = (needed > self.horizon).nonzero()
+            if len(short):
+                trace = int(short[0, 0])
+                raise ValueError(
+                    f"trace {trace}: the horizon of {self.horizon} PHP steps is too short, "
+                    f"its {int(traces.lengths[trace]) - 1} actions need at least {int(needed[trace])}"
+                )
+
+    def signature(self) -> str:
+        """Return what a checkpoint must share with this program to fit it."""
+        return f"ControlProgram(obs_size={self.obs_size}, hidden={self.hidden})\n{self.tree}"
+
+    # -- the policy ---------------------------------------------------------------------------------------------
+
+    def greedy_calls(self, traces: Traces) -> list[CallTrace]:
+        """Run the program on the traces' own observations, taking the likeliest choice at every step."""
+        with torch.no_grad():
+            z = self._greedy(traces)
+        return CallTrace.batch(self.tree, z)
+
+    def greedy_actions(self, traces: Traces) -> Tensor:
+        """Return the greedy actions ``[B, T]``; null once the program has returned."""
+        with torch.no_grad():
+            return self.actions(self._greedy(traces), traces.actions.shape[-1]).long()
+
+    @torch.no_grad()
+    def execute(
+        self,
+        env: gymnasium.Env[Any, Any],
+        *,
+        task: Tensor | None = None,
+        greedy: bool = True,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+        max_steps: int = 100_000,
+    ) -> Execution:
+        """Run the program in an environment: Algorithm 1.
+
+        Args:
+            env: a Gymnasium environment with vector observations. If it has ``encode_action(index, argument)``,
+                that gives its action, else the action's number is passed. The null action is passed on when the
+                program returns, if the environment's action space has room for it.
+            task: the root's argument u_0; by default ``info["task"]`` of the reset.
+            greedy: take the likeliest choice at every step, or sample.
+            seed: of the environment's reset.
+            options: of the environment's reset.
+            max_steps: most PHP steps.
+
+        Raises:
+            ValueError: for observations of the wrong width or not finite, or a task of the wrong width.
+        """
+        device = self.process.available.device
+        observation, info = env.reset(seed=seed, options=options)
+        if task is None:
+            task = torch.as_tensor(info.get("task", ()), dtype=torch.get_default_dtype())
+        task = task.to(device).reshape(1, -1)
+        declared = sum(field.size for field in self.tree.root.argument)
+        if task.shape[1] != declared:
+            raise ValueError(f"the root takes an argument of width {declared}, the task has width {task.shape[1]}")
+        base = env.unwrapped
+        encode = getattr(base, "encode_action", None)
+        procedures, null = len(self.tree.procedures), self.tree.null
+        context = CallStackContext(self._features(observation, device), self.root_argument(task))
+        state = self.process.initial(context)
+        steps, actions, total, ended = [], [], 0.0, False
+        for _ in range(max_steps):
+            step = self.process.conditional(state, context)
+            z = step.mode if greedy else step.sample()
+            steps.append(z)
+            state = self.process.advance(state, z, context)
+            choice = int(z[0, 0])
+            finished = int(state.depth[0]) == 0
+            if procedures <= choice < null or finished:
+                number = choice - procedures
+                action = encode(number, z[0, 1:].cpu().numpy()) if encode is not None else number
+                if not finished:
+                    actions.append(number)
+                if not finished or encode is not None:
+                    observation, reward, terminated, truncated, info = env.step(action)
+                    total += float(reward)
+                    ended = bool(terminated or truncated)
+                    context = context._replace(features=self._features(observation, device))
+                    # The context holds the current observation alone, as its time 0.
+                    state = state._replace(time=torch.zeros_like(state.time))
+            if finished or ended:
+                break
+        calls = CallTrace.batch(self.tree, torch.stack(steps, 1))[0]
+        return Execution(calls, actions, total, int(state.depth[0]) == 0, info)
+
+    def _greedy(self, traces: Traces) -> Tensor:
+        """Greedy calls ``[B, I, 1 + W]`` on the traces' observations; a program gone astray stops at the horizon."""
+        return self.prior(traces).greedy()
+
+    def _features(self, observation: Any, device: torch.device) -> Tensor:
+        x = torch.as_tensor(observation, dtype=torch.get_default_dtype(), device=device).reshape(1, 1, -1)
+        if x.shape[-1] != self.obs_size:
+            raise ValueError(f"the program takes observations of width {self.obs_size}, got {x.shape[-1]}")
+        if not bool(x.isfinite().all()):
+            raise ValueError("an observation is not finite")
+        return self.encoder(x)

@@ -1,0 +1,390 @@
+"""Sequence distributions: a process samples step by step, a sequence scores all steps at once.
+
+A :class:`Process` is a state machine over batched tensors; :class:`Sequence` turns it into a Pyro
+distribution over whole sequences ``z = (z_0, ..., z_{I-1})`` with
+
+    log p(z | context) = sum_i log p(z_i | z_<i, context).
+
+Sampling walks the state machine. Scoring unrolls the states along a *given* ``z`` and evaluates every
+conditional in one batched call, so that gradients never flow through the sequential walk when the steps are
+discrete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
+from torch import Tensor, nn
+from torch.distributions import constraints, kl_divergence
+from torch.utils import _pytree as pytree
+
+__all__ = ["Process", "Sequence", "Steps"]
+
+State = Any
+Context = Any
+
+
+class Process(nn.Module):
+    """A sequence of latent choices, as a pure state machine over batched tensors.
+
+    Subclasses give :meth:`initial`, :meth:`conditional` and :meth:`advance`; a ``State`` and a context are any
+    pytree of tensors (a ``NamedTuple``, say) whose leaves lead with the batch. The process itself always sees
+    exactly one batch dimension ``[B]``: :class:`Sequence` flattens plates and particles away. In
+    :meth:`conditional` a state may carry one more dimension of steps, ``[B, I]``, because all steps of a given
+    sequence are scored in one call; write it with ``...`` and it serves both.
+
+    Attributes:
+        event_shape: shape of one step's value ``z_i``.
+        support: constraint on one step's value.
+        terminates: whether sequences end by themselves; then :meth:`live` says when, and a walk that is still
+            alive at the horizon is an error. A process that does not terminate runs to its horizon.
+        has_rsample: whether the walk keeps its graph, so that reparametrised parts of the steps carry pathwise
+            gradients. Discrete processes leave it False and are walked without a graph.
+        padding: value inside the support of every step, which fills the steps after the end.
+        compile_walk: compile the sampling walk with ``torch.compile``, a chunk of steps at a time. Worth its
+            half minute of compilation in a long training; needs a C++ compiler (or a GPU with Triton).
+    """
+
+    event_shape: torch.Size = torch.Size()
+    support: constraints.Constraint = constraints.real
+    terminates: bool = False
+    has_rsample: bool = False
+    padding: float = 0.0
+    compile_walk: bool = False
+
+    def initial(self, context: Context) -> State:
+        """Return the state before step 0, leaves ``[B, ...]``."""
+        raise NotImplementedError
+
+    def conditional(self, state: State, context: Context) -> TorchDistribution:
+        """Return ``p(z_i | z_<i, context)``, batch shape ``[B]`` or ``[B, I]`` as the state has it."""
+        raise NotImplementedError
+
+    def advance(self, state: State, z: Tensor, context: Context) -> State:
+        """Return the state after a step with value ``z`` ``[B, *event_shape]``; deterministic."""
+        raise NotImplementedError
+
+    def live(self, state: State, context: Context) -> Tensor:
+        """Return which rows have not ended, bool ``[B]``; asked only of a process that ``terminates``."""
+        raise NotImplementedError
+
+    def unroll(self, z: Tensor, context: Context) -> tuple[State, Tensor]:
+        """Return the states before each step of a given ``z`` and which steps exist.
+
+        The default loops over the steps; override it where the states can be computed in parallel.
+
+        Args:
+            z: ``[B, I, *event_shape]``.
+            context: leaves ``[B, ...]``.
+
+        Returns:
+            The states, leaves ``[B, I, ...]``, and ``live``, bool ``[B, I]``.
+        """
+        state = self.initial(context)
+        live = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
+        states, lives = [], []
+        for i in range(z.shape[1]):
+            if self.terminates:
+                live = live & self.live(state, context)
+            states.append(state)
+            lives.append(live)
+            state = _select(live, self.advance(state, z[:, i], context), state, self.terminates)
+        stacked = pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *states)
+        return stacked, torch.stack(lives, 1)
+
+    def same_states(self, other: Process) -> bool:
+        """Whether ``other`` has the same states along the same sequence, so that one unrolling serves both."""
+        return other is self
+
+
+class Steps(NamedTuple):
+    """All steps of a given sequence: states ``[B, I, ...]``, which exist ``[B, I]``, and their distributions."""
+
+    state: State
+    live: Tensor
+    conditional: TorchDistribution
+
+
+def _select(keep: Tensor, new: State, old: State, needed: bool) -> State:
+    """Return ``new`` in the rows to keep and ``old`` elsewhere: an ended row stays as it ended."""
+    if not needed:
+        return new
+    return pytree.tree_map(lambda n, o: torch.where(_trailing(keep, n), n, o), new, old)
+
+
+def _trailing(flag: Tensor, like: Tensor) -> Tensor:
+    return flag.reshape(flag.shape + (1,) * (like.dim() - flag.dim()))
+
+
+def _walk(
+    process: Process, state: State, context: Context, steps: int, draw: str
+) -> tuple[State, Tensor, Tensor]:
+    """Take ``steps`` steps; return the state, the values ``[B, steps, ...]`` and the ends.
+
+    The last is which rows were alive before each step and after the last one, ``[B, steps + 1]``.
+    """
+    values, lives = [], []
+    for _ in range(steps):
+        conditional = process.conditional(state, context)
+        z = conditional.mode if draw == "mode" else getattr(conditional, draw)()
+        if process.terminates:
+            live = process.live(state, context)
+            lives.append(live)
+            z = torch.where(_trailing(live, z), z, process.padding)
+            state = _select(live, process.advance(state, z, context), state, True)
+        else:
+            state = process.advance(state, z, context)
+        values.append(z)
+    stacked = torch.stack(values, 1)
+    if not process.terminates:
+        return state, stacked, stacked.new_ones((stacked.shape[0], steps + 1), dtype=torch.bool)
+    return state, stacked, torch.stack([*lives, process.live(state, context)], 1)
+
+
+# One step of lookahead costs little, a host synchronisation a step costs much: rows are asked whether they
+# still live once a chunk.
+_CHUNK = 8
+_COMPILED_CHUNK = 16
+
+
+class Sequence(TorchDistribution):
+    """The distribution over whole sequences that a process defines.
+
+    Args:
+        process: the state machine.
+        context: what every step is conditioned on; a pytree of tensors that lead with ``batch_shape``.
+        horizon: the largest number of steps ``I``.
+        batch_shape: defaults to the first dimension of the context's leaves (``()`` without any).
+        validate_args: check the shape of values.
+
+    The event shape is ``(horizon,) + process.event_shape``. A process that ends by itself yields samples only
+    as long as their longest row, and scores values of any length up to the horizon.
+
+    Raises:
+        ValueError: if the horizon is not positive, leaves disagree about the batch, a value has the wrong shape,
+            or a walk has not ended at the horizon (naming the row).
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        process: Process,
+        context: Context,
+        horizon: int,
+        *,
+        batch_shape: torch.Size | tuple[int, ...] | None = None,
+        validate_args: bool | None = None,
+    ):
+        if horizon < 1:
+            raise ValueError(f"a sequence needs a horizon of at least one step, got {horizon}")
+        leaves = [leaf for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor)]
+        if batch_shape is None:
+            batch_shape = leaves[0].shape[:1] if leaves else ()
+        batch_shape = torch.Size(batch_shape)
+        for leaf in leaves:
+            if leaf.shape[: len(batch_shape)] != batch_shape:
+                raise ValueError(
+                    f"every tensor of the context must lead with the batch shape {tuple(batch_shape)}, "
+                    f"one has shape {tuple(leaf.shape)}"
+                )
+        self.process, self.context, self.horizon = process, context, horizon
+        self._memo: tuple[Tensor, Steps] | None = None
+        self._flat: Context | None = None
+        super().__init__(batch_shape, torch.Size((horizon,)) + process.event_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether samples carry pathwise gradients (of the parts of a step that are reparametrised)."""
+        return self.process.has_rsample
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Every step's value lies in the support of the process."""
+        return constraints.independent(self.process.support, len(self.event_shape))
+
+    def expand(self, batch_shape: torch.Size, _instance: Sequence | None = None) -> Sequence:
+        """Return the same distribution for a larger batch, leading dimensions added or broadcast."""
+        batch_shape = torch.Size(batch_shape)
+        if batch_shape == self.batch_shape:
+            return self
+        old = len(self.batch_shape)
+        context = pytree.tree_map_only(
+            Tensor, lambda leaf: leaf.expand(batch_shape + leaf.shape[old:]), self.context
+        )
+        return Sequence(
+            self.process, context, self.horizon, batch_shape=batch_shape, validate_args=self._validate_args
+        )
+
+    def to(self, device: torch.device | str) -> Sequence:
+        """Return the same distribution with its context on ``device`` (move the process like any module)."""
+        context = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), self.context)
+        return Sequence(
+            self.process, context, self.horizon, batch_shape=self.batch_shape, validate_args=self._validate_args
+        )
+
+    # -- sampling ---------------------------------------------------------------------------------------------
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+        """Draw sequences step by step without a graph, ``sample_shape + batch_shape + [I, ...]``."""
+        with torch.no_grad():
+            return self._draw(torch.Size(sample_shape), "sample")
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+        """Draw sequences step by step, keeping the graph of the reparametrised parts."""
+        if not self.has_rsample:
+            raise NotImplementedError(f"{type(self.process).__name__} has no reparametrised steps")
+        return self._draw(torch.Size(sample_shape), "rsample")
+
+    def greedy(self) -> Tensor:
+        """Take the mode of every step in turn, ``batch_shape + [I, ...]``; cut off at the horizon."""
+        with torch.no_grad():
+            return self._draw(torch.Size(), "mode")
+
+    def _draw(self, sample_shape: torch.Size, draw: str) -> Tensor:
+        shape = sample_shape + self.batch_shape
+        flat = self.expand(shape)._flat_context()
+        process = self.process
+        compiled = process.compile_walk and draw == "sample"
+        walk = _compiled_walk(process) if compiled else _walk
+        chunk = _COMPILED_CHUNK if compiled else _CHUNK
+        state, values, lives, taken = process.initial(flat), [], [], 0
+        while taken < self.horizon:
+            # A compiled walk keeps one chunk length: what it takes beyond the horizon is cut off below.
+            steps = chunk if compiled else min(chunk, self.horizon - taken)
+            state, block, live = walk(process, state, flat, steps, draw)
+            values.append(block)
+            lives.append(live[:, :steps])
+            taken += steps
+            if process.terminates and not bool(live[:, -1].any()):
+                break
+        z, alive = torch.cat(values, 1), torch.cat([*lives, live[:, -1:]], 1)
+        if process.terminates:
+            used = int(alive.sum(1).max())
+            if used > self.horizon and draw != "mode":
+                row = int(alive.sum(1).argmax())
+                raise ValueError(
+                    f"horizon exhausted: sequence {row} of the batch has not ended after {self.horizon} steps"
+                )
+            z = z[:, : max(used, 1)]
+        z = z[:, : self.horizon]
+        return z.reshape(shape + z.shape[1:])
+
+    # -- scoring ----------------------------------------------------------------------------------------------
+
+    def steps(self, z: Tensor, like: Sequence | None = None) -> Steps:
+        """Return all steps along ``z`` ``batch_shape + [I, ...]``, on one flat batch dimension.
+
+        With ``like``, a sequence over the same states, its unrolling of ``z`` is used again. The last result is
+        remembered, so that scoring a value and taking its KL evaluate the conditionals once.
+        """
+        if self._memo is not None and self._memo[0] is z:
+            return self._memo[1]
+        context = self._flat_context()
+        if like is not None and self.process.same_states(like.process) and like._memo is not None:
+            state, live = like._memo[1].state, like._memo[1].live
+        else:
+            state, live = self.process.unroll(self._flatten(z), context)
+        result = Steps(state, live, self.process.conditional(state, context))
+        self._memo = (z, result)
+        return result
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return ``sum_i log p(z_i | z_<i, context)``, shape ``batch_shape`` (nats)."""
+        return self.step_log_prob(value).sum(-1)
+
+    def step_log_prob(self, z: Tensor) -> Tensor:
+        """Return ``log p(z_i | z_<i, context)`` of every step, ``batch_shape + [I]``; 0 after the end."""
+        return self.step_score_parts(z).log_prob
+
+    def step_kl(self, other: Sequence, z: Tensor) -> Tensor:
+        """Return ``KL(self(z_i | z_<i) || other(z_i | z_<i))`` of every step along ``z``, ``batch_shape + [I]``.
+
+        Analytic in the step itself and a function of ``z_<i`` only: the terms of eq. (5) in Fox et al. (2019).
+
+        Raises:
+            NotImplementedError: if no closed form is registered for the two conditionals.
+        """
+        mine, z = self._for(z)
+        steps = mine.steps(z)
+        theirs = other.expand(mine.batch_shape).steps(z, like=mine)
+        return mine._masked(kl_divergence(steps.conditional, theirs.conditional), steps.live)
+
+    def step_score_parts(self, z: Tensor) -> ScoreParts:
+        """Return log-probability, score term and entropy term of every step, each ``batch_shape + [I]``.
+
+        The score term is the part of ``log q(z_i | z_<i)`` that needs a score-function gradient: all of it for
+        discrete steps, nothing for reparametrised ones, the discrete part of mixed ones.
+        """
+        mine, z = self._for(z)
+        steps = mine.steps(z)
+        flat = mine._flatten(z)
+        if self.has_rsample:
+            parts = steps.conditional.score_parts(flat)
+        else:
+            log_prob = steps.conditional.log_prob(flat)
+            parts = ScoreParts(log_prob, log_prob, 0)
+        return ScoreParts(*(mine._masked(part, steps.live) if isinstance(part, Tensor) else part for part in parts))
+
+    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        """Return the score parts of whole sequences, for Pyro's own ELBOs."""
+        parts = self.step_score_parts(x)
+        return ScoreParts(*(part.sum(-1) if isinstance(part, Tensor) else part for part in parts))
+
+    # -- shapes -----------------------------------------------------------------------------------------------
+
+    def _flat_context(self) -> Context:
+        """The context with exactly one batch dimension."""
+        if len(self.batch_shape) == 1:
+            return self.context
+        if self._flat is None:
+            rank = len(self.batch_shape)
+            self._flat = pytree.tree_map_only(
+                Tensor, lambda leaf: leaf.reshape((-1,) + leaf.shape[rank:]), self.context
+            )
+        return self._flat
+
+    def _flatten(self, z: Tensor) -> Tensor:
+        return z.reshape((self.batch_shape.numel(),) + z.shape[z.dim() - len(self.event_shape) :])
+
+    def _masked(self, value: Tensor, live: Tensor) -> Tensor:
+        return torch.where(live, value, 0.0).reshape(self.batch_shape + live.shape[1:])
+
+    def _for(self, z: Tensor) -> tuple[Sequence, Tensor]:
+        """This distribution and ``z``, broadcast to one batch shape."""
+        rank = len(self.event_shape)
+        batch = z.shape[: z.dim() - rank]
+        mine = self
+        if batch != self.batch_shape:
+            batch = torch.broadcast_shapes(batch, self.batch_shape)
+            mine, z = self.expand(batch), z.expand(batch + z.shape[z.dim() - rank :])
+        if self._validate_args:
+            mine._validate_sample(z)
+        return mine, z
+
+    def _validate_sample(self, value: Tensor) -> None:
+        rank = len(self.event_shape)
+        event = value.shape[value.dim() - rank :] if value.dim() >= rank else ()
+        steps = event[0] if event else 0
+        fits = 1 <= steps <= self.horizon if self.process.terminates else steps == self.horizon
+        if not fits or event[1:] != self.process.event_shape or value.shape[: value.dim() - rank] != self.batch_shape:
+            most = "at most " if self.process.terminates else ""
+            raise ValueError(
+                f"a value of this sequence has shape {tuple(self.batch_shape)} + [{most}{self.horizon}] + "
+                f"{tuple(self.process.event_shape)}, got {tuple(value.shape)}"
+            )
+
+
+_compiled: WeakKeyDictionary[Process, Callable[..., tuple[State, Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def _compiled_walk(process: Process) -> Callable[..., tuple[State, Tensor, Tensor]]:
+    """Compile the walk once a process."""
+    if process not in _compiled:
+        _compiled[process] = torch.compile(_walk)
+    return _compiled[process]

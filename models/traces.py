@@ -1,0 +1,59 @@
+"""What a model reads of a batch of demonstrations."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["Traces", "split_annotated"]
+
+
+class Traces(Protocol):
+    """A padded batch of traces ``x = o_0, a_0, ..., o_{T-1}, a_{T-1}`` whose last action is the null action.
+
+    Attributes:
+        observations: ``[B, T, O]``, zero after the end.
+        actions: long ``[B, T]``; ``num_actions`` is null, at step ``lengths - 1`` and in the padding.
+        arguments: ``[B, T, V]``, the arguments of the actions (``V`` may be 0).
+        lengths: long ``[B]``, counting the null action.
+        task: ``[B, U]``, the task specification u_0 (``U`` may be 0).
+        calls: ``[B, I, 1 + W]``, annotated call traces, choice -1 after the end and all along a trace that has no
+            annotation; None where no trace has one.
+        num_actions: how many actions there are, null not counted.
+    """
+
+    @property
+    def observations(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def actions(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def arguments(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def lengths(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def task(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def calls(self) -> Tensor | None: ...  # noqa: D102
+
+    @property
+    def num_actions(self) -> int: ...  # noqa: D102
+
+    def __getitem__(self, index: Tensor) -> Traces: ...  # noqa: D105
+
+
+def split_annotated(traces: Traces) -> tuple[Traces | None, Traces | None]:
+    """Return the traces without and those with annotated calls, None for an empty part."""
+    if traces.calls is None:
+        return traces, None
+    given = (traces.calls[..., 0] >= 0).any(-1)
+    if bool(given.all()):
+        return None, traces
+    if not bool(given.any()):
+        return traces, None
+    return traces[(~given).nonzero()[:, 0]], traces[given.nonzero()[:, 0]]

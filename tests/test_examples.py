@@ -1,0 +1,57 @@
+"""Every script in examples/ runs at its smallest size and writes a result of the common form."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# For every example, the ways of running it that are tried.
+EXAMPLES: dict[str, list[list[str]]] = {
+    "bubble_sort.py": [
+        ["--method", "hvil", "--demos", "2", "--updates", "2"],
+        ["--method", "rnn", "--demos", "2", "--updates", "2"],
+        ["--method", "rnn-full", "--demos", "2", "--updates", "2"],
+    ],
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments"),
+    [(example, arguments) for example, ways in EXAMPLES.items() for arguments in ways],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_example(
+    example: str, arguments: list[str], tmp_path: Path, check_row: Callable[[dict[str, Any]], None]
+) -> None:
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            str(ROOT / "examples" / example),
+            *arguments,
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    for row in result["rows"] if "rows" in result else [result]:
+        check_row(row)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "written outside of --out"

@@ -1,0 +1,282 @@
+"""The package as a whole: how it imports, what its rooms may know of each other, how it is built."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import pyrocontrol
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("models", "guides", "inference", "envs")
+
+# What a room may import of the others: everything, or only Protocols, or (not listed) nothing.
+MAY_IMPORT = {
+    "models": {},
+    "guides": {"models": "all"},
+    "inference": {"models": "protocols", "guides": "protocols"},
+    "envs": {"models": "all"},
+}
+
+FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+MODULES = {
+    ".".join(("pyrocontrol", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES
+}
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module, or skip the test where it is a NumPyro twin and its extra is not installed."""
+    return pytest.importorskip(name) if name.endswith("_numpyro") else importlib.import_module(name)
+
+
+def run_python(*arguments: str, **environment: str) -> str:
+    process = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+# Importing
+
+
+def test_import_is_light() -> None:
+    heavy = {"matplotlib", "tensorboard", "tyro", "numpyro", "jax", "mujoco", "lightning", "zuko", "pytest"}
+    loaded = run_python("-c", "import sys, pyrocontrol; print(*{name.split('.')[0] for name in sys.modules})")
+    assert not heavy & set(loaded.split())
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_import_leaves_distribution_validation_alone(validate: bool) -> None:
+    # A finder that, like zuko, sets validation while one of the rooms is being imported.
+    run_python(
+        "-c",
+        f"""
+import sys
+from torch.distributions import Distribution
+
+class Meddler:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pyrocontrol.models":
+            Distribution.set_default_validate_args({not validate})
+            Meddler.met = True
+
+Distribution.set_default_validate_args({validate})
+sys.meta_path.insert(0, Meddler())
+import pyrocontrol
+assert Meddler.met
+assert Distribution._validate_args is {validate}
+""",
+    )
+
+
+def test_every_module_is_loaded_once() -> None:
+    """A room that is loaded under a second name would register its environments and KL terms twice."""
+    files = [
+        Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))
+    ]
+    ours = [
+        path
+        for path in files
+        if path == ROOT / "__init__.py" or path.parent in {ROOT / room for room in ROOMS}
+    ]
+    assert ours and len(ours) == len(set(ours))
+
+
+# The import rule of the rooms
+
+
+def imports(source: str, module: str, is_package: bool = False) -> list[tuple[str, str | None]]:
+    """The (module, name) pairs of the package that `source`, the text of `module`, imports in any way."""
+    found: list[tuple[str, str | None]] = []
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            found += [(target, alias.name) for alias in node.names]
+    return [pair for pair in found if pair[0].split(".")[0] == "pyrocontrol"]
+
+
+def broken_imports(source: str, module: str, is_package: bool = False) -> list[str]:
+    """The imports in `source` that the rule of its room does not allow."""
+    own = module.split(".")[1]
+    broken = []
+    for target, name in imports(source, module, is_package):
+        parts = target.split(".")
+        if len(parts) == 1 and name in ROOMS:  # from .. import guides
+            parts, name = [*parts, name], None
+        room = parts[1] if len(parts) > 1 else None
+        allowed = "all" if room == own else MAY_IMPORT[own].get(room or "", "nothing")
+        if allowed == "protocols" and name is not None:
+            imported = getattr(importlib.import_module(".".join(parts)), name)
+            allowed = "all" if getattr(imported, "_is_protocol", False) else "nothing"
+        if allowed != "all":
+            broken.append(f"{module} imports {target}{f'.{name}' if name else ''}")
+    return broken
+
+
+@pytest.mark.parametrize(("module", "path"), MODULES.items(), ids=str)
+def test_rooms_import_only_what_they_may(module: str, path: Path) -> None:
+    source = (ROOT / path).read_text()
+    assert not broken_imports(source, module, path.name == "__init__.py")
+    assert "from pyrocontrol" not in re.sub(r"^ *(>>>|\.\.\.).*", "", source, flags=re.M), "relative, please"
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("models.a", "from ..guides import CallStackGuide"),
+        ("models.a", "from ..guides.call_stack import CallStackGuide"),
+        ("models.a", "from .. import envs"),
+        ("models.a", "import pyrocontrol.inference"),
+        ("models.a", "def f():\n    from ..inference import fit"),
+        ("guides.a", "from ..envs import BubbleSortEnv"),
+        ("inference.a", "from .. import models"),
+        ("inference.a", "from ..models import ControlProgram"),
+        ("envs.a", "from ..inference import fit"),
+    ],
+)
+def test_import_rule_finds_what_breaks_it(module: str, source: str) -> None:
+    assert broken_imports(source, f"pyrocontrol.{module}")
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("models.a", "import torch\nfrom .process import Process"),
+        ("guides.a", "from ..models.process import Process\nfrom .. import models"),
+        ("inference.a", "from .stepwise import StepwiseKL_ELBO"),
+        ("inference.a", "from ..models.traces import Traces"),
+    ],
+)
+def test_import_rule_allows_the_rest(module: str, source: str) -> None:
+    assert not broken_imports(source, f"pyrocontrol.{module}")
+
+
+# What is public
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_exist_and_are_documented(room: str) -> None:
+    module = getattr(pyrocontrol, room)
+    assert module.__doc__ and module.__all__
+    assert len(module.__all__) == len(set(module.__all__))
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+            continue  # a constant
+        text = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
+        assert text, f"{room}.{name} has no docstring"
+        for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+            if not member.startswith("_") and (inspect.isroutine(value) or isinstance(value, property)):
+                documented = inspect.getdoc(getattr(thing, member)) or f"{member}:" in text
+                assert documented, f"{room}.{name}.{member} has no docstring"
+
+
+@pytest.mark.parametrize("name", ["pyrocontrol", *MODULES])
+def test_docstring_examples(name: str) -> None:
+    results = doctest.testmod(
+        import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
+    )
+    assert not results.failed
+
+
+# Results
+
+
+def test_results_have_the_common_form(check_results: Callable[[dict[str, Any]], None]) -> None:
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        results = json.loads(path.read_text())
+        assert results["name"] == path.stem
+        check_results(results)
+
+
+ROW = {
+    "method": "hvil",
+    "task": "bubble_sort",
+    "setting": {"demos": 40},
+    "seed": 0,
+    "metric": "exact_match",
+    "value": 0.97,
+    "seconds": 81.5,
+}
+RESULTS = {"name": "a", "command": "b", "revision": "c", "machine": "d", "versions": {"torch": "2.13.0"}}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [ROW, ROW],
+        [{key: value for key, value in ROW.items() if key != "seconds"}],
+        [ROW | {"value": "0.97"}],
+        [ROW | {"setting": 40}],
+        [ROW | {"note": "two"}],
+    ],
+)
+def test_common_form_of_results_is_checked(
+    check_results: Callable[[dict[str, Any]], None], rows: list[Any]
+) -> None:
+    check_results(RESULTS | {"rows": [ROW, ROW | {"seed": 1}]})
+    with pytest.raises(AssertionError):
+        check_results(RESULTS | {"rows": rows})
+
+
+# Building
+
+
+def test_extras_are_complete() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(extras) == {"numpyro", "mujoco", "bullet", "robots", "data", "scale", "docs", "test", "all"}
+    assert extras["all"][0] == f"pyrocontrol[{','.join(name for name in extras if name != 'all')}]"
+
+
+def test_packages_are_all_listed() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    rooms = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(setuptools["packages"]) == {"pyrocontrol", *rooms}
+
+
+def test_wheel_of_the_sdist_imports_and_holds_only_the_rooms(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    ignore = shutil.ignore_patterns(
+        ".*", "__pycache__", "build", "dist", "*.egg-info", "_build", "out", "runs", "shared"
+    )
+    shutil.copytree(ROOT, tree, ignore=ignore)
+    run_python("-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(tree))
+    (sdist,) = (tmp_path / "dist").glob("pyrocontrol-*.tar.gz")
+    (wheel,) = (tmp_path / "dist").glob("pyrocontrol-*.whl")
+    assert sdist.stat().st_size < 2**20
+    assert wheel.name == f"pyrocontrol-{pyrocontrol.__version__}-py3-none-any.whl"
+
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+        archive.extractall(tmp_path / "site")
+    assert files == {f"pyrocontrol/{path}" for path in (*FILES, "__init__.py", "py.typed")}
+
+    where = run_python(
+        "-c", "import pyrocontrol; print(pyrocontrol.__file__)", PYTHONPATH=str(tmp_path / "site")
+    )
+    assert Path(where.strip()) == tmp_path / "site" / "pyrocontrol" / "__init__.py"

@@ -26,6 +26,7 @@ from pyrocontrol.inference import write_results
 HERE = Path(__file__).parent
 METHODS: dict[str, list[str]] = {
     "hvil": ["--method", "hvil"],
+    "hvil-paper": ["--method", "hvil"],
     "rnn": ["--method", "rnn"],
     "rnn-full": ["--method", "rnn-full"],
 }

@@ -5,7 +5,7 @@ from typing import Any
 import pyrocontrol
 
 project = "pyrocontrol"
-author = "The pyrocontrol authors"
+author = copyright = "The pyrocontrol authors"
 version = release = pyrocontrol.__version__
 
 extensions = [

@@ -1,7 +1,7 @@
 """Discover the program behind unlabelled traces of BubbleSort.
 
 Reproduces the experiment of Fox, Shin, Paul, Zou, Song, Goldberg, Abbeel and Stoica, "Hierarchical Imitation
-Learning via Variational Inference of Control Programs" (2018), https://arxiv.org/abs/1912.12612, Section 5: six
+Learning via Variational Inference of Control Programs" (2018), Section 5: six
 procedures on four levels and a call stack that nobody has labelled, learnt from observation-action traces, beside
 a recurrent network trained end to end.
 

@@ -19,6 +19,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
+from . import call_stack_native
 from .procedure_tree import Field, ProcedureTree
 from .process import Process
 
@@ -180,10 +181,7 @@ class ProcedureStep(TorchDistribution):
                 if self.observed is not None and self._is_action(number):
                     argument = torch.where(chosen, self.observed, argument)
                     continue
-                parts, start = [], first
-                for field in fields:
-                    parts.append(self._draw(field, start, choice.shape, noisy))
-                    start += field.parameters
+                parts = [self._draw(field, start, choice.shape, noisy) for field, start, _ in layout(fields, first)]
                 drawn = torch.cat(parts, -1)
                 argument = torch.where(chosen, F.pad(drawn, (0, width - drawn.shape[-1])), argument)
         return torch.cat([row, argument], -1)
@@ -207,12 +205,11 @@ class ProcedureStep(TorchDistribution):
             for number, fields, first in parametrised_slots(self.tree):
                 if self.observed is not None and self._is_action(number):
                     continue  # the observed argument has probability one
-                chosen, start, place = slot == number, first, 1
-                for field in fields:
-                    u = torch.where(chosen.unsqueeze(-1), value[..., place : place + field.size], 0.0)
+                chosen = slot == number
+                for field, start, place in layout(fields, first):
+                    u = torch.where(chosen.unsqueeze(-1), value[..., 1 + place : 1 + place + field.size], 0.0)
                     term = torch.where(chosen, self._field_log_prob(field, start, u), 0.0)
                     discrete, real = (discrete + term, real) if field.kind == "onehot" else (discrete, real + term)
-                    start, place = start + field.parameters, place + field.size
         return discrete, real
 
     def _field_log_prob(self, field: Field, start: int, u: Tensor) -> Tensor:
@@ -251,14 +248,13 @@ def _kl_step_step(q: ProcedureStep, p: ProcedureStep) -> Tensor:
         return kl
     for slot, fields, first in parametrised_slots(q.tree):
         observed = q.observed is not None and q._is_action(slot)
-        cost, start, place = torch.zeros_like(kl), first, 0
-        for field in fields:
+        cost = torch.zeros_like(kl)
+        for field, start, place in layout(fields, first):
             if observed:
                 assert q.observed is not None
                 cost = cost - p._field_log_prob(field, start, q.observed[..., place : place + field.size])
             else:
                 cost = cost + _field_kl(field, q._parameters(field, start), p._parameters(field, start))
-            start, place = start + field.parameters, place + field.size
         kl = kl + q._slot_probability(slot) * cost
     return kl
 
@@ -282,14 +278,19 @@ class CallStack(Process):
         posterior: mask the choices by the observed actions in the context. In both, a procedure cannot return
             before its first step.
 
+    Attributes:
+        native: take the sampling walk in compiled C where possible.
+
     State: :class:`CallStackState`. Context: :class:`CallStackContext`. Step: :class:`ProcedureStep`.
     """
 
     terminates = True
     support = constraints.real_vector
+    native = True
 
     consistent: Tensor
     available: Tensor
+    field_table: Tensor
     _counts: Tensor
 
     def __init__(
@@ -313,6 +314,12 @@ class CallStack(Process):
         self.register_buffer("available", tree.available, persistent=False)
         counts = torch.tensor([float(p.counts) for p in tree.procedures])
         self.register_buffer("_counts", counts, persistent=False)
+        table = [
+            (slot, start, place, field.size)
+            for slot, fields, first in parametrised_slots(tree)
+            for field, start, place in layout(fields, first)
+        ]
+        self.register_buffer("field_table", torch.tensor(table).reshape(-1, 4), persistent=False)
 
     # -- the state machine --------------------------------------------------------------------------------------
 
@@ -385,6 +392,10 @@ class CallStack(Process):
         acts = ~(calls | returns)
         time = (state.time + acts.long()).clamp(max=context.features.shape[1] - 1)
         return CallStackState(depth, time, frame, below)
+
+    def walk(self, context: CallStackContext, horizon: int, draw: str) -> tuple[Tensor, Tensor] | None:
+        """Walk natively where that is possible: on a CPU, in single precision, with discrete arguments."""
+        return call_stack_native.walk(self, context, horizon, draw == "mode") if self.native else None
 
     def unroll(self, z: Tensor, context: CallStackContext) -> tuple[CallStackState, Tensor]:
         """Compute all top frames along ``z`` at once.
@@ -461,6 +472,15 @@ def parametrised_slots(tree: ProcedureTree) -> list[tuple[int, tuple[Field, ...]
         if slot > 0 and fields:
             found.append((slot, fields, start))
             start += sum(field.parameters for field in fields)
+    return found
+
+
+def layout(fields: Sequence[Field], first: int) -> list[tuple[Field, int, int]]:
+    """Each field of a slot with its first parameter and its place in the argument vector."""
+    found, place = [], 0
+    for field in fields:
+        found.append((field, first, place))
+        first, place = first + field.parameters, place + field.size
     return found
 
 

@@ -73,6 +73,20 @@ class Process(nn.Module):
         """Return which rows have not ended, bool ``[B]``; asked only of a process that ``terminates``."""
         raise NotImplementedError
 
+    def walk(self, context: Context, horizon: int, draw: str) -> tuple[Tensor, Tensor] | None:
+        """Take a whole walk in some faster way, or return None: then :class:`Sequence` walks step by step.
+
+        Args:
+            context: leaves ``[B, ...]``.
+            horizon: most steps.
+            draw: ``"sample"``, ``"rsample"`` or ``"mode"`` at every step.
+
+        Returns:
+            The values ``[B, horizon, ...]`` and how many steps each row took ``[B]``; ``horizon + 1`` where a row
+            had not ended.
+        """
+        return None
+
     def unroll(self, z: Tensor, context: Context) -> tuple[State, Tensor]:
         """Return the states before each step of a given ``z`` and which steps exist.
 
@@ -121,7 +135,7 @@ def _trailing(flag: Tensor, like: Tensor) -> Tensor:
     return flag.reshape(flag.shape + (1,) * (like.dim() - flag.dim()))
 
 
-def _walk(
+def _take_steps(
     process: Process, state: State, context: Context, steps: int, draw: str
 ) -> tuple[State, Tensor, Tensor]:
     """Take ``steps`` steps; return the state, the values ``[B, steps, ...]`` and the ends.
@@ -149,7 +163,7 @@ def _walk(
 # One step of lookahead costs little, a host synchronisation a step costs much: rows are asked whether they
 # still live once a chunk.
 _CHUNK = 8
-_COMPILED_CHUNK = 16
+_COMPILED_CHUNK = 4
 
 
 class Sequence(TorchDistribution):
@@ -248,32 +262,36 @@ class Sequence(TorchDistribution):
 
     def _draw(self, sample_shape: torch.Size, draw: str) -> Tensor:
         shape = sample_shape + self.batch_shape
-        flat = self.expand(shape)._flat_context()
+        context = self.expand(shape)._flat_context()
+        z, steps = self.process.walk(context, self.horizon, draw) or self._step_by_step(context, draw)
+        if self.process.terminates:
+            used = int(steps.max())
+            if used > self.horizon and draw != "mode":
+                raise ValueError(
+                    f"horizon exhausted: sequence {int(steps.argmax())} of the batch has not ended "
+                    f"after {self.horizon} steps"
+                )
+            z = z[:, : max(used, 1)]
+        z = z[:, : self.horizon]
+        return z.reshape(shape + z.shape[1:])
+
+    def _step_by_step(self, context: Context, draw: str) -> tuple[Tensor, Tensor]:
+        """Walk the process; return what :meth:`Process.walk` does."""
         process = self.process
         compiled = process.compile_walk and draw == "sample"
-        walk = _compiled_walk(process) if compiled else _walk
+        take = _compiled_steps(process) if compiled else _take_steps
         chunk = _COMPILED_CHUNK if compiled else _CHUNK
-        state, values, lives, taken = process.initial(flat), [], [], 0
+        state, values, lives, taken = process.initial(context), [], [], 0
         while taken < self.horizon:
-            # A compiled walk keeps one chunk length: what it takes beyond the horizon is cut off below.
+            # A compiled walk keeps one chunk length: what it takes beyond the horizon is cut off.
             steps = chunk if compiled else min(chunk, self.horizon - taken)
-            state, block, live = walk(process, state, flat, steps, draw)
+            state, block, live = take(process, state, context, steps, draw)
             values.append(block)
             lives.append(live[:, :steps])
             taken += steps
             if process.terminates and not bool(live[:, -1].any()):
                 break
-        z, alive = torch.cat(values, 1), torch.cat([*lives, live[:, -1:]], 1)
-        if process.terminates:
-            used = int(alive.sum(1).max())
-            if used > self.horizon and draw != "mode":
-                row = int(alive.sum(1).argmax())
-                raise ValueError(
-                    f"horizon exhausted: sequence {row} of the batch has not ended after {self.horizon} steps"
-                )
-            z = z[:, : max(used, 1)]
-        z = z[:, : self.horizon]
-        return z.reshape(shape + z.shape[1:])
+        return torch.cat(values, 1), torch.cat([*lives, live[:, -1:]], 1).sum(1)
 
     # -- scoring ----------------------------------------------------------------------------------------------
 
@@ -383,8 +401,8 @@ class Sequence(TorchDistribution):
 _compiled: WeakKeyDictionary[Process, Callable[..., tuple[State, Tensor, Tensor]]] = WeakKeyDictionary()
 
 
-def _compiled_walk(process: Process) -> Callable[..., tuple[State, Tensor, Tensor]]:
+def _compiled_steps(process: Process) -> Callable[..., tuple[State, Tensor, Tensor]]:
     """Compile the walk once a process."""
     if process not in _compiled:
-        _compiled[process] = torch.compile(_walk)
+        _compiled[process] = torch.compile(_take_steps)
     return _compiled[process]

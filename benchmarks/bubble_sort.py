@@ -11,7 +11,9 @@ stopped goes on from its checkpoint.
 from __future__ import annotations
 
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import tyro
 
 from pyrocontrol.inference import write_results
 
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
+
+# Two-sided 95% quantiles of Student's t, by degrees of freedom.
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
+
 HERE = Path(__file__).parent
 METHODS: dict[str, list[str]] = {
     "hvil": ["--method", "hvil"],
-    "hvil-paper": ["--method", "hvil"],
+    "hvil-paper": ["--method", "hvil", "--procedures", "paper"],
     "rnn": ["--method", "rnn"],
     "rnn-full": ["--method", "rnn-full"],
 }
@@ -91,12 +100,65 @@ def main(arguments: Arguments) -> None:
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(lambda job: run(arguments, *job), jobs))
     rows = collect(arguments)
-    write_results(HERE / "results" / "bubble_sort.json", "bubble_sort", rows, command="python benchmarks/bubble_sort.py")
-    plot(rows)
+    write_results(
+        HERE / "results" / "bubble_sort.json", "bubble_sort", rows, command="python benchmarks/bubble_sort.py"
+    )
+    plot(rows, HERE / "results" / "bubble_sort.png")
+    print(table(rows))
 
 
-def plot(rows: list[dict[str, Any]]) -> None:
-    """Draw the accuracy against the number of demonstrations, with 95% intervals over seeds."""
+def summary(rows: list[dict[str, Any]], method: str, metric: str, **setting: Any) -> tuple[float, float, int]:
+    """Return mean, half width of the 95% t-interval, and number of seeds, of the rows with these settings."""
+    values = [
+        item["value"]
+        for item in rows
+        if item["method"] == method
+        and item["metric"] == metric
+        and all(item["setting"].get(key) == value for key, value in setting.items())
+    ]
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan, len(values)
+    half = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), half, len(values)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the accuracies as a Markdown table."""
+    counts = sorted({item["setting"]["demos"] for item in rows})
+    lines = ["| method | " + " | ".join(f"{n} demonstrations" for n in counts) + " |"]
+    lines.append("|---|" + "---|" * len(counts))
+    for method in METHODS:
+        cells = []
+        for n in counts:
+            mean, half, seeds = summary(rows, method, "exact_match", demos=n, length=None)
+            cells.append("" if not seeds else f"{mean:.2f} ± {half:.2f} ({seeds})" if seeds > 1 else f"{mean:.2f} (1)")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy on the paper's mix, and on longer lists, with 95% intervals over seeds."""
+    counts = sorted({item["setting"]["demos"] for item in rows})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for number, method in enumerate(METHODS):
+        points = [(n, *summary(rows, method, "exact_match", demos=n, length=None)) for n in counts]
+        points = [point for point in points if point[3]]
+        if points:
+            x, mean, half, _ = zip(*points, strict=True)
+            left.errorbar(x, mean, half, marker="o", capsize=3, label=method, color=f"C{number}")
+        lengths = (10, 15, 20)
+        longer = [summary(rows, method, "exact_match", demos=40, length=n)[:2] for n in lengths]
+        if any(not math.isnan(mean) for mean, _ in longer):
+            mean, half = zip(*longer, strict=True)
+            right.errorbar(lengths, mean, half, marker="o", capsize=3, label=method, color=f"C{number}")
+    left.scatter([40], [0.88], marker="*", s=120, color="black", label="the paper's hvil", zorder=5)
+    left.set(xlabel="demonstrations", ylabel="test traces completely right", ylim=(-0.03, 1.05), xticks=counts)
+    left.set_title("lists of 2 to 9, as trained on", loc="left", fontsize=10)
+    right.set(xlabel="length of the list", ylim=(-0.03, 1.05), xticks=(10, 15, 20))
+    right.set_title("longer lists, 40 demonstrations", loc="left", fontsize=10)
+    left.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,4 @@ __all__ = [
 ]
 
 _gymnasium.register("pyrocontrol/BubbleSort-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortEnv")
-_gymnasium.register(
-    "pyrocontrol/BubbleSortMove-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortMoveEnv"
-)
+_gymnasium.register("pyrocontrol/BubbleSortMove-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortMoveEnv")

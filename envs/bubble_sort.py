@@ -125,9 +125,7 @@ def _draw_list(generator: np.random.Generator, min_length: int, max_length: int)
 
 def _checked_lengths(min_length: int, max_length: int) -> None:
     if not 2 <= min_length <= max_length:
-        raise ValueError(
-            f"list lengths must satisfy 2 <= min_length <= max_length, got {min_length}..{max_length}"
-        )
+        raise ValueError(f"list lengths must satisfy 2 <= min_length <= max_length, got {min_length}..{max_length}")
 
 
 # ---------------------------------------------------------------------- the environments
@@ -253,9 +251,7 @@ class BubbleSortMoveEnv(BubbleSortEnv):
             return np.array([index, 0, 0], dtype=np.int64)
         vector = np.asarray([] if argument is None else argument, dtype=np.float64)
         if vector.shape != (4,):
-            raise ValueError(
-                f"move takes an argument of 4 numbers, pointer and direction one-hot, got {argument!r}"
-            )
+            raise ValueError(f"move takes an argument of 4 numbers, pointer and direction one-hot, got {argument!r}")
         return np.array([index, vector[:2].argmax(), vector[2:].argmax()], dtype=np.int64)
 
     def _primitive(self, action: Any) -> int | None:

@@ -138,11 +138,7 @@ class Demonstrations:
         bad = _first((self._steps < 2) | (self._steps > horizon))
         if bad is not None:
             length = int(self._steps[bad[0]])
-            what = (
-                "is empty: it holds no action"
-                if length < 2
-                else f"has length {length}, but only {horizon} steps"
-            )
+            what = "is empty: it holds no action" if length < 2 else f"has length {length}, but only {horizon} steps"
             raise ValueError(f"trace {bad[0]}, step 0: the trace {what}")
 
         step = torch.arange(horizon, device=self.actions.device)
@@ -170,13 +166,9 @@ class Demonstrations:
         if self.calls is not None:
             choice = self.calls[..., 0]
             live = (choice >= 0).long()
-            _refuse(
-                ~torch.isfinite(self.calls).all(-1), "the annotated call is NaN or infinite", step_name="call"
-            )
+            _refuse(~torch.isfinite(self.calls).all(-1), "the annotated call is NaN or infinite", step_name="call")
             _refuse(choice != choice.round(), "the annotated choice is no integer", choice, "call")
-            _refuse(
-                (live > live.cummin(1).values), "an annotated call after the end of the calls", choice, "call"
-            )
+            _refuse((live > live.cummin(1).values), "an annotated call after the end of the calls", choice, "call")
 
     # ------------------------------------------------------------------ making, saving, loading
 
@@ -195,9 +187,7 @@ class Demonstrations:
         """
         if len(episodes) == 0:
             raise ValueError("no demonstrations: the data set is empty")
-        columns: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("observations", "actions", "task", "arguments")
-        }
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "task", "arguments")}
         for index, episode in enumerate(episodes):
             count = len(episode.actions)
             task = np.zeros(0, np.float32) if episode.task is None else episode.task
@@ -209,9 +199,7 @@ class Demonstrations:
         width = next((c.shape[-1] for c in calls if c is not None), 0)
         for index, call in enumerate(calls):
             if call is not None and (call.ndim != 2 or call.shape[1] != width):
-                raise ValueError(
-                    f"trace {index}, call 0: calls have shape {call.shape}, expected (I, {width})"
-                )
+                raise ValueError(f"trace {index}, call 0: calls have shape {call.shape}, expected (I, {width})")
         flat_calls = [np.zeros((0, width), np.float32) if c is None else c for c in calls]
         return cls._from_flat(
             {
@@ -246,15 +234,12 @@ class Demonstrations:
                 f"trace {index}, step {counts[index]}: the trace has no end: it was cut off, not terminated"
             )
         outside = (flat["actions"] < 0) | (flat["actions"] >= num_actions)
-        if (
-            outside.any()
-        ):  # said here, because a null among the actions would be a different error once padded
+        if outside.any():  # said here, because a null among the actions would be a different error once padded
             place = int(np.flatnonzero(outside)[0])
             index = int(np.searchsorted(np.cumsum(counts), place, side="right"))
             step = place - int(counts[:index].sum())
             raise ValueError(
-                f"trace {index}, step {step}: an action outside 0..{num_actions - 1} "
-                f"(it is {flat['actions'][place]})"
+                f"trace {index}, step {step}: an action outside 0..{num_actions - 1} (it is {flat['actions'][place]})"
             )
         lengths = counts + 1
         calls = None
@@ -333,9 +318,7 @@ class Demonstrations:
                 flat = {name: archive[name] for name in (*names, "calls", "call_counts")}
                 num_actions = int(archive["num_actions"])
             _check_flat(flat)
-        except (
-            Exception
-        ) as error:  # on damaged files numpy raises a dozen kinds, from BadZipFile to TypeError
+        except Exception as error:  # on damaged files numpy raises a dozen kinds, from BadZipFile to TypeError
             raise ValueError(f"{path} is no complete file of demonstrations: {error}") from error
         return cls._from_flat(flat, num_actions)
 
@@ -396,13 +379,9 @@ class Demonstrations:
             _call_steps=self._call_steps[rows],
         )
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Demonstrations:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Demonstrations:
         """The same demonstrations on another device, or with their real numbers in another precision."""
-        reals = {
-            name: getattr(self, name).to(device, dtype) for name in ("observations", "task", "arguments")
-        }
+        reals = {name: getattr(self, name).to(device, dtype) for name in ("observations", "task", "arguments")}
         return self._replace(
             **reals,
             actions=self.actions.to(device),
@@ -444,9 +423,7 @@ def _checked_column(name: str, value: np.ndarray, index: int, first: np.ndarray)
     """Check kind and width of one array of episode `index` against the first episode's."""
     dimensions = 1 if name in ("actions", "task") else 2
     if value.ndim != dimensions:
-        raise ValueError(
-            f"trace {index}, step 0: {name} must have {dimensions} dimensions, got shape {value.shape}"
-        )
+        raise ValueError(f"trace {index}, step 0: {name} must have {dimensions} dimensions, got shape {value.shape}")
     if name == "actions":
         if value.size and value.dtype.kind not in "iu":
             raise ValueError(f"trace {index}, step 0: actions must be integers, got {value.dtype}")
@@ -455,8 +432,7 @@ def _checked_column(name: str, value: np.ndarray, index: int, first: np.ndarray)
         raise ValueError(f"trace {index}, step 0: {name} must be numbers, got {value.dtype}")
     if value.shape[-1] != first.shape[-1]:
         raise ValueError(
-            f"trace {index}, step 0: {name} have width {value.shape[-1]}, "
-            f"those of trace 0 have {first.shape[-1]}"
+            f"trace {index}, step 0: {name} have width {value.shape[-1]}, those of trace 0 have {first.shape[-1]}"
         )
     return value.astype(np.float32)
 

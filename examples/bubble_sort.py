@@ -30,6 +30,10 @@ from pyrocontrol.envs.bubble_sort import ACTIONS, BUBBLE_SORT_TREE, demonstratio
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
 
+# What an observation holds: the digits under the two pointers, one vocabulary, and whether each is at an edge.
+OBSERVATION = (("digit", 10), (None, 1), ("digit", 10), (None, 1))
+SPARSITY = 0.3
+
 # One test set for every seed and setting, drawn apart from all training sets.
 TEST_SEED, TEST_TRACES = 1_000, 100
 LONGER = (10, 15, 20)
@@ -47,6 +51,8 @@ class Arguments:
 
     method: Literal["hvil", "rnn", "rnn-full"] = "hvil"
     """hvil: a control program; rnn: the paper's baseline; rnn-full: it also sees n and the previous action"""
+    procedures: Literal["shared", "paper"] = "shared"
+    """networks of hvil: shared digit embedding and sparse inputs, or one-hot inputs as in the paper"""
     guide: Literal["bilstm", "lstm", "transformer"] = "bilstm"
     """what the guide of hvil reads traces with"""
     elbo: Literal["stepwise", "stepwise-full", "trace"] = "stepwise"
@@ -75,7 +81,9 @@ def main(arguments: Arguments) -> None:
     program, controller, loss = build(arguments)
     policy: Any = program or controller
     modules = torch.nn.ModuleList([m for m in (program, controller) if m is not None])
-    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3, weight_decay=1e-3)
+    # The sparsity prior takes the place of weight decay in the program.
+    decay = 0.0 if arguments.method == "hvil" and arguments.procedures == "shared" else 1e-3
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3, weight_decay=decay)
     result = pc.inference.fit(
         (loss, optimizer),
         train,
@@ -104,25 +112,40 @@ def main(arguments: Arguments) -> None:
 def build(arguments: Arguments) -> tuple[Any, Any, Any]:
     """Return the program or the controller, and the loss as a module."""
     if arguments.method == "hvil":
-        program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
+        if arguments.procedures == "paper":
+            program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
+        else:
+            program = pc.models.ControlProgram(
+                BUBBLE_SORT_TREE,
+                obs_size=22,
+                activation="tanh",
+                encoder=pc.models.FieldEncoder(OBSERVATION),
+                sparsity=SPARSITY,
+                num_traces=arguments.demos,
+            )
         guide = pc.guides.CallStackGuide(program, arguments.guide, compile=arguments.device != "cpu")
         return program, None, ELBOS[arguments.elbo]()(program, guide)
     full = arguments.method == "rnn-full"
-    controller = pc.models.RecurrentController(
-        22, len(ACTIONS), task_size=1, see_task=full, see_previous_action=full
-    )
+    controller = pc.models.RecurrentController(22, len(ACTIONS), task_size=1, see_task=full, see_previous_action=full)
     return None, controller, pyro.infer.Trace_ELBO()(controller, controller.guide)
 
 
 def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> list[dict[str, Any]]:
     """Return the rows: exact matches on the paper's mix of lengths and on longer lists, and boundaries."""
-    setting = {"demos": arguments.demos, "updates": arguments.updates}
+    setting: dict[str, Any] = {"demos": arguments.demos, "updates": arguments.updates}
     if arguments.method == "hvil":
-        setting |= {"guide": arguments.guide, "elbo": arguments.elbo}
+        setting |= {"procedures": arguments.procedures, "guide": arguments.guide, "elbo": arguments.elbo}
 
     def line(metric: str, value: float, **more: Any) -> dict[str, Any]:
         return pc.inference.row(
-            arguments.method, "BubbleSort", metric, value, seed=arguments.seed, seconds=seconds, **setting, **more
+            arguments.method,
+            "BubbleSort",
+            metric,
+            value,
+            seed=arguments.seed,
+            seconds=seconds,
+            **setting,
+            **more,
         )
 
     test = demonstrations(TEST_TRACES, TEST_SEED, stream="test", annotate=True)
@@ -131,11 +154,16 @@ def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> li
         longer = demonstrations(TEST_TRACES, TEST_SEED, stream="test", min_length=length, max_length=length)
         rows.append(line("exact_match", pc.inference.exact_match(policy, longer), length=length))
     if arguments.method == "hvil":
-        teacher = pc.models.CallTrace.batch(policy.tree, test.calls.clamp(min=0))
+        teacher = teacher_calls(policy, test)
         rows += [
             line(metric, value) for metric, value in pc.inference.boundary_f1(loss.guide.infer(test), teacher).items()
         ]
     return rows
+
+
+def teacher_calls(program: Any, traces: Any) -> list[pc.models.CallTrace]:
+    """Return the teacher's own call traces."""
+    return pc.models.CallTrace.batch(program.tree, traces.calls.clamp(min=0))
 
 
 def plot_learning_curve(path: Path, result: Any, arguments: Arguments) -> None:
@@ -153,7 +181,7 @@ def plot_call_stacks(path: Path, program: Any, guide: Any) -> None:
     """Draw the inferred call stack of a short test trace above the teacher's."""
     test = demonstrations(1, TEST_SEED, stream="test", min_length=4, max_length=4, annotate=True)
     inferred = guide.infer(test)[0]
-    teacher = pc.models.CallTrace.batch(program.tree, test.calls)[0]
+    teacher = teacher_calls(program, test)[0]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(11, 4.8), sharex=True, layout="constrained")
     pc.models.plot_call_stack(top, inferred, title="inferred from observations and actions alone", legend=False)
     pc.models.plot_call_stack(bottom, teacher, title="the teacher's own")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..models.traces import Traces
 
-__all__ = ["GreedyPolicy", "boundary_f1", "exact_match"]
+__all__ = ["GreedyPolicy", "Structured", "boundary_f1", "exact_match"]
 
 
 class GreedyPolicy(Protocol):
@@ -21,8 +21,12 @@ class GreedyPolicy(Protocol):
         ...
 
 
-class _Structure(Protocol):
-    def boundaries(self) -> Counter[Hashable]: ...
+class Structured(Protocol):
+    """A trace with known procedure boundaries."""
+
+    def boundaries(self) -> Counter[Any]:
+        """Return its boundaries, with their multiplicity."""
+        ...
 
 
 def exact_match(policy: GreedyPolicy, traces: Traces) -> float:
@@ -33,7 +37,7 @@ def exact_match(policy: GreedyPolicy, traces: Traces) -> float:
     return float(agree.all(1).float().mean())
 
 
-def boundary_f1(found: Iterable[_Structure], true: Iterable[_Structure]) -> dict[str, float]:
+def boundary_f1(found: Iterable[Structured], true: Iterable[Structured]) -> dict[str, float]:
     """Return precision, recall and F1 of procedure boundaries, over all traces together.
 
     A boundary is a call or a return of a named procedure at an environment step (with multiplicity).

@@ -348,9 +348,7 @@ class _SVIUpdate:
                 continue
             stale = [name for name in names if name.split("$$$")[-1] in parameters]
             if stale:
-                remedy = (
-                    f"Pyro's parameter store has another module's {stale[0]}; call pyro.clear_param_store()"
-                )
+                remedy = f"Pyro's parameter store has another module's {stale[0]}; call pyro.clear_param_store()"
             raise ValueError(f"no parameter of the {type(module).__name__} reaches the optimiser: {remedy}")
         self.verified = True
 

@@ -10,17 +10,21 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer.elbo import ELBO
-from pyro.infer.inspect import TrackProvenance
+from pyro.infer.inspect import is_sample_site
 from pyro.infer.util import is_validation_enabled
-from pyro.ops.provenance import get_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 from torch import Tensor
-from torch.distributions import Categorical, kl_divergence
+from torch.distributions import Categorical, Independent, OneHotCategorical, kl_divergence
+from torch.overrides import TorchFunctionMode
 
 __all__ = ["InexactKLError", "StepTerm", "StepwiseKL_ELBO"]
 
@@ -54,11 +58,16 @@ class _Cost(NamedTuple):
 
 
 class _Score(NamedTuple):
-    """The log-probability of a guide site that needs a score-function gradient, and its costs within the site."""
+    """The log-probability of a guide site that needs a score-function gradient.
+
+    ``within`` holds the costs downstream of each step of a sequence within the site itself. ``apart`` is the site's
+    own cost, where it would be among the costs downstream of the site and must not be.
+    """
 
     log_prob: Tensor
     within: Tensor | None
     frames: frozenset[Any]
+    apart: _Cost | None
 
 
 class StepwiseKL_ELBO(ELBO):
@@ -81,11 +90,16 @@ class StepwiseKL_ELBO(ELBO):
     offers ``step_kl``, such as :class:`~pyrocontrol.models.Sequence`, contributes all its steps at once. Where no
     closed form is registered for the two distributions, or the two are scaled or masked differently, the sampled
     log-ratio takes the place of the KL; ``infer={"analytic_kl": False}`` at a guide site asks for it.
-    Reparametrised steps carry pathwise gradients and no score, mixed steps both. Dimensions that are declared
-    independent by plates are credited separately.
+    Reparametrised steps carry pathwise gradients and no score, mixed steps both. Dimensions that both model and
+    guide declare independent by plates are credited separately.
 
     The score term is left unscaled and unmasked: costs are scaled and masked already, and a score once more
     would make the gradient that of another objective.
+
+    A KL is exact where no parent of the step in the model is a descendant of it in the guide. If model and guide
+    sample their sites in one order, that holds. If not, their dependencies are tracked through tensors, Python
+    numbers and control flow, once for every order of the sites of a model and guide; a dependency that is not
+    there in that run is not seen.
 
     Args:
         num_particles: how many samples to average.
@@ -95,8 +109,9 @@ class StepwiseKL_ELBO(ELBO):
             unbiased, noisier); ``"none"`` drops the score term (biased for steps that are not reparametrised).
 
     Raises:
-        InexactKLError: whether or not validation is on, when a KL would be biased (see :meth:`loss`).
-        ValueError: for an unknown ``score``, or when the model has a latent site that the guide lacks.
+        InexactKLError: whether or not validation is on, when a KL would be biased.
+        ValueError: for an unknown ``score``, or when model and guide do not match: a latent site of one that the
+            other lacks or observes.
     """
 
     def __init__(
@@ -114,7 +129,8 @@ class StepwiseKL_ELBO(ELBO):
             num_particles=num_particles, max_plate_nesting=nesting, vectorize_particles=vectorize_particles
         )
         self.score = score
-        self._legal_orders: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
+        self._checked: tuple[Any, Any] | None = None
+        self._legal: set[tuple[Any, ...]] = set()
 
     # -- what Pyro calls ------------------------------------------------------------------------------------------
 
@@ -132,8 +148,10 @@ class StepwiseKL_ELBO(ELBO):
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
+    ) -> float | Tensor:
         """Return the negative ELBO and add its gradient to whatever leaves it depends on.
+
+        The loss is a float on a CPU and elsewhere a tensor without a graph, so that no step waits for the device.
 
         Pyro's optimisers only see parameters that the param store knows: a warning says when there are none.
         """
@@ -147,7 +165,7 @@ class StepwiseKL_ELBO(ELBO):
                     stacklevel=2,
                 )
             surrogate.backward(retain_graph=self.retain_graph)
-        return float(loss)
+        return float(loss) if loss.device.type == "cpu" else loss
 
     def step_terms(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -155,40 +173,52 @@ class StepwiseKL_ELBO(ELBO):
         """Return every site's terms of the ELBO, step by step, one dictionary a particle (one if vectorised)."""
         with torch.no_grad():
             return [
-                {name: cost.term for name, cost in self._terms(*traces)[0].items()}
-                for traces in self._get_traces(model, guide, args, kwargs)
+                {name: cost.term for name, cost in costs.items()}
+                for costs, _, _ in self._particles(model, guide, args, kwargs)
             ]
 
     # -- the estimator --------------------------------------------------------------------------------------------
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        unwrapped = poutine.unwrap(guide)
+        if isinstance(unwrapped, GuideMessenger):
+            guide(*args, **kwargs)
+            model_trace, guide_trace = unwrapped.get_traces()
+        else:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-        self._check_sites(model_trace, guide_trace)
-        self._check_order(model_trace, guide_trace, model, guide, args, kwargs)
+        _check_sites(model_trace, guide_trace)
         return model_trace, guide_trace
+
+    def _particles(
+        self, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> Iterator[tuple[dict[str, _Cost], dict[int, _Score], bool]]:
+        """Yield each particle's costs, its scores, and whether its traces hold parameters."""
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            costs, scores = self._terms(model_trace, guide_trace)
+            analytic = [name for name, cost in costs.items() if cost.term.kind == "kl"]
+            self._check_order(analytic, model_trace, guide_trace, model, guide, args, kwargs)
+            registered = any(
+                site["type"] == "param" for trace in (model_trace, guide_trace) for site in trace.nodes.values()
+            )
+            yield costs, scores, registered
 
     def _estimate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, bool]:
         """Return the loss, the surrogate loss, and whether the traces hold parameters."""
-        if self.max_plate_nesting == float("inf") and (self.vectorize_particles and self.num_particles > 1):
-            self._guess_max_plate_nesting(model, guide, args, kwargs)
         loss: Any = 0.0
         surrogate: Any = 0.0
         registered = False
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            costs, scores = self._terms(model_trace, guide_trace)
+        for costs, scores, holds in self._particles(model, guide, args, kwargs):
+            registered |= holds
             for cost in costs.values():
                 total = cost.value.sum()
                 loss = loss - total.detach() / self.num_particles
                 surrogate = surrogate - total / self.num_particles
             for log_prob, multiplier in self._credit(list(costs.values()), scores):
                 surrogate = surrogate - (log_prob * multiplier.detach()).sum() / self.num_particles
-            registered |= any(
-                site["type"] == "param" for trace in (model_trace, guide_trace) for site in trace.nodes.values()
-            )
         return torch.as_tensor(loss), torch.as_tensor(surrogate), registered
 
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[dict[str, _Cost], dict[int, _Score]]:
@@ -209,15 +239,18 @@ class StepwiseKL_ELBO(ELBO):
                 value = site["log_prob"]
                 costs[name] = _Cost(StepTerm("log_likelihood", value), value, _frames(site), reaches[name])
         for name in latent:
-            guide_site = guide_trace.nodes[name]
-            term, value, score, within = _latent_term(model_trace.nodes.get(name), guide_site)
+            guide_site, model_site = guide_trace.nodes[name], model_trace.nodes.get(name)
+            term, value, score, within = _latent_term(model_site, guide_site)
             n = number[name]
             last = max(n - 1, reaches.get(name, -1))
             if term.kind != "kl" and within is None:
                 last = max(last, n)  # a sampled log-ratio depends on the step itself
-            costs[name] = _Cost(term, value, _frames(guide_site), last)
+            frames = _frames(guide_site)
+            shared = frames if model_site is None else frames & _frames(model_site)
+            costs[name] = cost = _Cost(term, value, shared, last)
             if score is not None and score.requires_grad:
-                scores[n] = _Score(score, within, _frames(guide_site))
+                apart = last >= n and (term.kind == "kl" or within is not None)
+                scores[n] = _Score(score, within, frames, cost if apart else None)
         return costs, scores
 
     def _credit(self, costs: list[_Cost], scores: dict[int, _Score]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -242,11 +275,13 @@ class StepwiseKL_ELBO(ELBO):
                 add(by_reach[n])
             if n not in scores:
                 continue
-            log_prob, within, frames = scores[n]
+            log_prob, within, frames, apart = scores[n]
             steps = within is not None
             multiplier = log_prob.new_zeros(())
             for cost_frames, value in downstream.items():
                 multiplier = multiplier + _sum_to(value, cost_frames & frames)
+            if apart is not None and self.score == "sequential":
+                multiplier = multiplier - _sum_to(apart.value.detach(), apart.frames & frames)
             if steps and multiplier.dim():
                 multiplier = multiplier.unsqueeze(-1)
             if steps and self.score == "sequential":
@@ -256,20 +291,15 @@ class StepwiseKL_ELBO(ELBO):
 
     # -- when the KL is exact -------------------------------------------------------------------------------------
 
-    def _check_sites(self, model_trace: Trace, guide_trace: Trace) -> None:
-        for name, site in model_trace.nodes.items():
-            if site["type"] == "sample" and not site["is_observed"] and name not in guide_trace.nodes:
-                raise ValueError(f"the guide has no site {name!r}, which is latent in the model")
-        for name in _latent_names(guide_trace):
-            site = guide_trace.nodes[name]
-            if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
-                raise ValueError(
-                    f"the model has no site {name!r}, which the guide samples "
-                    '(infer={"is_auxiliary": True} if it is meant)'
-                )
-
     def _check_order(
-        self, model_trace: Trace, guide_trace: Trace, model: Any, guide: Any, args: Any, kwargs: Any
+        self,
+        analytic: list[str],
+        model_trace: Trace,
+        guide_trace: Trace,
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
     ) -> None:
         """Raise if a model-parent of an analytic step is a guide-descendant of it.
 
@@ -277,28 +307,49 @@ class StepwiseKL_ELBO(ELBO):
         dependencies are tracked once for every pair of orders.
         """
         guide_order = tuple(name for name in _latent_names(guide_trace) if name in model_trace.nodes)
-        place = {name: n for n, name in enumerate(guide_order)}
-        model_order = tuple(name for name in model_trace.nodes if name in place)
-        if model_order == guide_order or (model_order, guide_order) in self._legal_orders:
+        among = set(guide_order)
+        model_order = tuple(name for name in model_trace.nodes if name in among)
+        if model_order == guide_order:
+            return
+        if self._checked != (model, guide):
+            self._checked, self._legal = (model, guide), set()
+        orders = (model_order, guide_order, *analytic)
+        if orders in self._legal:
             return
         parents, descendants = _dependencies(model, guide, args, kwargs)
-        for name in guide_order:
-            if not guide_trace.nodes[name]["infer"].get("analytic_kl", True):
-                continue
+        for name in analytic:
             for parent in parents.get(name, ()):
-                if parent in place and parent in descendants.get(name, ()):
+                if parent in among and parent in descendants.get(name, ()):
                     raise InexactKLError(
-                        f"the KL of {name!r} would be biased: in the model it depends on {parent!r}, which the guide "
-                        f"samples after {name!r} and from it. Sample the guide's sites in the model's order, or set "
-                        f'infer={{"analytic_kl": False}} at {name!r} in the guide to use its sampled log-ratio.'
+                        f"the KL of {name!r} would be biased: in the model it depends on {parent!r}, which the "
+                        f"guide samples after {name!r} and from it. Sample the guide's sites in the model's order, "
+                        f'or set infer={{"analytic_kl": False}} at {name!r} in the guide to use its sampled '
+                        "log-ratio."
                     )
-        self._legal_orders.add((model_order, guide_order))
+        self._legal.add(orders)
+
+
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Raise if model and guide do not have the same latent sites."""
+    for name, site in model_trace.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and name not in guide_trace.nodes:
+            raise ValueError(f"the guide has no site {name!r}, which is latent in the model")
+    for name, site in guide_trace.nodes.items():
+        if site["type"] != "sample" or site["infer"].get("_deterministic"):
+            continue
+        if site["is_observed"]:
+            raise ValueError(f"the guide observes {name!r}: a guide samples latent sites only")
+        if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"the model has no site {name!r}, which the guide samples "
+                '(infer={"is_auxiliary": True} if it is meant)'
+            )
+        if name in model_trace.nodes and model_trace.nodes[name]["is_observed"]:
+            raise ValueError(f"the guide samples {name!r}, which the model observes")
 
 
 def _latent_names(guide_trace: Trace) -> list[str]:
-    return [
-        name for name, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]
-    ]
+    return [name for name, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
 
 
 def _frames(site: dict[str, Any]) -> frozenset[Any]:
@@ -330,7 +381,7 @@ def _latent_term(
         and _same(mask, model_site["mask"])
     )
     parts: ScoreParts = q.step_score_parts(z) if sequence else q.score_parts(z)
-    score = parts.score_function if isinstance(parts.score_function, Tensor) else None
+    score = _score(q, z, parts)
 
     def finish(value: Tensor, by: dict[str, Any]) -> Tensor:
         scale, mask = by["scale"], by["mask"]
@@ -371,39 +422,119 @@ def _same(a: Any, b: Any) -> bool:
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
+def _score(q: Any, z: Tensor, parts: ScoreParts | None = None) -> Tensor | None:
+    """The part of log q(z) that needs the score function; not masked, as a masked step is sampled all the same."""
+    if isinstance(q, MaskedDistribution):
+        return _score(q.base_dist, z)
+    if isinstance(q, Independent):
+        score = _score(q.base_dist, z)
+        return score if score is None else sum_rightmost(score, q.reinterpreted_batch_ndims)
+    score = (q.score_parts(z) if parts is None else parts).score_function
+    return score if isinstance(score, Tensor) else None
+
+
 def _kl(q: Any, p: Any) -> Tensor:
-    """The registered KL; for categoricals one whose gradient is finite where the guide has probability zero."""
+    """Return the KL in closed form, of the guide's batch shape.
+
+    Raises:
+        NotImplementedError: if none is registered, or what is registered is not the expectation of the log-ratio.
+    """
+    kl = _closed_form(q, p)
+    if not isinstance(kl, Tensor) or kl.shape != q.batch_shape:
+        raise NotImplementedError
+    return kl
+
+
+def _closed_form(q: Any, p: Any) -> Tensor:
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
+            return sum_rightmost(_closed_form(q.base_dist, p.base_dist), q.reinterpreted_batch_ndims)
+    if isinstance(q, MaskedDistribution) or isinstance(p, MaskedDistribution):
+        # What is registered masks by both masks, also where only one of the two is masked.
+        if type(q) is type(p) and _same(q._mask, p._mask):
+            return scale_and_mask(_closed_form(q.base_dist, p.base_dist), mask=q._mask)
+        raise NotImplementedError
+    if isinstance(q, Delta):
+        raise NotImplementedError  # what is registered leaves out the density of a transformed variable
+    if isinstance(q, OneHotCategorical) and isinstance(p, OneHotCategorical):
+        return _closed_form(q._categorical, p._categorical)
     if isinstance(q, Categorical) and isinstance(p, Categorical):
+        # The registered one has NaN gradients where the guide has probability zero.
         held = q.probs > 0
         difference = torch.where(held, q.logits, 0.0) - torch.where(held, p.logits, 0.0)
         return (q.probs * difference).sum(-1)
     return kl_divergence(q, p)
 
 
+# -- dependencies -------------------------------------------------------------------------------------------------
+
+# Functions that turn tensors into Python values, or write into one, where their provenance is lost.
+_LOSING = frozenset(
+    "__array__ __bool__ __complex__ __contains__ __float__ __index__ __int__ __setitem__ allclose equal is_nonzero "
+    "item numpy tolist __iadd__ __iand__ __idiv__ __ifloordiv__ __ilshift__ __imod__ __imul__ __ior__ __ipow__ "
+    "__irshift__ __isub__ __itruediv__ __ixor__".split()
+)
+
+
+class _Losses(TorchFunctionMode):
+    """Remembers what the provenance of tensors loses, for all that comes after may depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: frozenset[str] = frozenset()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        if in_place or name in _LOSING or kwargs.get("out") is not None:
+            self.lost |= get_provenance([args, kwargs])
+        return func(*args, **kwargs)
+
+
+class _Tracker(Messenger):
+    """Marks the value of every site with its name; remembers what was lost when a site was reached."""
+
+    def __init__(self, losses: _Losses) -> None:
+        super().__init__()
+        self.losses = losses
+        self.lost: dict[str, frozenset[str]] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.lost[msg["name"]] = self.losses.lost
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        # What drawing a value loses, this value alone depends on.
+        self.losses.lost = self.lost[msg["name"]]
+        if is_sample_site(msg):
+            msg["value"] = track_provenance(detach_provenance(msg["value"]), frozenset({msg["name"]}))
+
+
 def _dependencies(
     model: Any, guide: Any, args: Any, kwargs: Any
 ) -> tuple[dict[str, frozenset[str]], dict[str, set[str]]]:
-    """Return each latent site's parents in the model and its descendants in the guide, by tracked provenance."""
-    with torch.random.fork_rng(), pyro.validation_enabled(False), torch.no_grad(), TrackProvenance():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        with poutine.replay(trace=guide_trace):
-            model_trace = poutine.trace(model).get_trace(*args, **kwargs)
-        parents = _parents(model_trace)
-        above = _parents(guide_trace)
+    """Return each site's direct parents in the model and its descendants in the guide, by tracked provenance."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices), pyro.validation_enabled(False), torch.no_grad(), poutine.block():
+        guide_trace, above = _tracked(guide, args, kwargs)
+        _, parents = _tracked(poutine.replay(model, trace=guide_trace), args, kwargs)
     descendants: dict[str, set[str]] = {name: set() for name in above}
-    for name in _latent_names(guide_trace):  # in order, so a site's ancestors are complete when it is reached
-        ancestors = set(above[name])
+    for name, direct in above.items():  # in order, so a site's ancestors are complete when it is reached
         for ancestor, below in descendants.items():
-            if below & above[name]:
-                ancestors.add(ancestor)
-        for ancestor in ancestors:
-            descendants.setdefault(ancestor, set()).add(name)
+            if ancestor in direct or below & direct:
+                below.add(name)
     return parents, descendants
 
 
-def _parents(trace: Trace) -> dict[str, frozenset[str]]:
+def _tracked(fn: Any, args: Any, kwargs: Any) -> tuple[Trace, dict[str, frozenset[str]]]:
+    """Run a model or guide; return its trace and the sites that each site directly depends on."""
+    losses = _Losses()
+    with losses, _Tracker(losses) as tracker:
+        trace = poutine.trace(fn).get_trace(*args, **kwargs)
     found = {}
     for name, site in trace.nodes.items():
         if site["type"] == "sample":
-            found[name] = get_provenance(site["fn"].log_prob(site["value"])) - {name}
-    return found
+            log_prob = site["fn"].log_prob(site["value"])
+            found[name] = get_provenance([log_prob, site["scale"], site["mask"]]) | tracker.lost[name]
+            found[name] -= {name}
+    return trace, found

@@ -3,6 +3,7 @@
 from .call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .call_trace import Boundary, CallTrace, Interval, plot_call_stack
 from .control_program import ControlProgram, Execution
+from .observation import FieldEncoder
 from .procedure_tree import Action, Field, Procedure, ProcedureTree
 from .process import Process, Sequence, Steps
 from .recurrent import RecurrentController
@@ -19,6 +20,7 @@ __all__ = [
     "ControlProgram",
     "Execution",
     "Field",
+    "FieldEncoder",
     "Interval",
     "Procedure",
     "ProcedureNetworks",

@@ -74,13 +74,23 @@ class ProcedureNetworks(nn.Module):
     Args:
         procedures: how many procedures, ``H``.
         input_size: width of the input.
-        hidden: widths of the ReLU layers; empty for a linear map.
+        hidden: widths of the hidden layers; empty for a linear map.
         output_size: width of the output.
+        activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
     """
 
-    def __init__(self, procedures: int, input_size: int, hidden: Sequence[int], output_size: int):
+    def __init__(
+        self,
+        procedures: int,
+        input_size: int,
+        hidden: Sequence[int],
+        output_size: int,
+        activation: str = "relu",
+    ):
         super().__init__()
-        self.procedures = procedures
+        if activation not in ("relu", "tanh"):
+            raise ValueError(f"activation must be 'relu' or 'tanh', got {activation!r}")
+        self.procedures, self.activation = procedures, activation
         sizes = [input_size, *hidden, output_size]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
@@ -104,7 +114,7 @@ class ProcedureNetworks(nn.Module):
                 blocks = flat.unflatten(-1, bias.shape)
             else:
                 blocks = torch.einsum("...hi,hio->...ho", blocks, weight) + bias
-            blocks = blocks.relu()
+            blocks = blocks.relu() if self.activation == "relu" else blocks.tanh()
         raise AssertionError("a network has at least one layer")
 
 
@@ -139,16 +149,16 @@ class ProcedureStep(TorchDistribution):
         super().__init__(log_probs.shape[:-1], torch.Size((1 + tree.arg_size,)), validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:
+    def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether a latent argument or return value is a real vector, drawn with a pathwise gradient."""
         return latent_reals(self.tree)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw ``(choice, u+...)`` without a graph."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw ``(choice, u+...)``; real fields keep their graph, the choice and one-hot fields have none."""
         shape = torch.Size(sample_shape) + self.log_probs.shape
         choice = _gumbel_argmax(self.log_probs.expand(shape))
@@ -275,6 +285,7 @@ class CallStack(Process):
         feature_size: width ``C`` of the context's features: observations, or the posterior context.
         hidden: hidden layers of the networks that choose (the networks of arguments have none, as in
             Appendix C).
+        activation: of the hidden layers.
         posterior: mask the choices by the observed actions in the context. In both, a procedure cannot return
             before its first step.
 
@@ -299,6 +310,7 @@ class CallStack(Process):
         feature_size: int,
         *,
         hidden: Sequence[int] = (16,),
+        activation: str = "relu",
         posterior: bool = False,
     ):
         super().__init__()
@@ -307,7 +319,7 @@ class CallStack(Process):
         self.has_rsample = latent_reals(tree)
         h, k = len(tree.procedures), len(tree.choices)
         inputs = feature_size + 1 + k + 2 * tree.arg_size
-        self.choose = ProcedureNetworks(h, inputs, hidden, k)
+        self.choose = ProcedureNetworks(h, inputs, hidden, k, activation)
         parameters = sum(field.parameters for fields in tree.slots[1:] for field in fields)
         self.argue = ProcedureNetworks(h, inputs, (), parameters) if parameters else None
         self.register_buffer("consistent", tree.consistent, persistent=False)
@@ -320,6 +332,21 @@ class CallStack(Process):
             for field, start, place in layout(fields, first)
         ]
         self.register_buffer("field_table", torch.tensor(table).reshape(-1, 4), persistent=False)
+
+    def group_norms(self, feature_groups: Sequence[int]) -> Tensor:
+        """Return the norm of the weights by which each procedure reads each group of its inputs, ``[H, G]``.
+
+        The groups are those of the features, the counter, the most recent call, the argument, and the returned
+        value. Their sum is the group lasso; a procedure whose weights on a group are zero does not see it.
+
+        Args:
+            feature_groups: widths that split the features.
+        """
+        width = self.tree.arg_size
+        groups = [*feature_groups, 1, len(self.tree.choices), *([width, width] if width else [])]
+        parts = self.choose.weights[0].split(groups, 1)
+        # Smooth at zero, where a norm has no gradient.
+        return torch.stack([(part.square().sum((1, 2)) + 1e-6).sqrt() for part in parts], -1)
 
     # -- the state machine --------------------------------------------------------------------------------------
 
@@ -337,11 +364,38 @@ class CallStack(Process):
 
     def conditional(self, state: CallStackState, context: CallStackContext) -> ProcedureStep:
         """The step of the top frame: eq. (2), or eq. (4) masked by the next action."""
-        frame = state.frame
+        if state.depth.dim() == 1 or state.depth.device.type != "cpu":
+            rows = torch.arange(len(state.depth), device=state.depth.device)
+            trace = rows.reshape((-1,) + (1,) * (state.depth.dim() - 1)).expand(state.depth.shape)
+            return ProcedureStep(self.tree, *self._choose(state.frame, state.time, trace, context))
+        # Traces differ in length, so that most rows of a batch may be padding. On a CPU they are left out (on a
+        # GPU, counting them would stall it).
+        live = (state.depth > 0).nonzero(as_tuple=True)
+        log_probs, _, parameters, observed = self._choose(state.frame[live], state.time[live], live[0], context)
+
+        def spread(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.new_zeros(state.depth.shape + part.shape[1:]).index_put(live, part)
+
+        everywhere = spread(log_probs)
+        assert everywhere is not None
+        procedure = state.frame[..., 0].long()
+        return ProcedureStep(self.tree, everywhere, procedure, spread(parameters), spread(observed))
+
+    def _choose(
+        self, frame: Tensor, time: Tensor, trace: Tensor, context: CallStackContext
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return log-probabilities of the choices, procedures, parameters of arguments, and observed arguments.
+
+        Args:
+            frame: ``[..., 3 + 2 W]``.
+            time: long ``[...]``.
+            trace: long ``[...]``, the row of the context that each frame belongs to.
+            context: leaves ``[B, ...]``.
+        """
         procedure, counter, last = frame[..., 0].long(), frame[..., 1], frame[..., 2].long()
         x = torch.cat(
             [
-                _at_time(context.features, state.time),
+                context.features[trace, time],
                 (counter * self._counts.to(frame.dtype)[procedure]).unsqueeze(-1),
                 F.one_hot(last, len(self.tree.choices)).to(frame.dtype),
                 frame[..., 3:],
@@ -350,8 +404,7 @@ class CallStack(Process):
         )
         if self.posterior:
             assert context.actions is not None
-            action = _at_time(context.actions.unsqueeze(-1), state.time).squeeze(-1)
-            allowed = self.consistent[procedure, action]
+            allowed = self.consistent[procedure, context.actions[trace, time]]
         else:
             allowed = self.available[procedure]
         # A procedure takes at least one step before it returns.
@@ -360,8 +413,8 @@ class CallStack(Process):
         parameters = self.argue(x, procedure) if self.argue is not None else None
         observed = None
         if self.posterior and context.arguments is not None and parameters is not None:
-            observed = _at_time(context.arguments, state.time)
-        return ProcedureStep(self.tree, logits.log_softmax(-1), procedure, parameters, observed)
+            observed = context.arguments[trace, time]
+        return logits.log_softmax(-1), procedure, parameters, observed
 
     def advance(self, state: CallStackState, z: Tensor, context: CallStackContext) -> CallStackState:
         """Algorithm 1: pop on a return, push on a call, let time pass on an action."""
@@ -410,6 +463,9 @@ class CallStack(Process):
         depth = 1 + change.cumsum(1) - change
         live = depth.cummin(1).values > 0
         depth = torch.where(live, depth, 0)
+        # Whatever stands after the end has no say in anything.
+        choice, u = torch.where(live, choice, tree.null), torch.where(live.unsqueeze(-1), u, 0.0)
+        returns, calls = returns & live, calls & live
         acts = live & ~(calls | returns)
         time = (acts.cumsum(1) - acts.long()).clamp(max=context.features.shape[1] - 1)
 
@@ -417,7 +473,7 @@ class CallStack(Process):
         level = torch.arange(tree.depth, device=z.device)  # level l holds the frame at depth l + 1
         on = depth.unsqueeze(-1) == level + 1  # [B, I, L]
         enters = calls.unsqueeze(-1) & (depth.unsqueeze(-1) == level)
-        place = (depth - 1).clamp(min=0).unsqueeze(-1)
+        place = (depth - 1).clamp(0, tree.depth - 1).unsqueeze(-1)
 
         def before(running: Tensor, first: int) -> Tensor:
             """The running value before each step, at the level of its top frame."""
@@ -448,9 +504,7 @@ class CallStack(Process):
 
     def _new_frame(self, procedure: Tensor, argument: Tensor) -> Tensor:
         """A frame that has taken no step."""
-        head = torch.stack(
-            [procedure, torch.zeros_like(procedure), torch.full_like(procedure, self.tree.null)], -1
-        )
+        head = torch.stack([procedure, torch.zeros_like(procedure), torch.full_like(procedure, self.tree.null)], -1)
         return torch.cat([head.to(argument.dtype), argument, torch.zeros_like(argument)], -1)
 
 
@@ -493,10 +547,3 @@ def _gumbel_argmax(logits: Tensor) -> Tensor:
     # The exponential race: argmax of p / Exp(1), in logs. rand never returns 1, so the clamp is for 0 alone.
     noise = torch.rand_like(logits).clamp_min(torch.finfo(logits.dtype).tiny)
     return (logits - (-noise.log()).log()).argmax(-1)
-
-
-def _at_time(x: Tensor, time: Tensor) -> Tensor:
-    """Return ``x[b, time[b]]``, ``[B, C]`` or ``[B, I, C]``, for ``x`` ``[B, T, C]``."""
-    steps = time if time.dim() == 2 else time.unsqueeze(1)
-    taken = x.gather(1, steps.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    return taken if time.dim() == 2 else taken.squeeze(1)

@@ -35,7 +35,7 @@ _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-lm")
 class _Stack(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("procedures", "actions", "choices", "width", "depth", "features")),
-        *((name, ctypes.c_int64) for name in ("times", "inputs", "layers")),
+        *((name, ctypes.c_int64) for name in ("times", "inputs", "layers", "tanh")),
         *((name, ctypes.c_void_p) for name in ("sizes", "weights", "biases", "argue", "argue_bias")),
         ("parameters", ctypes.c_int64),
         ("fields", ctypes.c_int64),
@@ -70,16 +70,17 @@ def available() -> Any:
     return function
 
 
-def walk(
-    process: CallStack, context: CallStackContext, horizon: int, greedy: bool
-) -> tuple[Tensor, Tensor] | None:
+def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bool) -> tuple[Tensor, Tensor] | None:
     """Return call traces ``[B, horizon, 1 + W]`` and their numbers of steps, or None where it cannot.
 
     It walks on a CPU, in single precision, with discrete arguments. A trace that has not ended at the horizon
     counts ``horizon + 1`` steps. Random numbers are seeded from torch's generator.
+
+    Raises:
+        ValueError: naming the trace and the step, where no choice is possible.
     """
     features = context.features
-    if features.device.type != "cpu" or features.dtype != torch.float32 or process.has_rsample:
+    if not _fits(process, context):
         return None
     function = available()
     if function is None:
@@ -106,6 +107,7 @@ def walk(
         times=times,
         inputs=sizes[0],
         layers=len(sizes) - 1,
+        tanh=int(networks.activation == "tanh"),
         sizes=pointer(torch.tensor(sizes)),
         weights=pointer(addresses[0]),
         biases=pointer(addresses[1]),
@@ -127,9 +129,11 @@ def walk(
         ctypes.c_int64(batch),
         ctypes.c_int64(horizon),
         ctypes.c_void_p(pointer(features)),
-        ctypes.c_void_p(pointer(context.task)),
-        ctypes.c_void_p(None if context.actions is None else pointer(context.actions)),
-        ctypes.c_void_p(None if context.arguments is None or argue is None else pointer(context.arguments)),
+        ctypes.c_void_p(pointer(context.task, torch.float32)),
+        ctypes.c_void_p(None if context.actions is None else pointer(context.actions, torch.long)),
+        ctypes.c_void_p(
+            None if context.arguments is None or argue is None else pointer(context.arguments, torch.float32)
+        ),
         ctypes.c_int32(int(greedy)),
         ctypes.c_uint64(seed),
         ctypes.c_int64(max(sizes)),
@@ -137,7 +141,38 @@ def walk(
         ctypes.c_void_p(z.data_ptr()),
         ctypes.c_void_p(steps.data_ptr()),
     )
+    stuck = (steps < 0).nonzero()
+    if len(stuck):
+        row = int(stuck[0])
+        raise ValueError(
+            f"sequence {row}, step {-1 - int(steps[row])}: no choice is possible, because all are masked or the "
+            "networks gave NaN"
+        )
     return z, steps
+
+
+def _fits(process: CallStack, context: CallStackContext) -> bool:
+    """Whether all that the walk reads is there, on a CPU, in single precision; tensor code says what is wrong."""
+    batch, times = context.features.shape[:2]
+    wanted: list[tuple[Tensor | None, tuple[int, ...]]] = [
+        (context.features, (batch, times, process.feature_size)),
+        (context.task, (batch, process.tree.arg_size)),
+    ]
+    if process.posterior:
+        wanted.append((context.actions, (batch, times)))
+        if context.arguments is not None:
+            wanted.append((context.arguments, (batch, times, process.tree.arg_size)))
+    shaped = all(x is not None and x.shape == shape and x.device.type == "cpu" for x, shape in wanted)
+    tensors = [context.features, *process.parameters()]
+    tree = process.tree
+    actions = range(len(tree.procedures), tree.null) if process.posterior and context.arguments is not None else ()
+    discrete = all(
+        field.kind == "onehot"
+        for slot, fields in enumerate(tree.slots)
+        if slot > 0 and slot not in actions
+        for field in fields
+    )
+    return discrete and shaped and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
 
 
 def _processor() -> bytes:

@@ -11,6 +11,7 @@
 typedef struct {
     int64_t procedures, actions, choices, width, depth, features, times, inputs;
     int64_t layers;           /* of the choosing networks */
+    int64_t tanh;             /* their hidden units: tanh, else ReLU */
     const int64_t *sizes;     /* [layers + 1], sizes[0] = inputs */
     const float **weights;    /* layers x [H, in, out] */
     const float **biases;     /* layers x [H, out] */
@@ -47,7 +48,7 @@ static void layer(const float *x, const float *w, const float *b, int64_t in, in
 }
 
 static int64_t draw(const float *logits, int64_t n, int greedy, uint64_t *rng) {
-    int64_t best = 0;
+    int64_t best = -1; /* what remains if all of them are NaN */
     float top = -INFINITY;
     for (int64_t k = 0; k < n; k++) {
         const float value = logits[k] + (greedy ? 0.0f : gumbel(rng));
@@ -57,8 +58,8 @@ static int64_t draw(const float *logits, int64_t n, int greedy, uint64_t *rng) {
 }
 
 /* Walk every row to its end or the horizon. z [B, horizon, 1 + W] must hold zeros. steps [B] receives how many steps
- * were taken, or horizon + 1 where the stack was not empty at the horizon. scratch holds inputs + 2 * widest +
- * parameters + depth * (3 + 2 W) floats. */
+ * were taken, horizon + 1 where the stack was not empty at the horizon, or -1 - i where step i had no possible choice
+ * (all masked, or the logits are NaN). scratch holds inputs + 2 * widest + parameters + depth * (3 + 2 W) floats. */
 void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const float *features, const float *task,
                       const int64_t *actions, const float *arguments, int32_t greedy, uint64_t seed, int64_t widest,
                       float *scratch, float *z, int64_t *steps) {
@@ -68,11 +69,11 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
     float *stack = argue + s->parameters;
     for (int64_t b = 0; b < batch; b++) {
         uint64_t rng = seed + 0xD1B54A32D192ED03ULL * (uint64_t)(b + 1);
-        int64_t depth = 1, time = 0, i = 0;
+        int64_t depth = 1, time = 0, i = 0, stuck = 0;
         for (int64_t f = 0; f < F; f++) stack[f] = 0.0f;
         stack[2] = (float)null;
         for (int64_t f = 0; f < W; f++) stack[3 + f] = task[b * W + f];
-        for (; depth > 0 && i < horizon; i++) {
+        for (; depth > 0 && i < horizon && !stuck; i++) {
             float *frame = stack + (depth - 1) * F, *out = z + (b * horizon + i) * (1 + W);
             const int64_t h = (int64_t)frame[0], last = (int64_t)frame[2];
             /* inputs: context, counter, one-hot h-, u, u- */
@@ -87,7 +88,7 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
                 const int64_t in = s->sizes[l], size = s->sizes[l + 1];
                 layer(from, s->weights[l] + h * in * size, s->biases[l] + h * size, in, size, to);
                 if (l < s->layers - 1)
-                    for (int64_t o = 0; o < size; o++) to[o] = to[o] > 0.0f ? to[o] : 0.0f;
+                    for (int64_t o = 0; o < size; o++) to[o] = s->tanh ? tanhf(to[o]) : to[o] < 0.0f ? 0.0f : to[o]; /* NaN stays */
                 from = to;
                 to = to == even ? odd : even;
             }
@@ -96,12 +97,15 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
             for (int64_t k = 0; k < K; k++)
                 if (!may[k] || (k == null && frame[1] == 0.0f)) from[k] = -1e9f;
             const int64_t choice = draw(from, K, greedy, &rng);
+            if (choice < 0 || !may[choice] || (choice == null && frame[1] == 0.0f)) {
+                stuck = 1 + i;
+                break;
+            }
             out[0] = (float)choice;
             const int is_action = choice >= H && choice < null;
             const int64_t slot = choice == null ? null + h : choice;
-            if (s->posterior && is_action) {
-                if (arguments)
-                    for (int64_t f = 0; f < W; f++) out[1 + f] = arguments[(b * s->times + time) * W + f];
+            if (s->posterior && is_action && arguments) {
+                for (int64_t f = 0; f < W; f++) out[1 + f] = arguments[(b * s->times + time) * W + f];
             } else if (s->argue) {
                 int ready = 0;
                 for (int64_t f = 0; f < s->fields; f++) {
@@ -112,7 +116,9 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
                               s->inputs, s->parameters, argue);
                         ready = 1;
                     }
-                    out[1 + field[2] + draw(argue + field[1], field[3], greedy, &rng)] = 1.0f;
+                    const int64_t value = draw(argue + field[1], field[3], greedy, &rng);
+                    if (value < 0) stuck = 1 + i;
+                    else out[1 + field[2] + value] = 1.0f;
                 }
             }
             /* Algorithm 1 */
@@ -136,6 +142,6 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
                 depth++;
             }
         }
-        steps[b] = depth > 0 ? horizon + 1 : i;
+        steps[b] = stuck ? -stuck : depth > 0 ? horizon + 1 : i;
     }
 }

@@ -66,8 +66,8 @@ class CallTrace:
 
     def intervals(self) -> list[Interval]:
         """When each procedure was on the stack, callers first."""
-        time, found = 0, []
-        stack: list[int] = []
+        time, stack = 0, list[int]()
+        found: list[Interval] = []
 
         def enter(procedure: int) -> None:
             stack.append(len(found))

@@ -51,12 +51,19 @@ class ControlProgram(nn.Module):
         obs_size: width ``O`` of an observation.
         arg_size: width of arguments and return values; checked against the tree, which knows it.
         hidden: hidden layers of each procedure's network.
-        encoder: what the procedures see of an observation: a module ``[..., O] -> [..., C]`` with an attribute
-            ``size`` (``C``); by default the observation itself.
+        activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
+        encoder: what the procedures see of an observation, such as
+            :class:`~pyrocontrol.models.FieldEncoder`: a module ``[..., O] -> [..., C]`` with attributes ``size``
+            (``C``) and ``groups`` (widths that split ``C``); by default the observation itself.
+        sparsity: rate lambda of a sparsity prior on what procedures see, ``exp(-lambda sum_h,g ||W_hg||)`` over
+            the first-layer weights of each procedure h and input group g (a group lasso), in nats of the whole
+            training set.
+        num_traces: size of the training set, against which ``sparsity`` is weighed in a batch.
         horizon: most PHP steps of a trace; by default what the call graph can need.
 
     Raises:
-        ValueError: if the tree cannot be read or ``arg_size`` is not the tree's.
+        ValueError: if the tree cannot be read, ``arg_size`` is not the tree's, or ``sparsity`` lacks
+            ``num_traces``.
 
     Example:
         >>> program = ControlProgram("actions: left, right\\nwalk -> left, right", obs_size=3)
@@ -71,7 +78,10 @@ class ControlProgram(nn.Module):
         arg_size: int | None = None,
         *,
         hidden: Several[int] = (16,),
+        activation: str = "relu",
         encoder: nn.Module | None = None,
+        sparsity: float = 0.0,
+        num_traces: int | None = None,
         horizon: int | None = None,
     ):
         super().__init__()
@@ -80,24 +90,30 @@ class ControlProgram(nn.Module):
             raise ValueError(
                 f"arg_size={arg_size}, but the widest argument or return value of the tree has {self.tree.arg_size}"
             )
+        if sparsity and not num_traces:
+            raise ValueError("sparsity is weighed against the training set: give num_traces")
         self.obs_size, self.hidden, self.horizon = obs_size, tuple(hidden), horizon
+        self.sparsity, self.num_traces = sparsity, num_traces
         self.encoder = nn.Identity() if encoder is None else encoder
         size = obs_size if encoder is None else int(encoder.size)  # type: ignore[arg-type]
-        self.process = CallStack(self.tree, size, hidden=hidden)
+        self.groups = (1,) * size if encoder is None else tuple(encoder.groups)  # type: ignore[arg-type]
+        self.process = CallStack(self.tree, size, hidden=hidden, activation=activation)
 
     # -- the model ----------------------------------------------------------------------------------------------
 
     def model(self, traces: Traces) -> None:
         """Pyro model: ``calls`` from the call stack, ``actions`` as the calls take them, in plate ``traces``.
 
-        Traces whose calls are annotated are observed whole, as ``annotated_calls`` in plate ``annotated_traces``.
+        A sparsity prior is the factor ``sparsity``. Traces whose calls are annotated are observed whole, as ``annotated_calls`` in plate ``annotated_traces``.
         """
         register("program", self)
+        if self.sparsity and self.num_traces:
+            share = len(traces.lengths) / self.num_traces
+            pyro.factor("sparsity", -self.sparsity * share * self.process.group_norms(self.groups).sum())
         unannotated, annotated = split_annotated(traces)
         if annotated is not None and annotated.calls is not None:
             with pyro.plate("annotated_traces", len(annotated.lengths), dim=-1):
-                # Padding is marked by choice -1: any choice will do after the end.
-                pyro.sample("annotated_calls", self.prior(annotated), obs=annotated.calls.clamp(min=0))
+                pyro.sample("annotated_calls", self.prior(annotated), obs=annotated.calls)
         if unannotated is None:
             return
         with pyro.plate("traces", len(unannotated.lengths), dim=-1):
@@ -141,7 +157,8 @@ class ControlProgram(nn.Module):
 
         Raises:
             ValueError: naming trace and step, for another observation width, actions that no procedure can
-                reach, arguments of the wrong kind, or a horizon too short.
+                reach, arguments of the wrong kind, annotated calls that no call stack can take or that do not take
+                the trace's actions, or a horizon too short.
         """
         if traces.observations.shape[-1] != self.obs_size:
             raise ValueError(
@@ -150,7 +167,9 @@ class ControlProgram(nn.Module):
             )
         self.tree.check(traces)
         if self.horizon is not None:
-            needed = self.tree.max_steps(0) + traces.lengths - 1
+            needed = self.tree.least_steps(traces.actions)
+            if traces.calls is not None:
+                needed = torch.maximum(needed, (traces.calls[..., 0] >= 0).sum(1))
             short = (needed > self.horizon).nonzero()
             if len(short):
                 trace = int(short[0, 0])
@@ -158,10 +177,48 @@ class ControlProgram(nn.Module):
                     f"trace {trace}: the horizon of {self.horizon} PHP steps is too short, "
                     f"its {int(traces.lengths[trace]) - 1} actions need at least {int(needed[trace])}"
                 )
+        if traces.calls is not None:
+            self._check_calls(traces, traces.calls)
+
+    def _check_calls(self, traces: Traces, calls: Tensor) -> None:
+        """Refuse annotated calls that no call stack can take, or that take other actions than the trace's."""
+        tree = self.tree
+        if calls.shape[-1] != 1 + tree.arg_size:
+            raise ValueError(
+                f"annotated calls of this tree have width {1 + tree.arg_size}, the traces' have {calls.shape[-1]}"
+            )
+        calls = F.pad(calls, (0, 0, 0, 1), value=-1.0)  # one step more, by which the stack must be empty
+        choice, annotated = calls[..., 0].long(), calls[:, :1, 0] >= 0
+
+        def refuse(bad: Tensor, what: str, unit: str = "call") -> None:
+            bad = bad & annotated
+            if bad.any():
+                trace, step = bad.nonzero()[0].tolist()
+                raise ValueError(f"trace {trace}, {unit} {step}: {what}")
+
+        refuse(choice > tree.null, f"an annotated choice outside 0..{tree.null}")
+        calls = torch.cat([calls[..., :1].clamp(min=0), calls[..., 1:]], -1)
+        context = CallStackContext(
+            calls.new_zeros(*traces.actions.shape, 0), self.root_argument(traces.task).to(calls.dtype)
+        )
+        state, live = self.process.unroll(calls, context)
+        allowed = tree.available.to(choice.device)[state.frame[..., 0].long(), choice.clamp(min=0)]
+        early = (choice == tree.null) & (state.frame[..., 1] == 0)
+        refuse(live & (choice >= 0) & ~allowed, "the annotated choice is not among those of the running procedure")
+        refuse(live & early, "an annotated procedure returns before it has done anything")
+        refuse(live & (choice < 0), "the annotated calls stop before the root returns")
+        refuse(~live & (choice >= 0), "an annotated call after the root has returned")
+        taken = self.actions(calls, traces.actions.shape[1])
+        refuse(taken != traces.actions, "the annotated calls do not take the trace's action", "step")
+        acts = live & (choice >= len(tree.procedures)) & (choice < tree.null)
+        given = F.pad(traces.arguments, (0, tree.arg_size - traces.arguments.shape[-1]))
+        given = given.gather(1, state.time.unsqueeze(-1).expand(-1, -1, tree.arg_size))
+        refuse(acts & (given != calls[..., 1:]).any(-1), "the annotated argument is not that of the trace's action")
 
     def signature(self) -> str:
         """Return what a checkpoint must share with this program to fit it."""
-        return f"ControlProgram(obs_size={self.obs_size}, hidden={self.hidden})\n{self.tree}"
+        networks = f"hidden={self.hidden}, {self.process.choose.activation}, encoder={self.encoder}"
+        return f"ControlProgram(obs_size={self.obs_size}, {networks})\n{self.tree}"
 
     # -- the policy ---------------------------------------------------------------------------------------------
 
@@ -192,7 +249,8 @@ class ControlProgram(nn.Module):
         Args:
             env: a Gymnasium environment with vector observations. If it has ``encode_action(index, argument)``,
                 that gives its action, else the action's number is passed. The null action is passed on when the
-                program returns, if the environment's action space has room for it.
+                program returns, if there is an ``encode_action`` or a discrete action space with one action more
+                than the tree.
             task: the root's argument u_0; by default ``info["task"]`` of the reset.
             greedy: take the likeliest choice at every step, or sample.
             seed: of the environment's reset.
@@ -202,18 +260,20 @@ class ControlProgram(nn.Module):
         Raises:
             ValueError: for observations of the wrong width or not finite, or a task of the wrong width.
         """
-        device = self.process.available.device
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        weight = self.process.choose.weights[0]
         observation, info = env.reset(seed=seed, options=options)
-        if task is None:
-            task = torch.as_tensor(info.get("task", ()), dtype=torch.get_default_dtype())
-        task = task.to(device).reshape(1, -1)
+        task = torch.as_tensor(info.get("task", ()) if task is None else task)
+        task = task.to(weight.device, weight.dtype).reshape(1, -1)
         declared = sum(field.size for field in self.tree.root.argument)
         if task.shape[1] != declared:
             raise ValueError(f"the root takes an argument of width {declared}, the task has width {task.shape[1]}")
-        base = env.unwrapped
-        encode = getattr(base, "encode_action", None)
+        encode = getattr(env.unwrapped, "encode_action", None)
+        space = env.action_space
+        ends = encode is not None or getattr(space, "n", None) == len(self.tree.actions) + 1
         procedures, null = len(self.tree.procedures), self.tree.null
-        context = CallStackContext(self._features(observation, device), self.root_argument(task))
+        context = CallStackContext(self._features(observation, weight), self.root_argument(task))
         state = self.process.initial(context)
         steps, actions, total, ended = [], [], 0.0, False
         for _ in range(max_steps):
@@ -228,11 +288,11 @@ class ControlProgram(nn.Module):
                 action = encode(number, z[0, 1:].cpu().numpy()) if encode is not None else number
                 if not finished:
                     actions.append(number)
-                if not finished or encode is not None:
+                if not finished or ends:
                     observation, reward, terminated, truncated, info = env.step(action)
                     total += float(reward)
                     ended = bool(terminated or truncated)
-                    context = context._replace(features=self._features(observation, device))
+                    context = context._replace(features=self._features(observation, weight))
                     # The context holds the current observation alone, as its time 0.
                     state = state._replace(time=torch.zeros_like(state.time))
             if finished or ended:
@@ -244,8 +304,8 @@ class ControlProgram(nn.Module):
         """Greedy calls ``[B, I, 1 + W]`` on the traces' observations; a program gone astray stops at the horizon."""
         return self.prior(traces).greedy()
 
-    def _features(self, observation: Any, device: torch.device) -> Tensor:
-        x = torch.as_tensor(observation, dtype=torch.get_default_dtype(), device=device).reshape(1, 1, -1)
+    def _features(self, observation: Any, like: Tensor) -> Tensor:
+        x = torch.as_tensor(observation, dtype=like.dtype, device=like.device).reshape(1, 1, -1)
         if x.shape[-1] != self.obs_size:
             raise ValueError(f"the program takes observations of width {self.obs_size}, got {x.shape[-1]}")
         if not bool(x.isfinite().all()):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Action", "Field", "Procedure", "ProcedureTree"]
 
 _KINDS = ("onehot", "real")
+_RESERVED = ("actions", "counts", "return", "returns")  # words of the text form
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Field:
     size: int
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w+", self.name):
+            raise ValueError(f"{self.name!r} cannot be the name of a field")
         if self.kind not in _KINDS:
             raise ValueError(f"field {self.name!r}: kind must be one of {', '.join(_KINDS)}, got {self.kind!r}")
         if self.size < 1 or (self.kind == "onehot" and self.size < 2):
@@ -112,9 +115,7 @@ class ProcedureTree:
         True
     """
 
-    def __init__(
-        self, procedures: Sequence[Procedure], actions: Sequence[Action], *, max_depth: int | None = None
-    ):
+    def __init__(self, procedures: Sequence[Procedure], actions: Sequence[Action], *, max_depth: int | None = None):
         self.procedures = tuple(procedures)
         self.actions = tuple(actions)
         self._index = self._names()
@@ -201,9 +202,31 @@ class ProcedureTree:
     def max_steps(self, actions: int) -> int:
         """Return the most PHP steps of a call trace that takes ``actions`` actions and then returns to the end.
 
-        Between two actions at most ``depth - 1`` frames are left and as many entered.
+        A procedure that is called takes an action, or calls one that does, before it returns. So between two
+        actions at most ``depth - 1`` frames are left and then as many entered; a chain of procedures attains this.
         """
-        return actions * (2 * self.depth - 1) + self.depth
+        return actions * (2 * self.depth - 1) + 1
+
+    def least_steps(self, actions: Tensor) -> Tensor:
+        """Return a number of PHP steps that every call trace with these actions needs.
+
+        Args:
+            actions: long ``[B, T]``, ended and padded by null, as in :class:`Traces`.
+
+        Returns:
+            Long ``[B]``: the actions, a call and a return for every frame on the way to the deepest one, and the
+            root's return.
+        """
+        h, a = len(self.procedures), len(self.actions)
+        frames = torch.full((h,), h + 1)  # the fewest frames from the root's to that of each procedure
+        frames[0] = 1
+        for procedure in self._order:
+            children = self.available[procedure, :h]
+            frames[children] = frames[children].clamp(max=int(frames[procedure]) + 1)
+        takes = self.available[:, h : h + a]
+        nearest = torch.where(takes, frames.unsqueeze(1), h + 1).min(0).values
+        nearest = torch.cat([nearest, nearest.new_ones(1)]).to(actions.device)
+        return (actions < a).sum(1) + 2 * (nearest[actions].max(1).values - 1) + 1
 
     def index(self, name: str) -> int:
         """Return the number of a procedure or action among the choices."""
@@ -254,7 +277,7 @@ class ProcedureTree:
 
         Raises:
             ValueError: naming trace and step, for another number of actions, an action that the root cannot
-                reach, or arguments of the wrong width or kind.
+                reach, or a task or arguments of the wrong width or kind.
         """
         if traces.num_actions != len(self.actions):
             raise ValueError(f"the traces have {traces.num_actions} actions, the tree has {len(self.actions)}")
@@ -269,6 +292,14 @@ class ProcedureTree:
             trace, step = bad.nonzero()[0].tolist()
             name = self.actions[int(traces.actions[trace, step])].name
             raise ValueError(f"trace {trace}, step {step}: no procedure can reach the action {name!r}")
+        for field, part in _parts(self.root.argument):
+            wrong = ~_holds(field, traces.task[:, part])
+            if wrong.any():
+                trace = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"trace {trace}: the argument of the root {self.root.name!r} must hold {field}, "
+                    f"got {traces.task[trace, part].tolist()}"
+                )
         self._check_arguments(traces)
 
     def _check_arguments(self, traces: Traces) -> None:
@@ -281,11 +312,7 @@ class ProcedureTree:
             rows = traces.actions == a
             for field, part in _parts(action.argument):
                 values = traces.arguments[..., part]
-                if field.kind == "onehot":
-                    valid = ((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1)
-                else:
-                    valid = values.isfinite().all(-1)
-                bad = rows & ~valid
+                bad = rows & ~_holds(field, values)
                 if bad.any():
                     trace, step = bad.nonzero()[0].tolist()
                     raise ValueError(
@@ -299,8 +326,9 @@ class ProcedureTree:
         if not self.actions:
             raise ValueError("a tree needs at least one action")
         index: dict[str, int] = {}
-        for number, item in enumerate((*self.procedures, *self.actions)):
-            if not re.fullmatch(r"\w+", item.name) or item.name in ("return", "actions"):
+        named: tuple[Procedure | Action, ...] = (*self.procedures, *self.actions)
+        for number, item in enumerate(named):
+            if not re.fullmatch(r"\w+", item.name) or item.name in _RESERVED:
                 raise ValueError(f"{item.name!r} cannot be a name")
             if item.name in index:
                 raise ValueError(f"duplicate name {item.name!r}")
@@ -315,9 +343,7 @@ class ProcedureTree:
 
     def _check_graph(self) -> int:
         """Check the graph; return the deepest stack. ``_order`` is left with callers before callees."""
-        children = {
-            p.name: [c for c in p.calls if self._index[c] < len(self.procedures)] for p in self.procedures
-        }
+        children = {p.name: [c for c in p.calls if self._index[c] < len(self.procedures)] for p in self.procedures}
         finished: list[str] = []
         depth: dict[str, int] = {}
 
@@ -352,6 +378,13 @@ def _parts(fields: Iterable[Field]) -> list[tuple[Field, slice]]:
     return parts
 
 
+def _holds(field: Field, values: Tensor) -> Tensor:
+    """Which rows ``[..., size]`` are values of the field."""
+    if field.kind == "onehot":
+        return ((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1)
+    return values.isfinite().all(-1)
+
+
 def _split(text: str) -> list[str]:
     """Split at commas outside parentheses."""
     return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
@@ -381,6 +414,8 @@ def _parse_procedure(line: str) -> Procedure:
     counts = bool(re.search(r"\bcounts\s*$", head))
     name, argument = _parse_head(re.sub(r"\bcounts\s*$", "", head))
     body, *returns = re.split(r"\breturns\b", body)
+    if len(returns) > 1:
+        raise ValueError("a procedure has one list of returns")
     fields = _parse_fields(returns[0].strip().removeprefix("(").removesuffix(")")) if returns else ()
     calls = tuple(_split(body))
     if not calls:

@@ -107,7 +107,8 @@ class Process(nn.Module):
                 live = live & self.live(state, context)
             states.append(state)
             lives.append(live)
-            state = _select(live, self.advance(state, z[:, i], context), state, self.terminates)
+            value = _fill_dead(self, z[:, i], live)
+            state = _select(live, self.advance(state, value, context), state, self.terminates)
         stacked = pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *states)
         return stacked, torch.stack(lives, 1)
 
@@ -131,6 +132,11 @@ def _select(keep: Tensor, new: State, old: State, needed: bool) -> State:
     return pytree.tree_map(lambda n, o: torch.where(_trailing(keep, n), n, o), new, old)
 
 
+def _fill_dead(process: Process, z: Tensor, live: Tensor) -> Tensor:
+    """Replace whatever stands after the end, so that not even a NaN there reaches a gradient."""
+    return z.masked_fill(~_trailing(live, z), process.padding) if process.terminates else z
+
+
 def _trailing(flag: Tensor, like: Tensor) -> Tensor:
     return flag.reshape(flag.shape + (1,) * (like.dim() - flag.dim()))
 
@@ -149,7 +155,7 @@ def _take_steps(
         if process.terminates:
             live = process.live(state, context)
             lives.append(live)
-            z = torch.where(_trailing(live, z), z, process.padding)
+            z = _fill_dead(process, z, live)
             state = _select(live, process.advance(state, z, context), state, True)
         else:
             state = process.advance(state, z, context)
@@ -208,7 +214,7 @@ class Sequence(TorchDistribution):
                     f"one has shape {tuple(leaf.shape)}"
                 )
         self.process, self.context, self.horizon = process, context, horizon
-        self._memo: tuple[Tensor, Steps] | None = None
+        self._memo: tuple[Tensor, Any, Steps] | None = None
         self._flat: Context | None = None
         super().__init__(batch_shape, torch.Size((horizon,)) + process.event_shape, validate_args=validate_args)
 
@@ -220,7 +226,8 @@ class Sequence(TorchDistribution):
     @property
     def support(self) -> constraints.Constraint:
         """Every step's value lies in the support of the process."""
-        return constraints.independent(self.process.support, len(self.event_shape))
+        support = self.process.support
+        return constraints.independent(support, len(self.event_shape) - support.event_dim)
 
     def expand(self, batch_shape: torch.Size, _instance: Sequence | None = None) -> Sequence:
         """Return the same distribution for a larger batch, leading dimensions added or broadcast."""
@@ -228,18 +235,18 @@ class Sequence(TorchDistribution):
         if batch_shape == self.batch_shape:
             return self
         old = len(self.batch_shape)
-        context = pytree.tree_map_only(
-            Tensor, lambda leaf: leaf.expand(batch_shape + leaf.shape[old:]), self.context
-        )
-        return Sequence(
-            self.process, context, self.horizon, batch_shape=batch_shape, validate_args=self._validate_args
-        )
+        context = pytree.tree_map_only(Tensor, lambda leaf: leaf.expand(batch_shape + leaf.shape[old:]), self.context)
+        return Sequence(self.process, context, self.horizon, batch_shape=batch_shape, validate_args=self._validate_args)
 
     def to(self, device: torch.device | str) -> Sequence:
         """Return the same distribution with its context on ``device`` (move the process like any module)."""
         context = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), self.context)
         return Sequence(
-            self.process, context, self.horizon, batch_shape=self.batch_shape, validate_args=self._validate_args
+            self.process,
+            context,
+            self.horizon,
+            batch_shape=self.batch_shape,
+            validate_args=self._validate_args,
         )
 
     # -- sampling ---------------------------------------------------------------------------------------------
@@ -298,19 +305,26 @@ class Sequence(TorchDistribution):
     def steps(self, z: Tensor, like: Sequence | None = None) -> Steps:
         """Return all steps along ``z`` ``batch_shape + [I, ...]``, on one flat batch dimension.
 
-        With ``like``, a sequence over the same states, its unrolling of ``z`` is used again. The last result is
-        remembered, so that scoring a value and taking its KL evaluate the conditionals once.
+        With ``like``, a sequence over the same states, its unrolling of ``z`` is used again where it is remembered.
         """
-        if self._memo is not None and self._memo[0] is z:
-            return self._memo[1]
         context = self._flat_context()
-        if like is not None and self.process.same_states(like.process) and like._memo is not None:
-            state, live = like._memo[1].state, like._memo[1].live
+        known = like._remembered(z) if like is not None and self.process.same_states(like.process) else None
+        if known is not None:
+            state, live = known.state, known.live
         else:
             state, live = self.process.unroll(self._flatten(z), context)
         result = Steps(state, live, self.process.conditional(state, context))
-        self._memo = (z, result)
+        self._memo = None if z.is_inference() else (z, self._stamp(z), result)
         return result
+
+    def _remembered(self, z: Tensor) -> Steps | None:
+        """The last result, if it is of this value and nothing that it came from has changed since."""
+        memo = self._memo
+        return memo[2] if memo is not None and memo[0] is z and memo[1] == self._stamp(z) else None
+
+    def _stamp(self, z: Tensor) -> Any:
+        versions = [p._version for p in self.process.parameters() if not p.is_inference()]
+        return torch.is_grad_enabled(), z._version, versions
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ``sum_i log p(z_i | z_<i, context)``, shape ``batch_shape`` (nats)."""
@@ -329,8 +343,11 @@ class Sequence(TorchDistribution):
             NotImplementedError: if no closed form is registered for the two conditionals.
         """
         mine, z = self._for(z)
-        steps = mine.steps(z)
+        # An ELBO scores a value and then takes its KL: that evaluates the conditionals once. Once only, because a
+        # graph that is used again may have been freed by then.
+        steps = mine._remembered(z) or mine.steps(z)
         theirs = other.expand(mine.batch_shape).steps(z, like=mine)
+        mine._memo = None
         return mine._masked(kl_divergence(steps.conditional, theirs.conditional), steps.live)
 
     def step_score_parts(self, z: Tensor) -> ScoreParts:
@@ -341,7 +358,7 @@ class Sequence(TorchDistribution):
         """
         mine, z = self._for(z)
         steps = mine.steps(z)
-        flat = mine._flatten(z)
+        flat = _fill_dead(self.process, mine._flatten(z), steps.live)
         if self.has_rsample:
             parts = steps.conditional.score_parts(flat)
         else:
@@ -363,7 +380,9 @@ class Sequence(TorchDistribution):
         if self._flat is None:
             rank = len(self.batch_shape)
             self._flat = pytree.tree_map_only(
-                Tensor, lambda leaf: leaf.reshape((-1,) + leaf.shape[rank:]), self.context
+                Tensor,
+                lambda leaf: leaf.reshape((self.batch_shape.numel(),) + leaf.shape[rank:]),
+                self.context,
             )
         return self._flat
 
@@ -375,22 +394,26 @@ class Sequence(TorchDistribution):
 
     def _for(self, z: Tensor) -> tuple[Sequence, Tensor]:
         """This distribution and ``z``, broadcast to one batch shape."""
+        if self._validate_args:
+            self._validate_sample(z)
         rank = len(self.event_shape)
         batch = z.shape[: z.dim() - rank]
         mine = self
         if batch != self.batch_shape:
             batch = torch.broadcast_shapes(batch, self.batch_shape)
             mine, z = self.expand(batch), z.expand(batch + z.shape[z.dim() - rank :])
-        if self._validate_args:
-            mine._validate_sample(z)
         return mine, z
 
     def _validate_sample(self, value: Tensor) -> None:
         rank = len(self.event_shape)
-        event = value.shape[value.dim() - rank :] if value.dim() >= rank else ()
+        event = value.shape[-rank:] if value.dim() >= rank else ()
         steps = event[0] if event else 0
         fits = 1 <= steps <= self.horizon if self.process.terminates else steps == self.horizon
-        if not fits or event[1:] != self.process.event_shape or value.shape[: value.dim() - rank] != self.batch_shape:
+        try:
+            torch.broadcast_shapes(value.shape[: max(value.dim() - rank, 0)], self.batch_shape)
+        except RuntimeError:
+            fits = False
+        if not fits or event[1:] != self.process.event_shape:
             most = "at most " if self.process.terminates else ""
             raise ValueError(
                 f"a value of this sequence has shape {tuple(self.batch_shape)} + [{most}{self.horizon}] + "

@@ -81,9 +81,7 @@ class RecurrentController(nn.Module):
             found["task_size"] = (traces.task.shape[-1], self.task_size)
         for name, (given, expected) in found.items():
             if given != expected:
-                raise ValueError(
-                    f"the demonstrations have {name} {given}, the recurrent controller {expected}"
-                )
+                raise ValueError(f"the demonstrations have {name} {given}, the recurrent controller {expected}")
 
     def signature(self) -> str:
         """One line that two controllers share exactly when they can share weights."""
@@ -115,9 +113,7 @@ class RecurrentController(nn.Module):
         logits = self.logits(traces)
         live = torch.arange(logits.shape[1], device=logits.device) < traces.lengths.unsqueeze(1)
         with pyro.plate("traces", logits.shape[0], dim=-1):
-            return pyro.sample(
-                "actions", dist.Categorical(logits=logits).mask(live).to_event(1), obs=traces.actions
-            )
+            return pyro.sample("actions", dist.Categorical(logits=logits).mask(live).to_event(1), obs=traces.actions)
 
     def forward(self, traces: Traces) -> Tensor:
         """Same as `model`."""
@@ -129,7 +125,5 @@ class RecurrentController(nn.Module):
     @torch.no_grad()
     def greedy_actions(self, traces: Traces) -> Tensor:
         """`[B, T]` long: the likeliest action at each step given the trace's past; null in the padding."""
-        live = torch.arange(traces.actions.shape[1], device=traces.actions.device) < traces.lengths.unsqueeze(
-            1
-        )
+        live = torch.arange(traces.actions.shape[1], device=traces.actions.device) < traces.lengths.unsqueeze(1)
         return torch.where(live, self.logits(traces).argmax(-1), self.num_actions)

@@ -69,9 +69,7 @@ def _check_results(results: dict[str, Any]) -> None:
     seen = set()
     for row in results["rows"]:
         _check_row(row)
-        key = json.dumps(
-            [row[name] for name in ("method", "task", "setting", "seed", "metric")], sort_keys=True
-        )
+        key = json.dumps([row[name] for name in ("method", "task", "setting", "seed", "metric")], sort_keys=True)
         assert key not in seen, f"two rows for {key}"
         seen.add(key)
 

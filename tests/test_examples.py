@@ -39,6 +39,8 @@ def test_example(
             sys.executable,
             "-W",
             "error",
+            "-W",
+            "ignore:no C compiler was found",
             str(ROOT / "examples" / example),
             *arguments,
             "--out",

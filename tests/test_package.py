@@ -33,9 +33,7 @@ MAY_IMPORT = {
 }
 
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-MODULES = {
-    ".".join(("pyrocontrol", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES
-}
+MODULES = {".".join(("pyrocontrol", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}
 
 
 def import_module(name: str) -> ModuleType:
@@ -90,14 +88,8 @@ assert Distribution._validate_args is {validate}
 
 def test_every_module_is_loaded_once() -> None:
     """A room that is loaded under a second name would register its environments and KL terms twice."""
-    files = [
-        Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))
-    ]
-    ours = [
-        path
-        for path in files
-        if path == ROOT / "__init__.py" or path.parent in {ROOT / room for room in ROOMS}
-    ]
+    files = [Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+    ours = [path for path in files if path == ROOT / "__init__.py" or path.parent in {ROOT / room for room in ROOMS}]
     assert ours and len(ours) == len(set(ours))
 
 
@@ -235,9 +227,7 @@ RESULTS = {"name": "a", "command": "b", "revision": "c", "machine": "d", "versio
         [ROW | {"note": "two"}],
     ],
 )
-def test_common_form_of_results_is_checked(
-    check_results: Callable[[dict[str, Any]], None], rows: list[Any]
-) -> None:
+def test_common_form_of_results_is_checked(check_results: Callable[[dict[str, Any]], None], rows: list[Any]) -> None:
     check_results(RESULTS | {"rows": [ROW, ROW | {"seed": 1}]})
     with pytest.raises(AssertionError):
         check_results(RESULTS | {"rows": rows})
@@ -274,9 +264,8 @@ def test_wheel_of_the_sdist_imports_and_holds_only_the_rooms(tmp_path: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(tmp_path / "site")
-    assert files == {f"pyrocontrol/{path}" for path in (*FILES, "__init__.py", "py.typed")}
+    sources = {path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.c")}
+    assert files == {f"pyrocontrol/{path}" for path in (*FILES, *sources, "__init__.py", "py.typed")}
 
-    where = run_python(
-        "-c", "import pyrocontrol; print(pyrocontrol.__file__)", PYTHONPATH=str(tmp_path / "site")
-    )
+    where = run_python("-c", "import pyrocontrol; print(pyrocontrol.__file__)", PYTHONPATH=str(tmp_path / "site"))
     assert Path(where.strip()) == tmp_path / "site" / "pyrocontrol" / "__init__.py"

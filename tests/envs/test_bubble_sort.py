@@ -17,9 +17,7 @@ NAMES = {False: "pyrocontrol/BubbleSort-v0", True: "pyrocontrol/BubbleSortMove-v
 def random_lists(count: int, longest: int = 12) -> list[list[int]]:
     """Lists of every length from 2, ties included."""
     generator = np.random.default_rng(0)
-    lists = [
-        generator.integers(0, 10, size=int(generator.integers(2, longest + 1))).tolist() for _ in range(count)
-    ]
+    lists = [generator.integers(0, 10, size=int(generator.integers(2, longest + 1))).tolist() for _ in range(count)]
     return [
         *lists,
         [3, 3],
@@ -38,9 +36,7 @@ def inversions(values: list[int]) -> int:
 def names(tree: str) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """Procedures, actions and, per procedure, what it may do: a small reader of the text form."""
     first, *lines = tree.splitlines()
-    actions = [
-        item.split("(")[0].strip() for item in first.removeprefix("actions:").replace(", d", " d").split(",")
-    ]
+    actions = [item.split("(")[0].strip() for item in first.removeprefix("actions:").replace(", d", " d").split(",")]
     may = {line.split("(")[0].split()[0]: line.split("->")[1].replace(" ", "").split(",") for line in lines}
     return list(may), actions, may
 
@@ -196,9 +192,7 @@ def test_demonstrations_are_reproducible_nested_and_apart() -> None:
     assert torch.equal(whole[:8].observations, part.observations)
     assert torch.equal(whole[:8].actions, part.actions)
     first = [demonstrations(30, 7, stream=stream, min_length=9) for stream in ("train", "validation", "test")]
-    seen = {
-        observations.numpy().tobytes() for traces in first for observations in traces.observations[:, :60]
-    }
+    seen = {observations.numpy().tobytes() for traces in first for observations in traces.observations[:, :60]}
     assert len(seen) == 90
 
 

@@ -332,9 +332,7 @@ def test_evaluations_come_at_their_steps_and_the_end_and_do_not_change_the_train
     plain.fit(10)
     expected = plain.state()
     evaluated = Pair()
-    result = evaluated.fit(
-        10, tmp_path, evaluate=lambda step: {"score": step + 0 * np.random.rand()}, evaluate_every=4
-    )
+    result = evaluated.fit(10, tmp_path, evaluate=lambda step: {"score": step + 0 * np.random.rand()}, evaluate_every=4)
     assert result.evaluations == [(4, {"score": 4.0}), (8, {"score": 8.0}), (10, {"score": 10.0})]
     assert_same(expected, evaluated.state())
     assert Pair().fit(10, tmp_path, evaluate=lambda step: {"score": -1.0}) == result
@@ -490,9 +488,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_changes(tmp_path):
     saved = path.read_bytes()
     other = Pair(kind="other")
     before = other.state()
-    with pytest.raises(
-        ValueError, match=r"another model: its Chain is\nchain plain\nand this one is\nchain other"
-    ):
+    with pytest.raises(ValueError, match=r"another model: its Chain is\nchain plain\nand this one is\nchain other"):
         other.fit(6, tmp_path)
     wide = Chain(width=5)
     guide = Guide()

@@ -1,0 +1,653 @@
+"""One set of laws that every process obeys, and what sequences do inside Pyro."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+from torch.distributions import constraints, kl_divergence
+from torch.utils import _pytree as pytree
+
+from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE
+from pyrocontrol.inference import StepwiseKL_ELBO
+from pyrocontrol.models import CallStack, CallStackContext, ProcedureTree, Process, Sequence
+
+REAL_TREE = """\
+actions: left, right, push(force: real[1])
+main(goal: real[2]) counts -> reach, push
+reach(target: real[2]) counts -> left, right, probe returns (error: real[1])
+probe(side: onehot[2]) -> left, right, push returns (seen: onehot[2])
+"""
+BATCH = 3
+
+
+class Features(NamedTuple):
+    """Context of the small processes: numbers a row, and the step at which a terminating one must stop."""
+
+    x: Tensor
+    limit: Tensor
+
+
+class Chain(Process):
+    """A Markov chain on three states, which the context biases."""
+
+    support = constraints.integer_interval(0, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(3, 3))
+        self.weight = nn.Parameter(torch.randn(2, 3))
+
+    def initial(self, context: Features) -> Tensor:
+        return context.x.new_zeros(len(context.x), dtype=torch.long)
+
+    def conditional(self, state: Tensor, context: Features) -> dist.Categorical:
+        bias = context.x @ self.weight
+        return dist.Categorical(logits=self.table[state] + (bias.unsqueeze(1) if state.dim() == 2 else bias))
+
+    def advance(self, state: Tensor, z: Tensor, context: Features) -> Tensor:
+        return z
+
+
+class ParallelChain(Chain):
+    """The same, its states read off the sequence at once."""
+
+    def unroll(self, z: Tensor, context: Features) -> tuple[Tensor, Tensor]:
+        states = torch.cat([self.initial(context).unsqueeze(1), z[:, :-1]], 1)
+        return states, torch.ones_like(z, dtype=torch.bool)
+
+
+class Drift(Process):
+    """A reparametrised Gaussian chain whose state is a NamedTuple's worth of two tensors."""
+
+    has_rsample = True
+    event_shape = torch.Size((2,))
+    support = constraints.real_vector
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.randn(2, 2) / 2)
+        self.log_scale = nn.Parameter(torch.randn(2) / 4)
+
+    def initial(self, context: Features) -> dict[str, Tensor]:
+        return {"place": context.x, "clock": context.x.new_zeros(len(context.x))}
+
+    def conditional(self, state: dict[str, Tensor], context: Features) -> dist.TorchDistribution:
+        place, clock = state["place"], state["clock"].unsqueeze(-1)
+        return dist.Normal(place @ self.rate + clock / 10, self.log_scale.exp().expand_as(place)).to_event(1)
+
+    def advance(self, state: dict[str, Tensor], z: Tensor, context: Features) -> dict[str, Tensor]:
+        return {"place": z.tanh(), "clock": state["clock"] + 1}
+
+
+class Dice(Process):
+    """Rolls until face 0, which becomes certain at the context's limit."""
+
+    terminates = True
+    support = constraints.integer_interval(0, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(3) / 2)
+
+    def initial(self, context: Features) -> Tensor:
+        return context.x.new_zeros(len(context.x), 2)  # rolls, and whether face 0 fell
+
+    def conditional(self, state: Tensor, context: Features) -> dist.Categorical:
+        limit = context.limit.unsqueeze(1) if state.dim() == 3 else context.limit
+        sure = (state[..., 0] >= limit - 1).unsqueeze(-1)
+        bias = context.x if state.dim() == 2 else context.x.unsqueeze(1)
+        logits = self.logits + nn.functional.pad(bias, (0, 1))
+        return dist.Categorical(logits=torch.where(sure, logits.new_tensor([0.0, -1e9, -1e9]), logits))
+
+    def advance(self, state: Tensor, z: Tensor, context: Features) -> Tensor:
+        return torch.stack([state[:, 0] + 1, (z == 0).to(state.dtype)], -1)
+
+    def live(self, state: Tensor, context: Features) -> Tensor:
+        return state[:, 1] == 0
+
+
+class Decay(Process):
+    """A reparametrised process that ends when a positive value falls below a half."""
+
+    terminates, has_rsample, padding = True, True, 0.25
+    support = constraints.positive
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.rand(2) / 4)
+
+    def initial(self, context: Features) -> Tensor:
+        return 1 + context.x[:, 0].abs()
+
+    def conditional(self, state: Tensor, context: Features) -> dist.LogNormal:
+        return dist.LogNormal(state.log() - 0.5 - self.rate[0], 0.1 + self.rate[1].expand_as(state))
+
+    def advance(self, state: Tensor, z: Tensor, context: Features) -> Tensor:
+        return z
+
+    def live(self, state: Tensor, context: Features) -> Tensor:
+        return state > 0.5
+
+
+class Case(NamedTuple):
+    """A process, another with the same states, a context of three rows, and a horizon."""
+
+    process: Process
+    other: Process
+    context: Any
+    horizon: int
+
+    def sequence(self, process: Process | None = None, **options: Any) -> Sequence:
+        return Sequence(process or self.process, self.context, self.horizon, **options)
+
+
+def features(dtype: torch.dtype) -> Features:
+    return Features(torch.randn(BATCH, 2, dtype=dtype), torch.tensor([4, 2, 6]))
+
+
+def small(kind: type[Process], horizon: int) -> Callable[[torch.dtype], Case]:
+    def make(dtype: torch.dtype) -> Case:
+        return Case(kind().to(dtype), kind().to(dtype), features(dtype), horizon)
+
+    return make
+
+
+def stack_context(tree: ProcedureTree, times: int, width: int, dtype: torch.dtype) -> CallStackContext:
+    """Random features, task, and actions of lengths 1, 2, ... within the tree's reach."""
+    reach = tree.reachable[0].nonzero()[:, 0]
+    actions = reach[torch.randint(len(reach), (BATCH, times))]
+    actions[torch.arange(times) >= (1 + torch.arange(BATCH) * (times - 2) // 2).unsqueeze(1)] = len(tree.actions)
+    arguments = torch.zeros(BATCH, times, tree.arg_size, dtype=dtype)
+    for a, action in enumerate(tree.actions):
+        place = 0
+        for field in action.argument:
+            rows = (actions == a).nonzero(as_tuple=True)
+            arguments[(*rows, torch.full_like(rows[0], place))] = 1.0  # a one-hot, or the real number 1
+            place += field.size
+    task = torch.zeros(BATCH, tree.arg_size, dtype=dtype)
+    task[:, : sum(f.size for f in tree.root.argument)] = 0.5
+    return CallStackContext(torch.randn(BATCH, times, width, dtype=dtype), task, actions, arguments)
+
+
+def stack(text: str, posterior: bool, native: bool = True) -> Callable[[torch.dtype], Case]:
+    def make(dtype: torch.dtype) -> Case:
+        tree = ProcedureTree.parse(text)
+        context = stack_context(tree, 5, 4, dtype)
+        pair = [CallStack(tree, 4, hidden=(5,), posterior=posterior) for _ in range(2)]
+        for process in pair:
+            process.native = native
+            with torch.no_grad():
+                for parameter in process.parameters():
+                    parameter.mul_(1.5)
+                process.choose.biases[-1][:, tree.null] += 2.0  # so that the prior soon returns
+        if not posterior:
+            context = context._replace(actions=None, arguments=None)
+        return Case(pair[0].to(dtype), pair[1].to(dtype), context, tree.max_steps(4) if posterior else 400)
+
+    return make
+
+
+CASES: dict[str, Callable[[torch.dtype], Case]] = {
+    "chain": small(Chain, 5),
+    "parallel chain": small(ParallelChain, 5),
+    "drift": small(Drift, 5),
+    "dice": small(Dice, 9),
+    "decay": small(Decay, 60),
+    "prior": stack(BUBBLE_SORT_TREE, False),
+    "posterior": stack(BUBBLE_SORT_TREE, True),
+    "prior move": stack(BUBBLE_SORT_MOVE_TREE, False),
+    "posterior move": stack(BUBBLE_SORT_MOVE_TREE, True),
+    "posterior move, tensor walk": stack(BUBBLE_SORT_MOVE_TREE, True, native=False),
+    "prior real": stack(REAL_TREE, False),
+    "posterior real": stack(REAL_TREE, True),
+}
+every = pytest.mark.parametrize("name", CASES)
+ending = pytest.mark.parametrize("name", [name for name in CASES if name not in ("chain", "parallel chain", "drift")])
+
+
+def make(name: str, dtype: torch.dtype = torch.float64) -> Case:
+    return CASES[name](dtype)
+
+
+def by_hand(case: Case, z: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
+    """Log-probabilities `[B, I]`, KLs `[B, I]` and states, one step after the other."""
+    process, context = case.process, case.context
+    state = process.initial(context)
+    live = torch.ones(len(z), dtype=torch.bool)
+    log_probs, kls, states = [], [], []
+    for i in range(z.shape[1]):
+        if process.terminates:
+            live = live & process.live(state, context)
+        p, q = process.conditional(state, context), case.other.conditional(state, context)
+        states.append((state, live))
+        log_probs.append(torch.where(live, p.log_prob(z[:, i]), 0.0))
+        kls.append(torch.where(live, kl_divergence(p, q), 0.0))
+        ahead = process.advance(state, z[:, i], context)
+        state = pytree.tree_map(
+            lambda n, o, live=live: torch.where(live.reshape((-1,) + (1,) * (n.dim() - 1)), n, o), ahead, state
+        )
+    return torch.stack(log_probs, 1), torch.stack(kls, 1), states
+
+
+# -- laws -----------------------------------------------------------------------------------------------------
+
+
+@every
+def test_unroll_is_the_walk(name: str) -> None:
+    case = make(name)
+    z = case.sequence().sample()
+    states, live = case.process.unroll(z, case.context)
+    looped, looped_live = Process.unroll(case.process, z, case.context)
+    assert torch.equal(live, looped_live)
+    if isinstance(case.process, CallStack):  # the frames beneath the top one are left out
+        assert states.below is None
+        looped = looped._replace(below=None)
+        assert torch.equal(states.depth, looped.depth * live)
+    for ours, theirs in zip(pytree.tree_leaves(states), pytree.tree_leaves(looped), strict=True):
+        if ours is not None:
+            assert torch.equal(ours[live].to(theirs.dtype), theirs[live])
+
+
+@every
+def test_scores_are_the_sum_of_conditionals(name: str) -> None:
+    case = make(name)
+    sequence, z = case.sequence(), case.sequence().sample()
+    log_probs, kls, _ = by_hand(case, z)
+    steps = z.shape[1]
+    assert sequence.step_log_prob(z).shape == (BATCH, steps)
+    torch.testing.assert_close(sequence.step_log_prob(z), log_probs)
+    torch.testing.assert_close(sequence.log_prob(z), log_probs.sum(1))
+    torch.testing.assert_close(sequence.step_kl(case.sequence(case.other), z), kls)
+    torch.testing.assert_close(sequence.step_kl(sequence, z), torch.zeros(BATCH, steps, dtype=torch.float64))
+    assert (kls >= -1e-12).all() and kls.sum() > 0
+
+
+@every
+def test_scores_do_not_depend_on_what_was_scored_before(name: str) -> None:
+    case = make(name)
+    sequence, other = case.sequence(), case.sequence(case.other)
+    first, second = case.sequence().sample(), case.sequence().sample()
+    for z in (first, second, first):
+        torch.testing.assert_close(sequence.log_prob(z), case.sequence().log_prob(z))
+        torch.testing.assert_close(sequence.step_kl(other, z), case.sequence().step_kl(case.sequence(case.other), z))
+    with torch.no_grad():
+        sequence.log_prob(first)
+    assert sequence.log_prob(first).requires_grad
+    for _ in range(2):  # a graph that was freed is not used again
+        sequence.log_prob(first).sum().backward()
+        sequence.step_kl(other, first).sum().backward()
+    stale = sequence.log_prob(first)
+    with torch.no_grad():
+        for parameter in case.process.parameters():
+            parameter.add_(0.1)
+    torch.testing.assert_close(sequence.step_kl(other, first), case.sequence().step_kl(other, first))
+    torch.testing.assert_close(sequence.log_prob(first), case.sequence().log_prob(first))
+    assert not torch.allclose(stale, sequence.log_prob(first))
+
+
+def test_scoring_and_kl_share_one_evaluation() -> None:
+    calls = []
+
+    class Counted(Chain):
+        def conditional(self, state: Tensor, context: Features) -> dist.Categorical:
+            calls.append(self)
+            return super().conditional(state, context)
+
+    case = small(Counted, 5)(torch.float32)
+    z = case.sequence().sample()
+    calls.clear()
+    sequence, other = case.sequence(), case.sequence(case.other)
+    sequence.step_score_parts(z)
+    sequence.step_kl(other, z)
+    assert calls == [case.process, case.other]
+    z[0, 0] = (z[0, 0] + 1) % 3  # in place: another value
+    sequence.step_score_parts(z)
+    z[0, 0] = (z[0, 0] + 1) % 3
+    torch.testing.assert_close(sequence.step_kl(other, z), case.sequence().step_kl(other, z))
+
+
+@ending
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), -1.0, 1e6])
+def test_dead_steps_are_zero_whatever_stands_there(name: str, junk: float) -> None:
+    case = make(name)
+    sequence, z = case.sequence(), case.sequence().sample()
+    z = z.to(torch.float64)
+    live = sequence.steps(z).live
+    assert not live.all(), "the case must have rows that end early"
+    spoilt = z.masked_fill(~live.reshape(live.shape + (1,) * (z.dim() - 2)), junk).requires_grad_()
+    values = [sequence.step_log_prob(spoilt), sequence.step_kl(case.sequence(case.other), spoilt)]
+    clean = [sequence.step_log_prob(z), sequence.step_kl(case.sequence(case.other), z)]
+    for value, expected in zip(values, clean, strict=True):
+        assert (value[~live] == 0).all()
+        torch.testing.assert_close(value, expected)
+        # Dead steps alone give no gradient at all, live ones the gradient without junk.
+        parameters = list(case.process.parameters())
+        dead = torch.autograd.grad(value[~live].sum(), parameters, retain_graph=True, allow_unused=True)
+        assert all(g is None or (g == 0).all() for g in dead)
+        found = torch.autograd.grad(value.sum(), parameters, allow_unused=True)
+        wanted = torch.autograd.grad(expected.sum(), parameters, allow_unused=True)
+        for a, b in zip(found, wanted, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b)
+
+
+@every
+def test_padding_and_shorter_values(name: str) -> None:
+    """Rows of a terminating process may be padded up to the horizon."""
+    case = make(name)
+    sequence, z = case.sequence(), case.sequence().sample()
+    if not case.process.terminates:
+        assert z.shape[1] == case.horizon
+        return
+    assert z.shape[1] < case.horizon
+    longer = torch.cat([z, z.new_zeros((BATCH, case.horizon - z.shape[1], *z.shape[2:]))], 1)
+    torch.testing.assert_close(sequence.log_prob(longer), sequence.log_prob(z))
+    live = sequence.steps(z).live
+    assert (z[~live] == case.process.padding).all()
+    assert live[:, -1].any()  # no longer than its longest row
+
+
+@every
+def test_batch_shapes(name: str) -> None:
+    case = make(name)
+    flat = case.sequence()
+    z = flat.sample((4,))
+    assert z.shape[:2] == (4, BATCH)
+    wide = flat.expand((4, BATCH))
+    assert wide.batch_shape == (4, BATCH) and wide.event_shape == flat.event_shape
+    rows = torch.stack([flat.log_prob(row) for row in z])
+    torch.testing.assert_close(wide.log_prob(z), rows)
+    torch.testing.assert_close(flat.log_prob(z), rows)  # broadcast
+    other = case.sequence(case.other)
+    kls = torch.stack([flat.step_kl(other, row) for row in z])
+    torch.testing.assert_close(wide.step_kl(other.expand((4, BATCH)), z), kls)
+    torch.testing.assert_close(flat.step_kl(other, z), kls)
+    assert wide.sample((2,)).shape[:3] == (2, 4, BATCH)
+    assert wide.greedy().shape[:2] == (4, BATCH)
+    # a context with two batch dimensions, one with none
+    context = pytree.tree_map_only(Tensor, lambda x: x.expand((4, *x.shape)), case.context)
+    declared = Sequence(case.process, context, case.horizon, batch_shape=(4, BATCH))
+    torch.testing.assert_close(declared.log_prob(z), rows)
+    context = pytree.tree_map_only(Tensor, lambda x: x[1], case.context)
+    alone = Sequence(case.process, context, case.horizon, batch_shape=())
+    torch.testing.assert_close(alone.log_prob(z[0, 1]), rows[0, 1])
+    torch.testing.assert_close(alone.log_prob(z[:, 1]), rows[:, 1])
+    assert alone.sample().dim() == len(alone.event_shape)
+    assert alone.sample((2,)).shape[0] == 2
+
+
+def test_contexts_without_columns_flatten() -> None:
+    """A program without arguments has a task of width 0."""
+    tree = ProcedureTree.parse("actions: a, b\nmain -> a, b")
+    context = CallStackContext(torch.randn(2, 3, 4), torch.zeros(2, 0), torch.tensor([[0, 1, 2], [1, 2, 2]]))
+    sequence = Sequence(CallStack(tree, 4, posterior=True), context, 9)
+    assert sequence.expand((5, 2)).sample().shape == (5, 2, 3, 1)
+
+
+@every
+def test_inside_pyro(name: str) -> None:
+    case = make(name)
+    mask = torch.tensor([True, False, True])
+
+    def model(z: Tensor | None = None) -> Tensor:
+        with pyro.plate("rows", BATCH, dim=-1):
+            return pyro.sample("z", case.sequence(), obs=z)
+
+    z = case.sequence().sample()
+    expected = case.sequence().log_prob(z)
+    for handler, factor in (
+        (poutine.scale(scale=2.5), 2.5),
+        (poutine.mask(mask=mask), mask.double()),
+        (poutine.scale(scale=1.0), 1.0),
+    ):
+        with handler:
+            trace = poutine.trace(model).get_trace(z)
+        trace.compute_log_prob()
+        torch.testing.assert_close(trace.nodes["z"]["log_prob"], expected * factor)
+
+    def particles() -> Tensor:
+        with pyro.plate("particles", 4, dim=-2):
+            return model()
+
+    trace = poutine.trace(particles).get_trace()
+    trace.compute_log_prob()
+    drawn = trace.nodes["z"]["value"]
+    assert drawn.shape[:2] == (4, BATCH) and trace.nodes["z"]["log_prob"].shape == (4, BATCH)
+    assert not torch.equal(drawn[0], drawn[1])
+    trace.compute_score_parts()
+
+
+@every
+@pytest.mark.parametrize("elbo", [Trace_ELBO, StepwiseKL_ELBO])
+def test_vectorised_particles(name: str, elbo: type[Trace_ELBO]) -> None:
+    case = make(name)
+
+    def model() -> None:
+        pyro.module("model", case.process)
+        with pyro.plate("rows", BATCH, dim=-1):
+            pyro.sample("z", case.sequence())
+
+    def guide() -> None:
+        pyro.module("guide", case.other)
+        with pyro.plate("rows", BATCH, dim=-1):
+            pyro.sample("z", case.sequence(case.other))
+
+    before = [p.clone() for p in case.other.parameters()]
+    loss = elbo(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), loss)
+    assert torch.tensor(svi.step()).isfinite()
+    after = list(case.other.parameters())
+    assert all(p.isfinite().all() for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@every
+def test_wrong_shapes_are_refused(name: str) -> None:
+    case = make(name)
+    sequence, z = case.sequence(validate_args=True), case.sequence().sample()
+    longer = torch.cat([z] * (1 + case.horizon // z.shape[1] + 1), 1)
+    for bad in (longer, z[:, :0], z[:2], z.unsqueeze(-1), z[0, 0], z.new_zeros(())):
+        with pytest.raises(ValueError, match="a value of this sequence has shape"):
+            sequence.log_prob(bad)
+    if not case.process.terminates:
+        with pytest.raises(ValueError, match="a value of this sequence has shape"):
+            sequence.log_prob(z[:, :-1])
+    case.sequence(validate_args=False).log_prob(z[:, :2])
+
+
+@every
+def test_greedy_takes_every_mode(name: str) -> None:
+    case = make(name)
+    z = case.sequence().greedy()
+    assert torch.equal(z, case.sequence().greedy())
+    states, live = case.process.unroll(z, case.context)
+    modes = case.process.conditional(states, case.context).mode
+    torch.testing.assert_close(z[live], modes[live].to(z.dtype))
+
+
+@every
+def test_samples_have_a_graph_only_where_reparametrised(name: str) -> None:
+    case = make(name)
+    sequence = case.sequence()
+    assert not sequence.sample().requires_grad
+    assert sequence.has_rsample == case.process.has_rsample
+    if sequence.has_rsample:
+        z = sequence.rsample()
+        assert z.requires_grad
+        gradients = torch.autograd.grad(z.sum(), list(case.process.parameters()), allow_unused=True)
+        assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+    else:
+        with pytest.raises(NotImplementedError, match="no reparametrised steps"):
+            sequence.rsample()
+
+
+@every
+def test_gradients_agree_with_differences(name: str) -> None:
+    case = make(name)
+    z = case.sequence().sample()
+    parameters = [*case.process.parameters(), *case.other.parameters()]
+    direction = [torch.randn_like(p) for p in parameters]
+
+    def value() -> Tensor:
+        sequence = case.sequence()
+        kl = sequence.step_kl(case.sequence(case.other), z)
+        weights = torch.linspace(0.5, 1.5, kl.shape[1], dtype=torch.float64)
+        return (sequence.step_log_prob(z) * weights).sum() + (kl * weights).sum()
+
+    gradients = torch.autograd.grad(value(), parameters, allow_unused=True)
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True) if g is not None)
+    ends = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter.add_(step * d)
+            ends.append(value())
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-6)
+
+
+@every
+def test_gradcheck_in_the_context(name: str) -> None:
+    case = make(name)
+    z = case.sequence().sample()
+    inputs = case.context[0][..., :2].clone().requires_grad_()
+
+    def scores(x: Tensor) -> tuple[Tensor, Tensor]:
+        first = torch.cat([x, case.context[0][..., 2:]], -1)
+        pair = [
+            Sequence(p, case.context._replace(**{case.context._fields[0]: first}), case.horizon)
+            for p in (case.process, case.other)
+        ]
+        return pair[0].log_prob(z), pair[0].step_kl(pair[1], z).sum(1)
+
+    assert torch.autograd.gradcheck(scores, (inputs,))
+
+
+@every
+@pytest.mark.parametrize("device", ["cpu", "meta", "cuda"])
+def test_moves_to_a_device(name: str, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    case = make(name)
+    z = case.sequence().sample()
+    expected = case.sequence().step_log_prob(z)
+    sequence = case.sequence().to(device)
+    case.process.to(device)
+    with pyro.validation_enabled(False):  # values on the meta device cannot be looked at
+        found = sequence.step_log_prob(z.to(device))
+    assert found.device.type == device and found.shape == expected.shape
+    if device != "meta":
+        torch.testing.assert_close(found.cpu(), expected)
+        drawn = sequence.sample()
+        assert drawn.device.type == device
+        sequence.log_prob(drawn)
+
+
+# -- sampling -------------------------------------------------------------------------------------------------
+
+
+TINY = """\
+actions: a, b
+main counts -> one, a
+one(flag: onehot[2]) -> a, b returns (flag: onehot[2])
+"""
+
+
+def tiny_stack(native: bool, posterior: bool = True) -> Sequence:
+    tree = ProcedureTree.parse(TINY)
+    process = CallStack(tree, 2, hidden=(4,), posterior=posterior)
+    process.native = native
+    actions = torch.tensor([[0, 1, 2]]) if posterior else None
+    if not posterior:
+        with torch.no_grad():
+            process.choose.biases[-1][:, tree.null] += 2.0
+    return Sequence(process, CallStackContext(torch.randn(1, 3, 2), torch.zeros(1, 2), actions), 60)
+
+
+TINY_SEQUENCES: dict[str, Callable[[], Sequence]] = {
+    "chain": lambda: Sequence(Chain(), Features(torch.randn(1, 2), torch.tensor([2])), 3),
+    "dice": lambda: Sequence(Dice(), Features(torch.randn(1, 2), torch.tensor([3])), 9),
+    "posterior, native walk": lambda: tiny_stack(True),
+    "posterior, tensor walk": lambda: tiny_stack(False),
+    "prior, native walk": lambda: tiny_stack(True, posterior=False),
+    "prior, tensor walk": lambda: tiny_stack(False, posterior=False),
+}
+
+
+@pytest.mark.parametrize("name", TINY_SEQUENCES)
+def test_samples_are_as_frequent_as_probable(name: str) -> None:
+    pyro.set_rng_seed(1)
+    sequence = TINY_SEQUENCES[name]()
+    draws = 4000
+    z = sequence.sample((draws,))[:, 0]
+    found, counts = z.flatten(1).unique(dim=0, return_counts=True)
+    probability = sequence.log_prob(found.reshape(-1, 1, *z.shape[1:]))[:, 0].exp().detach()
+    assert probability.sum() <= 1 + 1e-5
+    if name in ("chain", "dice"):
+        assert probability.sum() > 0.99
+    common = draws * probability > 5
+    assert draws * probability[common].sum() > draws / 2
+    score = (counts - draws * probability) / (draws * probability * (1 - probability)).sqrt()
+    assert score[common].abs().max() < 4.5
+
+
+def test_a_walk_that_does_not_end_names_its_row() -> None:
+    context = Features(torch.tensor([[9.0, 0.0], [-9.0, 9.0], [9.0, 0.0]]), torch.tensor([1, 5, 1]))
+    with torch.no_grad():
+        process = Dice()
+        process.logits.zero_()
+    with pytest.raises(ValueError, match="horizon exhausted: sequence 1 of the batch has not ended after 3 steps"):
+        Sequence(process, context, 3).sample()
+    assert Sequence(process, context, 3).greedy().shape == (3, 3)  # cut off
+    assert Sequence(process, context, 5).sample().shape == (3, 5)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_call_stack_that_does_not_end_names_its_row(native: bool) -> None:
+    sequence = tiny_stack(native)
+    actions = torch.tensor([[0, 2, 2], [0, 1, 2]])
+    context = CallStackContext(torch.randn(2, 3, 2), torch.zeros(2, 2), actions)
+    with torch.no_grad():  # never calls, so that two actions take exactly three steps
+        sequence.process.choose.biases[-1][0, sequence.process.tree.index("a")] += 50.0
+    for horizon in (2, 3):
+        short = Sequence(sequence.process, context, horizon)
+        with pytest.raises(ValueError, match="sequence 1 of the batch has not ended"):
+            short.sample()
+
+
+def test_bad_construction_is_refused() -> None:
+    context = Features(torch.randn(3, 2), torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="horizon of at least one step, got 0"):
+        Sequence(Chain(), features(torch.float32), 0)
+    with pytest.raises(ValueError, match=r"lead with the batch shape \(3,\), one has shape \(2,\)"):
+        Sequence(Chain(), context, 3)
+
+
+def test_support_is_that_of_all_steps() -> None:
+    for name in ("chain", "drift", "posterior move"):
+        sequence = make(name).sequence()
+        assert sequence.support.event_dim == len(sequence.event_shape)
+        assert sequence.support.check(sequence.sample()).all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_walk_samples_the_same_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyro.set_rng_seed(1)
+    process = Dice()
+    process.compile_walk = True
+    sequence = Sequence(process, Features(torch.zeros(400, 2), torch.full((400,), 6)), 9)
+    with pyro.validation_enabled(False):
+        z = sequence.sample()
+    assert sequence.log_prob(z).isfinite().all() and (z == 0).any(1).all()
+    p = torch.softmax(process.logits.detach(), -1)
+    first = (z[:, 0].long().unsqueeze(-1) == torch.arange(3)).float().mean(0)
+    assert ((first - p) / (p * (1 - p) / 400).sqrt()).abs().max() < 4.5

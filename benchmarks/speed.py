@@ -178,6 +178,12 @@ class Trainer:
             batch = demos[torch.from_numpy(generator.permutation(len(demos))[:BATCH])]
             self._update(self.losses["hvil"], optimizer, batch.to(self.device))
 
+    def warm_up(self, method: str, batches: list[Demonstrations]) -> None:
+        """Make an update, or one of each batch where a walk is compiled: new shapes may compile it again."""
+        compiles = method == "hvil-compiled" or (method == "hvil" and self.compiles)
+        for batch in batches if compiles else batches[:1]:
+            self.measure(method, batch, 0)
+
     def measure(self, method: str, batch: Demonstrations, seed: int) -> dict[str, float]:
         """Make one update and take it back; return its wall-clock and processor seconds, and its PHP steps."""
         batch = batch.to(self.device)
@@ -258,9 +264,9 @@ def batches_of(count: int, size: int, min_length: int = 2, max_length: int = 9) 
 def compare_methods(trainer: Trainer, rows: Rows, repeats: int, weights: str) -> None:
     """Add an update by each method, a repeat at a time, and the ratio of the site loop to ours."""
     setting: dict[str, Any] = {"part": "methods", "batch": BATCH, "weights": weights}
-    warmup, *batches = batches_of(repeats + 1, BATCH)
+    batches = batches_of(repeats, BATCH)
     for method in trainer.methods:
-        trainer.measure(method, warmup, repeats)
+        trainer.warm_up(method, batches)
     for repeat, batch in enumerate(batches):
         found = {method: trainer.measure(method, batch, repeat) for method in trainer.methods}
         for method, measured in found.items():
@@ -281,11 +287,13 @@ def compare_methods(trainer: Trainer, rows: Rows, repeats: int, weights: str) ->
 def measure_growth(trainer: Trainer, rows: Rows, repeats: int, lengths: tuple[int, ...]) -> None:
     """Add updates on lists of one length, a repeat of every length at a time, and how time grows with PHP steps."""
     setting: dict[str, Any] = {"part": "growth", "batch": BATCH, "weights": "trained"}
-    data = {n: batches_of(repeats + 1, BATCH, min_length=n, max_length=n) for n in lengths}
-    for repeat in range(-1, repeats):  # the first is a warm-up
+    data = {n: batches_of(repeats, BATCH, min_length=n, max_length=n) for n in lengths}
+    for n in lengths:
+        trainer.warm_up("hvil", data[n])
+    for repeat in range(repeats):
         for n in lengths:
-            measured = trainer.measure("hvil", data[n][repeat], repeat % (repeats + 1))
-            for metric, value in measured.items() if repeat >= 0 else ():
+            measured = trainer.measure("hvil", data[n][repeat], repeat)
+            for metric, value in measured.items():
                 rows.add("hvil", metric, value, repeat, measured["update_seconds"], length=n, **setting)
     steps = np.array([rows.median("hvil", "php_steps", length=n, **setting) for n in lengths])
     for n, step in zip(lengths, steps, strict=True):
@@ -328,8 +336,8 @@ def measure_throughput(trainer: Trainer, rows: Rows, repeats: int, sizes: tuple[
     """Add updates and traces a second at several batch sizes."""
     for size in sizes:
         setting: dict[str, Any] = {"part": "throughput", "batch": size, "weights": "trained"}
-        warmup, *batches = batches_of(1 + (repeats if size <= LARGE_BATCH else min(repeats, LARGE_REPEATS)), size)
-        trainer.measure("hvil", warmup, repeats)
+        batches = batches_of(repeats if size <= LARGE_BATCH else min(repeats, LARGE_REPEATS), size)
+        trainer.warm_up("hvil", batches)
         for repeat, batch in enumerate(batches):
             measured = trainer.measure("hvil", batch, repeat)
             seconds = measured["update_seconds"]

@@ -25,7 +25,7 @@ import torch
 import tyro
 
 import pyrocontrol as pc
-from pyrocontrol.envs.bubble_sort import ACTIONS, BUBBLE_SORT_TREE, demonstrations
+from pyrocontrol.envs.bubble_sort import ACTIONS, BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE, demonstrations
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -49,6 +49,8 @@ ELBOS = {
 class Arguments:
     """Learn BubbleSort from demonstrations."""
 
+    task: Literal["BubbleSort", "BubbleSortMove"] = "BubbleSort"
+    """BubbleSortMove (hvil only): one action move(pointer, direction), procedures that pass the direction on"""
     method: Literal["hvil", "rnn", "rnn-full"] = "hvil"
     """hvil: a control program; rnn: the paper's baseline; rnn-full: it also sees n and the previous action"""
     procedures: Literal["shared", "paper"] = "shared"
@@ -77,7 +79,7 @@ def main(arguments: Arguments) -> None:
     pyro.set_rng_seed(arguments.seed)
     pyro.enable_validation(False)
     start = time.perf_counter()
-    train = demonstrations(arguments.demos, arguments.seed)
+    train = demonstrations(arguments.demos, arguments.seed, move=arguments.task == "BubbleSortMove")
     program, controller, loss = build(arguments)
     policy: Any = program or controller
     modules = torch.nn.ModuleList([m for m in (program, controller) if m is not None])
@@ -103,20 +105,21 @@ def main(arguments: Arguments) -> None:
     for item in rows:
         print(f"{item['metric']:>20} {item['value']:6.3f}  {item['setting']}")
     if program is not None:
-        plot_call_stacks(arguments.out / "call_stack.png", program, loss.guide)
+        plot_call_stacks(arguments.out / "call_stack.png", program, loss.guide, arguments.task)
         if arguments.demo:
-            sort_a_list(program)
+            sort_a_list(program, arguments.task)
     print(f"done in {time.perf_counter() - start:.0f} s; results in {arguments.out}")
 
 
 def build(arguments: Arguments) -> tuple[Any, Any, Any]:
     """Return the program or the controller, and the loss as a module."""
     if arguments.method == "hvil":
+        tree = BUBBLE_SORT_MOVE_TREE if arguments.task == "BubbleSortMove" else BUBBLE_SORT_TREE
         if arguments.procedures == "paper":
-            program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
+            program = pc.models.ControlProgram(tree, obs_size=22)
         else:
             program = pc.models.ControlProgram(
-                BUBBLE_SORT_TREE,
+                tree,
                 obs_size=22,
                 activation="tanh",
                 encoder=pc.models.FieldEncoder(OBSERVATION),
@@ -125,9 +128,12 @@ def build(arguments: Arguments) -> tuple[Any, Any, Any]:
             )
         guide = pc.guides.CallStackGuide(program, arguments.guide, compile=arguments.device != "cpu")
         return program, None, ELBOS[arguments.elbo]()(program, guide)
+    if arguments.task != "BubbleSort":
+        raise SystemExit("the recurrent baseline models actions without arguments: --task BubbleSort")
     full = arguments.method == "rnn-full"
     controller = pc.models.RecurrentController(22, len(ACTIONS), task_size=1, see_task=full, see_previous_action=full)
-    return None, controller, pyro.infer.Trace_ELBO()(controller, controller.guide)
+    loss: Any = pyro.infer.Trace_ELBO()
+    return None, controller, loss(controller, controller.guide)
 
 
 def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> list[dict[str, Any]]:
@@ -148,10 +154,11 @@ def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> li
             **more,
         )
 
-    test = demonstrations(TEST_TRACES, TEST_SEED, stream="test", annotate=True)
+    move = arguments.task == "BubbleSortMove"
+    test = demonstrations(TEST_TRACES, TEST_SEED, stream="test", annotate=True, move=move)
     rows = [line("exact_match", pc.inference.exact_match(policy, test))]
     for length in LONGER:
-        longer = demonstrations(TEST_TRACES, TEST_SEED, stream="test", min_length=length, max_length=length)
+        longer = demonstrations(TEST_TRACES, TEST_SEED, stream="test", min_length=length, max_length=length, move=move)
         rows.append(line("exact_match", pc.inference.exact_match(policy, longer), length=length))
     if arguments.method == "hvil":
         teacher = teacher_calls(policy, test)
@@ -177,9 +184,10 @@ def plot_learning_curve(path: Path, result: Any, arguments: Arguments) -> None:
     plt.close(figure)
 
 
-def plot_call_stacks(path: Path, program: Any, guide: Any) -> None:
+def plot_call_stacks(path: Path, program: Any, guide: Any, task: str) -> None:
     """Draw the inferred call stack of a short test trace above the teacher's."""
-    test = demonstrations(1, TEST_SEED, stream="test", min_length=4, max_length=4, annotate=True)
+    move = task == "BubbleSortMove"
+    test = demonstrations(1, TEST_SEED, stream="test", min_length=4, max_length=4, annotate=True, move=move)
     inferred = guide.infer(test)[0]
     teacher = teacher_calls(program, test)[0]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(11, 4.8), sharex=True, layout="constrained")
@@ -190,9 +198,9 @@ def plot_call_stacks(path: Path, program: Any, guide: Any) -> None:
     plt.close(figure)
 
 
-def sort_a_list(program: Any) -> None:
+def sort_a_list(program: Any, task: str) -> None:
     """Run the learnt program in the environment."""
-    env = gymnasium.make("pyrocontrol/BubbleSort-v0")
+    env = gymnasium.make(f"pyrocontrol/{task}-v0")
     digits = [7, 3, 9, 1, 4]
     run = program.execute(env, options={"list": digits})
     print(f"\n{run.calls.tree_text(max_lines=60)}\n")

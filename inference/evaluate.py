@@ -20,6 +20,10 @@ class GreedyPolicy(Protocol):
         """Return the actions ``[B, T]``, each given the trace's own observations up to it."""
         ...
 
+    def greedy_arguments(self, traces: Traces) -> Tensor:
+        """Return the arguments ``[B, T, V]`` of these actions."""
+        ...
+
 
 class Structured(Protocol):
     """A trace with known procedure boundaries."""
@@ -30,8 +34,13 @@ class Structured(Protocol):
 
 
 def exact_match(policy: GreedyPolicy, traces: Traces) -> float:
-    """Return the fraction of traces in which every greedy action, the final null included, is the trace's own."""
+    """Return the fraction of traces in which every greedy action, the final null included, is the trace's own.
+
+    Where actions take arguments, these have to agree as well.
+    """
     agree = policy.greedy_actions(traces) == traces.actions
+    if traces.arguments.shape[-1]:
+        agree = agree & (policy.greedy_arguments(traces) == traces.arguments).all(-1)
     step = traces.actions.new_ones(traces.actions.shape).cumsum(1) - 1
     agree = agree | (step >= traces.lengths.unsqueeze(1))
     return float(agree.all(1).float().mean())

@@ -456,16 +456,13 @@ class CallStack(Process):
         Which call made the frame on top before step i, and which step in it came last, are running maxima of step
         numbers a level of the stack: ``O(L)`` parallel scans instead of ``I`` sequential steps.
         """
-        tree, (batch, steps) = self.tree, z.shape[:2]
+        tree, steps = self.tree, z.shape[1]
         choice, u = z[..., 0].long(), z[..., 1:]
-        returns, calls = choice == tree.null, choice < len(tree.procedures)
-        change = calls.long() - returns.long()
-        depth = 1 + change.cumsum(1) - change
-        live = depth.cummin(1).values > 0
-        depth = torch.where(live, depth, 0)
+        depth = self.depths(choice)
+        live = depth > 0
         # Whatever stands after the end has no say in anything.
         choice, u = torch.where(live, choice, tree.null), torch.where(live.unsqueeze(-1), u, 0.0)
-        returns, calls = returns & live, calls & live
+        returns, calls = live & (choice == tree.null), live & (choice < len(tree.procedures))
         acts = live & ~(calls | returns)
         time = (acts.cumsum(1) - acts.long()).clamp(max=context.features.shape[1] - 1)
 
@@ -497,6 +494,12 @@ class CallStack(Process):
         head = torch.stack([procedure, counter, taken], -1).to(z.dtype)
         frame = torch.cat([head, argument.to(z.dtype), returned], -1)
         return CallStackState(depth, time, frame, None), live
+
+    def depths(self, choice: Tensor) -> Tensor:
+        """Return how many frames there are before each of the choices (long ``[B, I]``); 0 after the end."""
+        change = (choice < len(self.tree.procedures)).long() - (choice == self.tree.null).long()
+        depth = 1 + change.cumsum(1) - change
+        return torch.where(depth.cummin(1).values > 0, depth, 0)
 
     def same_states(self, other: Process) -> bool:
         """Two call stacks over one tree have the same frames along the same calls."""

@@ -41,7 +41,7 @@ class Execution(NamedTuple):
 
 
 class ControlProgram(nn.Module):
-    """A control program as a generative model of traces.
+    r"""A control program as a generative model of traces.
 
     ``calls ~ Sequence(call stack prior)``, and the actions are those that the calls take: the joint
     ``p(z, x)`` of eq. (3) in Fox et al. (2018), the environment's own steps left out as a constant.
@@ -66,7 +66,7 @@ class ControlProgram(nn.Module):
             ``num_traces``.
 
     Example:
-        >>> program = ControlProgram("actions: left, right\\nwalk -> left, right", obs_size=3)
+        >>> program = ControlProgram("actions: left, right\nwalk -> left, right", obs_size=3)
         >>> program.tree.choices
         ('walk', 'left', 'right', 'return')
     """
@@ -104,7 +104,9 @@ class ControlProgram(nn.Module):
     def model(self, traces: Traces) -> None:
         """Pyro model: ``calls`` from the call stack, ``actions`` as the calls take them, in plate ``traces``.
 
-        A sparsity prior is the factor ``sparsity``. Traces whose calls are annotated are observed whole, as ``annotated_calls`` in plate ``annotated_traces``.
+        The actions' arguments, where they take any, are the site ``arguments``; a sparsity prior is the factor
+        ``sparsity``. Traces whose calls are annotated are observed whole, as ``annotated_calls`` in plate
+        ``annotated_traces``.
         """
         register("program", self)
         if self.sparsity and self.num_traces:
@@ -118,8 +120,10 @@ class ControlProgram(nn.Module):
             return
         with pyro.plate("traces", len(unannotated.lengths), dim=-1):
             calls = pyro.sample("calls", self.prior(unannotated))
-            taken = self.actions(calls, unannotated.actions.shape[-1])
-            pyro.sample("actions", dist.Delta(taken, event_dim=1), obs=unannotated.actions.to(taken.dtype))
+            actions, arguments = self.taken(calls, unannotated.actions.shape[-1])
+            pyro.sample("actions", dist.Delta(actions, event_dim=1), obs=unannotated.actions.to(actions.dtype))
+            if self.tree.action_arg_size:
+                pyro.sample("arguments", dist.Delta(arguments, event_dim=2), obs=unannotated.arguments)
 
     def forward(self, traces: Traces) -> None:
         """Run :meth:`model`, so that the program itself can be given to an ELBO as a module."""
@@ -130,17 +134,24 @@ class ControlProgram(nn.Module):
         context = CallStackContext(self.encoder(traces.observations), self.root_argument(traces.task))
         return Sequence(self.process, context, self.steps_for(traces))
 
-    def actions(self, calls: Tensor, steps: int) -> Tensor:
-        """Return the actions that calls ``[..., I, 1 + W]`` take, ``[..., steps]``, null after the last one."""
-        procedures, null = len(self.tree.procedures), self.tree.null
-        flat = calls[..., 0].reshape(-1, calls.shape[-2])
-        context = CallStackContext(flat.new_zeros(len(flat), 1, 0), flat.new_zeros(len(flat), self.tree.arg_size))
-        _, live = self.process.unroll(calls.reshape((-1,) + calls.shape[-2:]), context)
-        acts = live & (flat >= procedures) & (flat < null)
+    def taken(self, calls: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Return the actions that calls ``[..., I, 1 + W]`` take, and their arguments.
+
+        Returns:
+            ``[..., steps]``, null after the last action, and ``[..., steps, V]``, zero there.
+        """
+        procedures, null, width = len(self.tree.procedures), self.tree.null, self.tree.action_arg_size
+        rows = calls.reshape((-1,) + calls.shape[-2:])
+        choice = rows[..., 0].long()
+        acts = (self.process.depths(choice) > 0) & (choice >= procedures) & (choice < null)
         # Steps that take no action, and actions beyond the last step, are written to a column that is cut off.
         column = torch.where(acts, acts.cumsum(1) - 1, steps).clamp(max=steps)
-        taken = flat.new_full((len(flat), steps + 1), null - procedures).scatter(1, column, flat - procedures)
-        return taken[:, :steps].reshape(calls.shape[:-2] + (steps,))
+        actions = rows.new_full((len(rows), steps + 1), null - procedures)
+        actions = actions.scatter(1, column, rows[..., 0] - procedures)[:, :steps]
+        arguments = rows.new_zeros(len(rows), steps + 1, width)
+        arguments = arguments.scatter(1, column.unsqueeze(-1).expand(-1, -1, width), rows[..., 1 : 1 + width])
+        batch = calls.shape[:-2]
+        return actions.reshape(batch + (steps,)), arguments[:, :steps].reshape(batch + (steps, width))
 
     def root_argument(self, task: Tensor) -> Tensor:
         """Return the task ``[B, U]`` as the root's argument ``[B, W]``."""
@@ -231,7 +242,12 @@ class ControlProgram(nn.Module):
     def greedy_actions(self, traces: Traces) -> Tensor:
         """Return the greedy actions ``[B, T]``; null once the program has returned."""
         with torch.no_grad():
-            return self.actions(self._greedy(traces), traces.actions.shape[-1]).long()
+            return self.taken(self._greedy(traces), traces.actions.shape[-1])[0].long()
+
+    def greedy_arguments(self, traces: Traces) -> Tensor:
+        """Return the arguments ``[B, T, V]`` of the greedy actions."""
+        with torch.no_grad():
+            return self.taken(self._greedy(traces), traces.actions.shape[-1])[1]
 
     @torch.no_grad()
     def execute(

@@ -58,7 +58,7 @@ class Procedure:
     def __str__(self) -> str:
         text = self.name + _fields_text(self.argument) + (" counts" if self.counts else "")
         text += " -> " + ", ".join(self.calls)
-        return text + (" returns" + _fields_text(self.returns) if self.returns else "")
+        return text + (" returns " + _fields_text(self.returns) if self.returns else "")
 
 
 @dataclass(frozen=True)

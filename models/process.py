@@ -219,7 +219,7 @@ class Sequence(TorchDistribution):
         super().__init__(batch_shape, torch.Size((horizon,)) + process.event_shape, validate_args=validate_args)
 
     @property
-    def has_rsample(self) -> bool:
+    def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry pathwise gradients (of the parts of a step that are reparametrised)."""
         return self.process.has_rsample
 
@@ -229,7 +229,9 @@ class Sequence(TorchDistribution):
         support = self.process.support
         return constraints.independent(support, len(self.event_shape) - support.event_dim)
 
-    def expand(self, batch_shape: torch.Size, _instance: Sequence | None = None) -> Sequence:
+    def expand(
+        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Sequence | None = None
+    ) -> Sequence:
         """Return the same distribution for a larger batch, leading dimensions added or broadcast."""
         batch_shape = torch.Size(batch_shape)
         if batch_shape == self.batch_shape:
@@ -251,12 +253,12 @@ class Sequence(TorchDistribution):
 
     # -- sampling ---------------------------------------------------------------------------------------------
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw sequences step by step without a graph, ``sample_shape + batch_shape + [I, ...]``."""
         with torch.no_grad():
             return self._draw(torch.Size(sample_shape), "sample")
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw sequences step by step, keeping the graph of the reparametrised parts."""
         if not self.has_rsample:
             raise NotImplementedError(f"{type(self.process).__name__} has no reparametrised steps")
@@ -332,7 +334,9 @@ class Sequence(TorchDistribution):
 
     def step_log_prob(self, z: Tensor) -> Tensor:
         """Return ``log p(z_i | z_<i, context)`` of every step, ``batch_shape + [I]``; 0 after the end."""
-        return self.step_score_parts(z).log_prob
+        log_prob = self.step_score_parts(z).log_prob
+        self._memo = None
+        return log_prob
 
     def step_kl(self, other: Sequence, z: Tensor) -> Tensor:
         """Return ``KL(self(z_i | z_<i) || other(z_i | z_<i))`` of every step along ``z``, ``batch_shape + [I]``.
@@ -343,8 +347,8 @@ class Sequence(TorchDistribution):
             NotImplementedError: if no closed form is registered for the two conditionals.
         """
         mine, z = self._for(z)
-        # An ELBO scores a value and then takes its KL: that evaluates the conditionals once. Once only, because a
-        # graph that is used again may have been freed by then.
+        # An ELBO takes the score parts of a value and then its KL: that evaluates the conditionals once. Once only,
+        # because a graph that is used again may have been freed by then.
         steps = mine._remembered(z) or mine.steps(z)
         theirs = other.expand(mine.batch_shape).steps(z, like=mine)
         mine._memo = None
@@ -363,7 +367,7 @@ class Sequence(TorchDistribution):
             parts = steps.conditional.score_parts(flat)
         else:
             log_prob = steps.conditional.log_prob(flat)
-            parts = ScoreParts(log_prob, log_prob, 0)
+            parts = ScoreParts(log_prob, log_prob, torch.zeros_like(log_prob))
         return ScoreParts(*(mine._masked(part, steps.live) if isinstance(part, Tensor) else part for part in parts))
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:

@@ -127,3 +127,7 @@ class RecurrentController(nn.Module):
         """`[B, T]` long: the likeliest action at each step given the trace's past; null in the padding."""
         live = torch.arange(traces.actions.shape[1], device=traces.actions.device) < traces.lengths.unsqueeze(1)
         return torch.where(live, self.logits(traces).argmax(-1), self.num_actions)
+
+    def greedy_arguments(self, traces: Traces) -> Tensor:
+        """`[B, T, 0]`: its actions have no arguments."""
+        return traces.observations.new_zeros(*traces.actions.shape, 0)

@@ -74,6 +74,8 @@ class Arguments:
     """updates of the short training, after which the posterior's call traces have a realistic length"""
     lengths: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9)
     """list lengths for the growth with PHP steps, three or more"""
+    max_length: int = 9
+    """longest list of the mix of lengths for the other parts (9 in the paper)"""
     batches: tuple[int, ...] = (4, 64, 1024)
     """batch sizes for the throughput"""
     memory_updates: int = 50
@@ -121,8 +123,8 @@ class SiteLoopModel(nn.Module):
             pyro.factor("sparsity", -program.sparsity * share * norms.sum())
         with pyro.plate("traces", len(traces), dim=-1):
             calls = walk_sites(program.prior(traces))
-            taken = program.actions(calls, traces.actions.shape[-1])
-            pyro.sample("actions", dist.Delta(taken, event_dim=1), obs=traces.actions.to(taken.dtype))
+            actions, _ = program.taken(calls, traces.actions.shape[-1])
+            pyro.sample("actions", dist.Delta(actions, event_dim=1), obs=traces.actions.to(actions.dtype))
 
 
 class SiteLoopGuide(nn.Module):
@@ -261,10 +263,10 @@ def batches_of(count: int, size: int, min_length: int = 2, max_length: int = 9) 
     return [drawn[torch.arange(size) + n * size] for n in range(count)]
 
 
-def compare_methods(trainer: Trainer, rows: Rows, repeats: int, weights: str) -> None:
+def compare_methods(trainer: Trainer, rows: Rows, repeats: int, weights: str, max_length: int) -> None:
     """Add an update by each method, a repeat at a time, and the ratio of the site loop to ours."""
     setting: dict[str, Any] = {"part": "methods", "batch": BATCH, "weights": weights}
-    batches = batches_of(repeats, BATCH)
+    batches = batches_of(repeats, BATCH, max_length=max_length)
     for method in trainer.methods:
         trainer.warm_up(method, batches)
     for repeat, batch in enumerate(batches):
@@ -332,11 +334,12 @@ def power_fit(steps: np.ndarray, seconds: np.ndarray) -> float:
     return float(min(np.linspace(0.2, 3.0, 561), key=error))
 
 
-def measure_throughput(trainer: Trainer, rows: Rows, repeats: int, sizes: tuple[int, ...]) -> None:
+def measure_throughput(trainer: Trainer, rows: Rows, repeats: int, sizes: tuple[int, ...], max_length: int) -> None:
     """Add updates and traces a second at several batch sizes."""
     for size in sizes:
         setting: dict[str, Any] = {"part": "throughput", "batch": size, "weights": "trained"}
-        batches = batches_of(repeats if size <= LARGE_BATCH else min(repeats, LARGE_REPEATS), size)
+        count = repeats if size <= LARGE_BATCH else min(repeats, LARGE_REPEATS)
+        batches = batches_of(count, size, max_length=max_length)
         trainer.warm_up("hvil", batches)
         for repeat, batch in enumerate(batches):
             measured = trainer.measure("hvil", batch, repeat)
@@ -425,12 +428,13 @@ def main(arguments: Arguments) -> None:
             measure_memory(rows, arguments)
         trainer = Trainer(arguments)
         few = max(1, arguments.repeats // 3)
+        repeats, longest = arguments.repeats, arguments.max_length
         parts: list[tuple[str, Callable[[], None]]] = [
-            ("methods, initial weights", lambda: compare_methods(trainer, rows, few, "initial")),
+            ("initial weights", lambda: compare_methods(trainer, rows, few, "initial", longest)),
             ("short training", lambda: trainer.train(demos, arguments.updates)),
-            ("methods, trained weights", lambda: compare_methods(trainer, rows, arguments.repeats, "trained")),
-            ("growth", lambda: measure_growth(trainer, rows, arguments.repeats, arguments.lengths)),
-            ("throughput", lambda: measure_throughput(trainer, rows, arguments.repeats, arguments.batches)),
+            ("trained weights", lambda: compare_methods(trainer, rows, repeats, "trained", longest)),
+            ("growth", lambda: measure_growth(trainer, rows, repeats, arguments.lengths)),
+            ("throughput", lambda: measure_throughput(trainer, rows, repeats, arguments.batches, longest)),
         ]
         for name, part in parts:
             start = time.perf_counter()

@@ -148,6 +148,19 @@ class ProcedureStep(TorchDistribution):
         self.parameters, self.observed = parameters, observed
         super().__init__(log_probs.shape[:-1], torch.Size((1 + tree.arg_size,)), validate_args=False)
 
+    def expand(
+        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: ProcedureStep | None = None
+    ) -> ProcedureStep:
+        """Return the same distribution for a larger batch."""
+        batch = torch.Size(batch_shape)
+
+        def widen(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.expand(batch + part.shape[-1:])
+
+        log_probs = self.log_probs.expand(batch + self.log_probs.shape[-1:])
+        procedure = self.procedure.expand(batch)
+        return ProcedureStep(self.tree, log_probs, procedure, widen(self.parameters), widen(self.observed))
+
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether a latent argument or return value is a real vector, drawn with a pathwise gradient."""

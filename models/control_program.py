@@ -219,12 +219,11 @@ class ControlProgram(nn.Module):
         refuse(live & early, "an annotated procedure returns before it has done anything")
         refuse(live & (choice < 0), "the annotated calls stop before the root returns")
         refuse(~live & (choice >= 0), "an annotated call after the root has returned")
-        taken = self.actions(calls, traces.actions.shape[1])
-        refuse(taken != traces.actions, "the annotated calls do not take the trace's action", "step")
-        acts = live & (choice >= len(tree.procedures)) & (choice < tree.null)
-        given = F.pad(traces.arguments, (0, tree.arg_size - traces.arguments.shape[-1]))
-        given = given.gather(1, state.time.unsqueeze(-1).expand(-1, -1, tree.arg_size))
-        refuse(acts & (given != calls[..., 1:]).any(-1), "the annotated argument is not that of the trace's action")
+        actions, arguments = self.taken(calls, traces.actions.shape[1])
+        refuse(actions != traces.actions, "the annotated calls do not take the trace's action", "step")
+        refuse(
+            (arguments != traces.arguments).any(-1), "the annotated calls do not take the action's argument", "step"
+        )
 
     def signature(self) -> str:
         """Return what a checkpoint must share with this program to fit it."""

@@ -82,7 +82,9 @@ def test_a_tiny_run_writes_its_file_and_keeps_rows_of_other_devices(
     other = speed.pc.inference.row("hvil", "BubbleSort", "update_seconds", 1.0, seed=0, seconds=1.0, device="cuda")
     stale = other | {"setting": {"device": "cpu"}}
     speed.write_results(out, "speed", [other, stale], command="before")
-    tiny = speed.Arguments(out=out, repeats=1, demos=4, updates=1, lengths=(2, 3, 4), batches=(1, 2), memory_updates=1)
+    tiny = speed.Arguments(
+        out=out, repeats=1, demos=4, updates=1, lengths=(2, 3, 4), max_length=2, batches=(1, 2), memory_updates=1
+    )
     speed.main(tiny)
     results = json.loads(out.read_text())
     check_results(results)

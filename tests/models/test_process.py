@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -643,15 +644,37 @@ def test_support_is_that_of_all_steps() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_walk_samples_the_same_distribution() -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",  # captures the graph, and runs it without a compiler
+        pytest.param(
+            "inductor",
+            marks=pytest.mark.skipif(
+                shutil.which("g++") is None or "PYROCONTROL_SLOW" not in os.environ,
+                reason="takes half a minute and a C++ compiler: set PYROCONTROL_SLOW=1",
+            ),
+        ),
+    ],
+)
+def test_a_compiled_walk_samples_the_same_distribution(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pyro.set_rng_seed(1)
+    compiled = []
+    compile_with = torch.compile
+
+    def compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled.append(backend)
+        return compile_with(function, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", compiler)
     process = Dice()
     process.compile_walk = True
     sequence = Sequence(process, Features(torch.zeros(400, 2), torch.full((400,), 6)), 9)
     with pyro.validation_enabled(False):
         z = sequence.sample()
+        sequence.sample()
+    assert compiled == [backend]  # once a process
     assert sequence.log_prob(z).isfinite().all() and (z == 0).any(1).all()
     p = torch.softmax(process.logits.detach(), -1)
-    first = (z[:, 0].long().unsqueeze(-1) == torch.arange(3)).float().mean(0)
+    first = (z[:, 0].unsqueeze(-1) == torch.arange(3)).float().mean(0)
     assert ((first - p) / (p * (1 - p) / 400).sqrt()).abs().max() < 4.5

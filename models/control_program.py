@@ -215,8 +215,10 @@ class ControlProgram(nn.Module):
         state, live = self.process.unroll(calls, context)
         allowed = tree.available.to(choice.device)[state.frame[..., 0].long(), choice.clamp(min=0)]
         early = (choice == tree.null) & (state.frame[..., 1] == 0)
-        refuse(live & (choice >= 0) & ~allowed, "the annotated choice is not among those of the running procedure")
-        refuse(live & early, "an annotated procedure returns before it has done anything")
+        refuse(
+            live & (choice >= 0) & (~allowed | early),
+            "the running procedure has no such choice as annotated, or returns before it has done anything",
+        )
         refuse(live & (choice < 0), "the annotated calls stop before the root returns")
         refuse(~live & (choice >= 0), "an annotated call after the root has returned")
         actions, arguments = self.taken(calls, traces.actions.shape[1])

@@ -73,48 +73,38 @@ def runs(model: Any, guide: Any, *args: Any) -> Iterator[Run]:
         yield Run(choices, guide_trace, model_trace, sum(weights, torch.zeros(())))
 
 
-def exact_elbo(model: Any, guide: Any, *args: Any) -> Tensor:
+def exact_elbo(found: list[Run]) -> Tensor:
     """Return the ELBO, with its graph, by what it is: the sum of q times the scaled and masked log-ratio."""
-    total, mass = torch.zeros(()), 0.0
-    for run in runs(model, guide, *args):
-        log_ratio = run.model_trace.log_prob_sum() - run.guide_trace.log_prob_sum()
-        total = total + run.log_weight.exp() * log_ratio
-        mass += float(run.log_weight.exp().detach())
-    assert abs(mass - 1) < 1e-9, f"the choices have probability {mass} in all"
-    return total
+    weights = torch.stack([run.log_weight for run in found]).exp()
+    assert abs(float(weights.detach().sum()) - 1) < 1e-9, "the choices do not have probability 1 in all"
+    ratios = [run.model_trace.log_prob_sum() - run.guide_trace.log_prob_sum() for run in found]
+    return weights @ torch.stack(ratios)
 
 
 def estimates(
-    elbo: Any, model: Any, guide: Any, *args: Any, parameters: list[Tensor], outer: Any = None
+    elbo: Any, model: Any, guide: Any, args: tuple[Any, ...], parameters: list[Tensor], found: list[Run]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the probability ``[R]``, loss ``[R]`` and gradient ``[R, P]`` that an estimator gives in every run.
-
-    ``outer`` wraps the guide while it is enumerated, as vectorised particles wrap it while it is run.
-    """
-    weights, losses, gradients = [], [], []
-    wrap = outer or (lambda fn: fn)
-    for run in runs(wrap(model), wrap(guide), *args):
-        choices = run.choices
-        if outer is not None:  # inside the wrapping, distributions do not have their shape yet
-            drawn = {name: run.guide_trace.nodes[name]["value"].detach() for name in choices}
-            choices = {
-                name: choice._replace(value=lambda fn, z=drawn[name]: z) for name, choice in choices.items()
-            }
-        loss = elbo.differentiable_loss(model, Force(choices)(guide), *args)
-        weights.append(run.log_weight.exp().detach())
+    """Return the probability ``[R]``, loss ``[R]`` and gradient ``[R, P]`` that an estimator gives in every run."""
+    losses, gradients = [], []
+    for run in found:
+        loss = elbo.differentiable_loss(model, Force(run.choices)(guide), *args)
         losses.append(loss.detach())
-        gradients.append(gradient(loss, parameters))
-    return torch.stack(weights), torch.stack(losses), torch.stack(gradients)
+        gradients.append(gradient(loss, parameters, retain=False))
+    weights = torch.stack([run.log_weight.exp().detach() for run in found])
+    return weights, torch.stack(losses), torch.stack(gradients)
 
 
-def gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
+def constant(run: Run) -> dict[str, Choice]:
+    """The run's choices as plain values, which may be given where distributions do not have their shape yet."""
+    drawn = {name: run.guide_trace.nodes[name]["value"].detach() for name in run.choices}
+    return {name: choice._replace(value=lambda fn, z=drawn[name]: z) for name, choice in run.choices.items()}
+
+
+def gradient(value: Tensor, parameters: list[Tensor], retain: bool = True) -> Tensor:
     """Return the gradient with respect to all parameters, flat ``[P]``."""
-    found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
+    found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=retain)
     return torch.cat(
-        [
-            (torch.zeros_like(p) if g is None else g).flatten()
-            for p, g in zip(parameters, found, strict=True)
-        ]
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
     )
 
 
@@ -213,12 +203,15 @@ def _procedure_steps(fn: Any) -> list[Choice]:
 def _sequences(fn: Any) -> list[Choice]:
     """Every combination, over the rows of a batch, of every walk of a process."""
     rows = [_walks(fn, row) for row in range(fn.batch_shape.numel())]
-    return [
-        Choice(
-            lambda fn, paths=paths: _along(fn, paths)[0], lambda fn, paths=paths: _along(fn, paths)[1]
-        )
-        for paths in itertools.product(*rows)
-    ]
+    found = []
+    for paths in itertools.product(*rows):
+        if fn.has_rsample:
+            value = lambda fn, paths=paths: _along(fn, paths)[0]  # noqa: E731
+        else:
+            with torch.no_grad():
+                value = lambda fn, z=_along(fn, paths)[0]: z  # noqa: E731
+        found.append(Choice(value, lambda fn, paths=paths: _along(fn, paths)[1]))
+    return found
 
 
 def _row(fn: Any, row: int) -> Any:

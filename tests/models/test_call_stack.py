@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +35,8 @@ sub(target: real[1], kind: onehot[2]) -> go, push returns (error: real[2], seen:
 
 
 @pytest.fixture(autouse=True)
-def native_is_there_or_not() -> Iterator[None]:
-    """Leave the native walk as it was found."""
+def looked_for_again() -> Iterator[None]:
+    """A test that hides the compiler hides it from itself alone."""
     yield
     call_stack_native.available.cache_clear()
 
@@ -50,9 +51,14 @@ def random_stack(text: str, *, posterior: bool, width: int = 6, size: float = 3.
     return process
 
 
-def context_for(process: CallStack, batch: int = 16, times: int = 7, dtype: torch.dtype = torch.float32) -> CallStackContext:
+def context_for(
+    process: CallStack, batch: int = 16, times: int = 7, dtype: torch.dtype = torch.float32
+) -> CallStackContext:
     tree, width = process.tree, process.tree.arg_size
-    features, task = torch.randn(batch, times, process.feature_size, dtype=dtype), torch.zeros(batch, width, dtype=dtype)
+    features, task = (
+        torch.randn(batch, times, process.feature_size, dtype=dtype),
+        torch.zeros(batch, width, dtype=dtype),
+    )
     task[:, : sum(f.size for f in tree.root.argument)] = 1.0
     if not process.posterior:
         return CallStackContext(features, task)
@@ -295,8 +301,8 @@ def test_a_posterior_walk_takes_the_observed_arguments() -> None:
 
 
 def test_networks_are_one_perceptron_a_procedure() -> None:
-    for hidden in ((), (5,), (5, 7)):
-        networks = ProcedureNetworks(3, 4, hidden, 6)
+    for hidden, activation in (((), "relu"), ((5,), "relu"), ((5, 7), "relu"), ((5, 7), "tanh")):
+        networks = ProcedureNetworks(3, 4, hidden, 6, activation)
         x, procedure = torch.randn(10, 2, 4), torch.randint(3, (10, 2))
         y = networks(x, procedure)
         for row in range(10):
@@ -304,15 +310,15 @@ def test_networks_are_one_perceptron_a_procedure() -> None:
             value = x[row, 1]
             for layer, (weight, bias) in enumerate(zip(networks.weights, networks.biases, strict=True)):
                 value = value @ weight[h] + bias[h]
-                value = value if layer == len(hidden) else value.relu()
+                value = value if layer == len(hidden) else getattr(value, activation)()
             torch.testing.assert_close(y[row, 1], value)
+    with pytest.raises(ValueError, match="activation must be 'relu' or 'tanh', got 'gelu'"):
+        ProcedureNetworks(3, 4, (5,), 6, "gelu")
 
 
 # -- the native walk ------------------------------------------------------------------------------------------
 
-compiled = pytest.mark.skipif(
-    not __import__("shutil").which("cc") and not __import__("shutil").which("gcc"), reason="needs a C compiler"
-)
+compiled = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
 
 
 @compiled
@@ -321,7 +327,8 @@ compiled = pytest.mark.skipif(
 @pytest.mark.parametrize("seed", range(3))
 def test_greedy_native_walks_are_those_of_tensor_code(tree: str, posterior: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    process = random_stack(TREES[tree], posterior=posterior, hidden=[(), (8,), (8, 6)][seed])
+    hidden, activation = [((), "relu"), ((8, 6), "relu"), ((8,), "tanh")][seed]
+    process = random_stack(TREES[tree], posterior=posterior, hidden=hidden, activation=activation)
     context = context_for(process)
     sequence = Sequence(process, context, process.tree.max_steps(6))
     assert call_stack_native.walk(process, context, 5, True) is not None

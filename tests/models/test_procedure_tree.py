@@ -166,9 +166,7 @@ def random_tree(seed: int) -> ProcedureTree:
         least = 0 if own else 1
         own += rng.sample(actions, rng.randint(least, len(actions)))
         rng.shuffle(own)
-    return ProcedureTree(
-        [Procedure(f"p{i}", tuple(own)) for i, own in enumerate(calls)], [Action(a) for a in actions]
-    )
+    return ProcedureTree([Procedure(f"p{i}", tuple(own)) for i, own in enumerate(calls)], [Action(a) for a in actions])
 
 
 def descendants(tree: ProcedureTree, procedure: str) -> set[str]:

@@ -54,7 +54,7 @@ class Arguments:
     method: Literal["hvil", "rnn", "rnn-full"] = "hvil"
     """hvil: a control program; rnn: the paper's baseline; rnn-full: it also sees n and the previous action"""
     procedures: Literal["shared", "paper"] = "shared"
-    """networks of hvil: shared digits and relations, sparse inputs; or one-hot inputs as in the paper"""
+    """networks of hvil: shared digit embedding and sparse inputs, or one-hot inputs as in the paper"""
     guide: Literal["bilstm", "lstm", "transformer"] = "bilstm"
     """what the guide of hvil reads traces with"""
     elbo: Literal["stepwise", "stepwise-full", "trace"] = "stepwise"
@@ -120,7 +120,7 @@ def build(arguments: Arguments) -> tuple[Any, Any, Any]:
                 tree,
                 obs_size=22,
                 activation="tanh",
-                encoder=pc.models.FieldEncoder(OBSERVATION, hidden=16),
+                encoder=pc.models.FieldEncoder(OBSERVATION),
                 sparsity=SPARSITY,
                 num_traces=arguments.demos,
             )
@@ -137,8 +137,8 @@ def build(arguments: Arguments) -> tuple[Any, Any, Any]:
 def parameter_groups(arguments: Arguments, program: Any, loss: Any) -> list[dict[str, Any]]:
     """Return all parameters with their weight decay and learning rate.
 
-    The paper decays all weights. With shared networks the sparsity prior takes the place of that, and the digits, of
-    which every trace shows only a few relations, are learnt at a higher rate than the procedures that use them.
+    The paper decays all weights. Where the digits share a table, the sparsity prior takes the place of that, and the
+    table, of which every trace shows only a few relations, is learnt at a higher rate than the procedures that use it.
     """
     if arguments.method != "hvil" or arguments.procedures == "paper":
         return [{"params": list(loss.parameters()), "weight_decay": 1e-3}]

@@ -223,9 +223,7 @@ class ControlProgram(nn.Module):
         refuse(~live & (choice >= 0), "an annotated call after the root has returned")
         actions, arguments = self.taken(calls, traces.actions.shape[1])
         refuse(actions != traces.actions, "the annotated calls do not take the trace's action", "step")
-        refuse(
-            (arguments != traces.arguments).any(-1), "the annotated calls do not take the action's argument", "step"
-        )
+        refuse((arguments != traces.arguments).any(-1), "the annotated calls do not take the action's argument", "step")
 
     def signature(self) -> str:
         """Return what a checkpoint must share with this program to fit it."""

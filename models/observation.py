@@ -11,31 +11,27 @@ __all__ = ["FieldEncoder"]
 
 
 class FieldEncoder(nn.Module):
-    """Embeds the categorical fields of an observation with shared tables, and relates them in shared hidden units.
+    """Embeds the categorical fields of an observation, those of one vocabulary with one shared table.
 
     Declaring that two fields hold the same kind of thing says nothing about what is done with them. But what is
     learnt of a category where one procedure sees it in one field then holds for every procedure and field, and a
-    low dimension makes a few numbers carry it; and what is learnt of how fields relate, in hidden units that all
-    procedures see, need not be learnt again by each. From relations shown in demonstrations, those never shown
-    follow.
+    low dimension makes a few numbers carry it: from comparisons shown in demonstrations, those never shown follow.
 
     Args:
         fields: vocabulary and width of each field, in the order of the observation: a one-hot field of a named
             vocabulary, or plain numbers (None).
         embed: dimension of the embeddings.
-        hidden: how many shared tanh units over all fields; the procedures then see these and the plain numbers.
-            With 0 they see the embeddings and the plain numbers.
 
     Raises:
         ValueError: if two fields of a vocabulary have different widths.
 
     Example:
-        >>> encoder = FieldEncoder([("digit", 10), (None, 1), ("digit", 10), (None, 1)], hidden=8)
+        >>> encoder = FieldEncoder([("digit", 10), (None, 1), ("digit", 10), (None, 1)])
         >>> encoder.size, encoder(torch.zeros(5, 22)).shape
-        (10, torch.Size([5, 10]))
+        (4, torch.Size([5, 4]))
     """
 
-    def __init__(self, fields: Sequence[tuple[str | None, int]], embed: int = 1, hidden: int = 0):
+    def __init__(self, fields: Sequence[tuple[str | None, int]], embed: int = 1):
         super().__init__()
         self.fields = tuple(fields)
         self.tables = nn.ParameterDict()
@@ -48,11 +44,8 @@ class FieldEncoder(nn.Module):
                 raise ValueError(
                     f"the fields of vocabulary {vocabulary!r} have widths {len(self.tables[vocabulary])} and {width}"
                 )
-        widths = [(vocabulary, width if vocabulary is None else embed) for vocabulary, width in self.fields]
-        self.hidden = nn.Linear(sum(width for _, width in widths), hidden) if hidden else None
-        seen = [width for vocabulary, width in widths if vocabulary is None or not hidden]
-        #: Widths of the groups of outputs, in order: each hidden unit is one, each field seen is one.
-        self.groups = (1,) * hidden + tuple(seen)
+        #: Widths of the encoded fields, in order.
+        self.groups = tuple(width if vocabulary is None else embed for vocabulary, width in self.fields)
         self.size = sum(self.groups)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -62,7 +55,4 @@ class FieldEncoder(nn.Module):
             part if vocabulary is None else part @ self.tables[vocabulary]
             for (vocabulary, _), part in zip(self.fields, parts, strict=True)
         ]
-        if self.hidden is None:
-            return torch.cat(encoded, -1)
-        plain = [part for (vocabulary, _), part in zip(self.fields, parts, strict=True) if vocabulary is None]
-        return torch.cat([self.hidden(torch.cat(encoded, -1)).tanh(), *plain], -1)
+        return torch.cat(encoded, -1)

@@ -20,7 +20,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
-from torch.distributions import constraints, kl_divergence
+from torch.distributions import Categorical, constraints, kl_divergence
 from torch.utils import _pytree as pytree
 
 __all__ = ["Process", "Sequence", "Steps"]
@@ -135,6 +135,15 @@ def _select(keep: Tensor, new: State, old: State, needed: bool) -> State:
 def _fill_dead(process: Process, z: Tensor, live: Tensor) -> Tensor:
     """Replace whatever stands after the end, so that not even a NaN there reaches a gradient."""
     return z.masked_fill(~_trailing(live, z), process.padding) if process.terminates else z
+
+
+def _kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
+    """The registered KL; for categoricals one whose gradient is finite where q has probability zero."""
+    if not (isinstance(q, Categorical) and isinstance(p, Categorical)):
+        return kl_divergence(q, p)
+    held = q.probs > 0
+    difference = torch.where(held, q.logits, 0.0) - torch.where(held, p.logits, 0.0)
+    return (q.probs * difference).sum(-1)
 
 
 def _trailing(flag: Tensor, like: Tensor) -> Tensor:
@@ -352,7 +361,7 @@ class Sequence(TorchDistribution):
         steps = mine._remembered(z) or mine.steps(z)
         theirs = other.expand(mine.batch_shape).steps(z, like=mine)
         mine._memo = None
-        return mine._masked(kl_divergence(steps.conditional, theirs.conditional), steps.live)
+        return mine._masked(_kl(steps.conditional, theirs.conditional), steps.live)
 
     def step_score_parts(self, z: Tensor) -> ScoreParts:
         """Return log-probability, score term and entropy term of every step, each ``batch_shape + [I]``.

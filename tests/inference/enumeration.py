@@ -55,7 +55,8 @@ class Force(Messenger):
             return
         if msg["name"] not in self.choices:
             raise _Unmade(msg["name"], msg["fn"])
-        msg["value"], msg["done"] = self.choices[msg["name"]].value(msg["fn"]), True
+        # Not "done": plates further out still give the distribution its shape.
+        msg["value"] = self.choices[msg["name"]].value(msg["fn"])
 
 
 def runs(model: Any, guide: Any, *args: Any) -> Iterator[Run]:
@@ -203,15 +204,13 @@ def _procedure_steps(fn: Any) -> list[Choice]:
 def _sequences(fn: Any) -> list[Choice]:
     """Every combination, over the rows of a batch, of every walk of a process."""
     rows = [_walks(fn, row) for row in range(fn.batch_shape.numel())]
-    found = []
-    for paths in itertools.product(*rows):
-        if fn.has_rsample:
-            value = lambda fn, paths=paths: _along(fn, paths)[0]  # noqa: E731
-        else:
-            with torch.no_grad():
-                value = lambda fn, z=_along(fn, paths)[0]: z  # noqa: E731
-        found.append(Choice(value, lambda fn, paths=paths: _along(fn, paths)[1]))
-    return found
+    return [_along_choice(fn, paths) for paths in itertools.product(*rows)]
+
+
+def _along_choice(fn: Any, paths: tuple[list[Choice], ...]) -> Choice:
+    with torch.no_grad():
+        drawn = _along(fn, paths)[0]
+    return Choice(lambda fn: _along(fn, paths)[0] if fn.has_rsample else drawn, lambda fn: _along(fn, paths)[1])
 
 
 def _row(fn: Any, row: int) -> Any:

@@ -130,19 +130,17 @@ def two_plates() -> Pair:
     p, q, emission = [leaf(2), leaf(2)], [leaf(2, 1, 2), leaf(2, 2)], leaf(2, 2)
     data = torch.randn(2, 2)
 
-    def sites(w: list[Tensor]) -> tuple[Tensor, Tensor]:
-        with pyro.plate("rows", 2, dim=-2):
+    def sites(w: list[Tensor], observe: bool) -> None:
+        rows, columns = pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1)
+        with rows:
             u = pyro.sample("u", categorical(w[0]))
-        with pyro.plate("columns", 2, dim=-1):
+        with columns:
             v = pyro.sample("v", categorical(w[1]))
-        return u, v
+        if observe:
+            with rows, columns:
+                pyro.sample("x", dist.Normal(emission[u, v], 1.0), obs=data)
 
-    def model() -> None:
-        u, v = sites(p)
-        with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):
-            pyro.sample("x", dist.Normal(emission[u, v], 1.0), obs=data)
-
-    return Pair(model, lambda: sites(q), [*p, *q, emission])
+    return Pair(lambda: sites(p, True), lambda: sites(q, False), [*p, *q, emission])
 
 
 def plate_in_guide_only() -> Pair:
@@ -257,23 +255,22 @@ def sequence(longest: int | None = None, analytic: bool = True, scaled: str = "n
     weight, mask = torch.tensor([1.7, 0.6]), torch.tensor([False, True])
     infer = {"analytic_kl": analytic}
 
-    def sites(process: Chain, first: Tensor, shift: Tensor, weighed: bool) -> tuple[Tensor, Tensor]:
+    def sites(process: Chain, first: Tensor, shift: Tensor, weighed: bool, observe: bool) -> None:
         a = pyro.sample("a", categorical(first))
         with pyro.plate("rows", 2, dim=-1):
             with poutine.scale(scale=weight if weighed else torch.ones(())):
                 with poutine.mask(mask=mask if weighed else torch.tensor(True)):
-                    context = shift.expand(a.shape[:-1] + shift.shape) * (1 + a.unsqueeze(-1).unsqueeze(-1))
-                    s = pyro.sample("s", Sequence(process, context, 3, batch_shape=context.shape[:-1]), infer=infer)
-            return s, pyro.sample("b", categorical(first * (1 + s.sum(-1, keepdim=True))))
-
-    def model() -> None:
-        s, b = sites(prior, p_first, p, scaled != "neither")
-        with pyro.plate("rows", 2, dim=-1):
-            pyro.sample("x", dist.Normal(emission[b] * s.sum(-1), 1.0), obs=torch.tensor([0.5, -0.5]))
+                    context = shift.expand(a.shape[:-1] + shift.shape) * (1 + a[..., None, None].squeeze(-2))
+                    chain = Sequence(process, context, 3, batch_shape=context.shape[:-1])
+                    s = pyro.sample("s", chain, infer=infer)
+            b = pyro.sample("b", categorical(first * (1 + s.sum(-1, keepdim=True))))
+            if observe:
+                x = torch.tensor([0.5, -0.5])
+                pyro.sample("x", dist.Normal(emission[b] * s.sum(-1), 1.0), obs=x)
 
     return Pair(
-        model,
-        lambda: sites(posterior, q_first, q, scaled == "both"),
+        lambda: sites(prior, p_first, p, scaled != "neither", True),
+        lambda: sites(posterior, q_first, q, scaled == "both", False),
         [prior.table, posterior.table, p, q, emission, p_first, q_first],
     )
 
@@ -307,7 +304,7 @@ def call_stack(digits: tuple[int, ...] = (1, 3), rows: int = 1) -> Pair:
 
 
 def program_pair(tree: str, traces: Demonstrations) -> Pair:
-    program = ControlProgram(tree, obs_size=traces.observations.shape[-1], hidden=(3,))
+    program = ControlProgram(tree, obs_size=traces.observations.shape[-1], hidden=(3,), activation="tanh")
     guide = CallStackGuide(program, "lstm", hidden=2)
     parameters = [*program.parameters(), *guide.parameters()]
     with torch.no_grad():  # away from the nearly uniform start
@@ -316,14 +313,15 @@ def program_pair(tree: str, traces: Demonstrations) -> Pair:
     return Pair(program.model, guide, parameters, (traces,))
 
 
-def arguments() -> Pair:
+def arguments(actions: int = 2) -> Pair:
     """Call stacks whose calls pass a real and a one-hot argument and return a real one: mixed steps."""
     tree = """
         actions: left, right
         root(task: real[1]) -> walk, left
         walk(speed: real[1], way: onehot[2]) -> left, right returns (tired: real[1])
     """
-    episode = Episode(np.random.default_rng(0).normal(size=(3, 2)), np.array([0, 1]), np.array([0.5]))
+    observations = np.random.default_rng(0).normal(size=(actions + 1, 2))
+    episode = Episode(observations, np.arange(actions), np.array([0.5]))
     return program_pair(tree, double(Demonstrations.from_episodes([episode], 2)))
 
 
@@ -363,6 +361,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "sequence in another order": sequence_in_another_order,
     "call stack": call_stack,
     "call stack with arguments": arguments,
+    "call stack with one argument": lambda: arguments(1),
     "call stack with action arguments": action_arguments,
 }
 SMALL = [name for name in PAIRS if name not in ("call stack",)]
@@ -418,13 +417,36 @@ def test_expected_value_and_gradient_are_exact(name: str, score: str) -> None:
     assert value < 1e-9 and gradient < 1e-9
 
 
-@pytest.mark.parametrize("digits", ["1 3", "3 1"])
-def test_call_stacks_of_bubble_sort_are_exact(digits: str) -> None:
-    exact = enumerated("call stack") if digits == "1 3" else enumerate_pair(call_stack((3, 1)))
-    # Counted apart, by dynamic programming over stacks: all call stacks that explain the trace.
-    assert len(exact.runs) == (108 if digits == "1 3" else 270)
+def test_call_stacks_of_bubble_sort_are_exact() -> None:
+    exact = enumerated("call stack")
+    assert len(exact.runs) == 108  # counted apart, by dynamic programming over stacks
     value, gradient = errors(StepwiseKL_ELBO(), exact)
     assert value < 1e-9 and gradient < 1e-9
+
+
+@pytest.mark.parametrize("score", ["sequential", "full"])
+def test_a_batch_of_all_call_stacks_scaled_by_their_probability_is_exact(score: str) -> None:
+    pair = call_stack((3, 1))
+    (one,) = pair.args
+    program, guide = pair.guide.program, pair.guide  # type: ignore[attr-defined]
+    with torch.no_grad():
+        posterior = guide.posterior(one)
+        stacks = [choice.value(posterior)[0] for choice in enumeration.choices_of(posterior)]
+    assert len(stacks) == 270
+    z = nn.utils.rnn.pad_sequence(stacks, batch_first=True)
+    (traces,) = call_stack((3, 1), rows=270).args
+    log_q, log_p = guide.posterior(traces).log_prob(z), program.prior(traces).log_prob(z)
+    loss = (log_q.exp() * (log_q - log_p)).sum()
+    forced = enumeration.Force({"calls": enumeration.Choice(lambda fn: z, lambda fn: log_q)})(guide)
+    weighed = poutine.scale(scale=log_q.exp().detach())
+    estimate = StepwiseKL_ELBO(score=score).differentiable_loss(weighed(pair.model), weighed(forced), traces)
+    torch.testing.assert_close(estimate, loss, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        enumeration.gradient(estimate, pair.parameters),
+        enumeration.gradient(loss, pair.parameters),
+        atol=1e-9,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("name", VECTORISED)
@@ -434,7 +456,7 @@ def test_vectorised_particles_are_exact(name: str) -> None:
     nesting = {"loop": 0, "auxiliary": 0, "two plates": 2}.get(name, 1)
     both = pyro.plate("num_particles_vectorized", 2, dim=-1 - nesting)
     found = [run._replace(choices=enumeration.constant(run)) for run in enumeration.runs(both(model), both(guide))]
-    elbo = StepwiseKL_ELBO(num_particles=2, vectorize_particles=True)
+    elbo = StepwiseKL_ELBO(num_particles=2, max_plate_nesting=nesting, vectorize_particles=True)
     weights, losses, gradients = enumeration.estimates(elbo, model, guide, args, parameters, found)
     assert float(weights.sum()) == pytest.approx(1)
     torch.testing.assert_close(weights @ losses, exact.loss, atol=1e-9, rtol=0)
@@ -451,9 +473,8 @@ def test_the_oracle_agrees_with_pyros_enumeration() -> None:
 def test_the_oracle_scores_step_by_step_what_sequences_score_at_once() -> None:
     for name in ("call stack", "sequence that ends"):
         for run in enumerated(name).runs[::10]:
-            log_prob = sum(
-                node["fn"].log_prob(node["value"]).sum() for _, node in run.guide_trace.iter_stochastic_nodes()
-            )
+            sites = run.guide_trace.iter_stochastic_nodes()
+            log_prob = sum(node["fn"].log_prob(node["value"]).sum() for _, node in sites)
             torch.testing.assert_close(log_prob, run.log_weight)
 
 
@@ -624,7 +645,7 @@ def joined(loss: Tensor, gradient: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "calls", "particles", "vectorised"),
     [
-        ("loop", 400, 5, False),
+        ("loop", 200, 5, False),
         ("loop", 100, 200, True),
         ("plates", 100, 200, True),
         ("sequence that ends", 60, 200, True),
@@ -647,7 +668,7 @@ def test_sampled_call_stacks_agree_with_enumeration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nodes", "calls", "particles"), [("mixed", 24, 100, 100), ("call stack with arguments", 3, 40, 50)]
+    ("name", "nodes", "calls", "particles"), [("mixed", 12, 100, 100), ("call stack with one argument", 10, 50, 100)]
 )
 def test_mixed_samples_agree_with_fine_quadrature(
     name: str, nodes: int, calls: int, particles: int, monkeypatch: pytest.MonkeyPatch
@@ -836,7 +857,7 @@ def test_the_check_of_the_order_draws_no_random_numbers() -> None:
         ("ab", "a", "the guide has no site 'b'"),
         ("a", "ab", "the model has no site 'b'"),
         ("aB", "ab", "the guide samples 'b', which the model observes"),
-        ("ab", "aB", "the guide observes 'b'"),
+        ("a", "aB", "the guide observes 'b'"),
     ],
 )
 def test_sites_that_do_not_match_are_refused(model_sites: str, guide_sites: str, message: str) -> None:
@@ -1118,7 +1139,8 @@ def test_where_a_rare_choice_is_not_drawn_the_plain_score_points_the_wrong_way()
             plain = -torch.autograd.grad(Trace_ELBO().differentiable_loss(model, common(guide)), epsilon)[0]
             stepwise = -torch.autograd.grad(StepwiseKL_ELBO().differentiable_loss(model, common(guide)), epsilon)[0]
         assert truth < 0
-        assert float(plain) == pytest.approx(1 - (math.log(0.3) - 0.0) / (1 - eps), abs=2 * eps + 1e-9)
+        # Pyro leaves out the paper's first term, whose expectation is zero.
+        assert float(plain) == pytest.approx(-(math.log(0.3) - math.log1p(-eps)) / (1 - eps))
         assert float(plain) > 0
         # The analytic KL has the truth in every sample, however rare the choice.
         assert float(stepwise) == pytest.approx(truth, rel=1e-9)

@@ -380,7 +380,8 @@ def _latent_term(
         and _same(scale, model_site["scale"])
         and _same(mask, model_site["mask"])
     )
-    parts: ScoreParts = q.step_score_parts(z) if sequence else q.score_parts(z)
+    steps = q.steps(z) if sequence else None
+    parts: ScoreParts = q.step_score_parts(z, steps) if sequence else q.score_parts(z)
     score = _score(q, z, parts)
 
     def finish(value: Tensor, by: dict[str, Any]) -> Tensor:
@@ -392,7 +393,7 @@ def _latent_term(
 
     if analytic:
         try:
-            kl = finish(q.step_kl(p, z) if sequence else _kl(q, p), guide_site)
+            kl = finish(q.step_kl(p, z, steps, _kl) if sequence else _kl(q, p), guide_site)
         except NotImplementedError:
             pass
         else:

@@ -20,7 +20,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
-from torch.distributions import Categorical, constraints, kl_divergence
+from torch.distributions import constraints, kl_divergence
 from torch.utils import _pytree as pytree
 
 __all__ = ["Process", "Sequence", "Steps"]
@@ -137,15 +137,6 @@ def _fill_dead(process: Process, z: Tensor, live: Tensor) -> Tensor:
     return z.masked_fill(~_trailing(live, z), process.padding) if process.terminates else z
 
 
-def _kl(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """The registered KL; for categoricals one whose gradient is finite where q has probability zero."""
-    if not (isinstance(q, Categorical) and isinstance(p, Categorical)):
-        return kl_divergence(q, p)
-    held = q.probs > 0
-    difference = torch.where(held, q.logits, 0.0) - torch.where(held, p.logits, 0.0)
-    return (q.probs * difference).sum(-1)
-
-
 def _trailing(flag: Tensor, like: Tensor) -> Tensor:
     return flag.reshape(flag.shape + (1,) * (like.dim() - flag.dim()))
 
@@ -223,8 +214,6 @@ class Sequence(TorchDistribution):
                     f"one has shape {tuple(leaf.shape)}"
                 )
         self.process, self.context, self.horizon = process, context, horizon
-        self._memo: tuple[Tensor, Any, Steps] | None = None
-        self._flat: Context | None = None
         super().__init__(batch_shape, torch.Size((horizon,)) + process.event_shape, validate_args=validate_args)
 
     @property
@@ -313,29 +302,18 @@ class Sequence(TorchDistribution):
 
     # -- scoring ----------------------------------------------------------------------------------------------
 
-    def steps(self, z: Tensor, like: Sequence | None = None) -> Steps:
+    def steps(self, z: Tensor, like: Steps | None = None) -> Steps:
         """Return all steps along ``z`` ``batch_shape + [I, ...]``, on one flat batch dimension.
 
-        With ``like``, a sequence over the same states, its unrolling of ``z`` is used again where it is remembered.
+        Give them to :meth:`step_score_parts` and :meth:`step_kl` to evaluate the conditionals once for both. With
+        ``like``, the steps of a process with the same states along the same ``z``, its unrolling is used again.
         """
         context = self._flat_context()
-        known = like._remembered(z) if like is not None and self.process.same_states(like.process) else None
-        if known is not None:
-            state, live = known.state, known.live
+        if like is not None:
+            state, live = like.state, like.live
         else:
             state, live = self.process.unroll(self._flatten(z), context)
-        result = Steps(state, live, self.process.conditional(state, context))
-        self._memo = None if z.is_inference() else (z, self._stamp(z), result)
-        return result
-
-    def _remembered(self, z: Tensor) -> Steps | None:
-        """The last result, if it is of this value and nothing that it came from has changed since."""
-        memo = self._memo
-        return memo[2] if memo is not None and memo[0] is z and memo[1] == self._stamp(z) else None
-
-    def _stamp(self, z: Tensor) -> Any:
-        versions = [p._version for p in self.process.parameters() if not p.is_inference()]
-        return torch.is_grad_enabled(), z._version, versions
+        return Steps(state, live, self.process.conditional(state, context))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ``sum_i log p(z_i | z_<i, context)``, shape ``batch_shape`` (nats)."""
@@ -343,34 +321,42 @@ class Sequence(TorchDistribution):
 
     def step_log_prob(self, z: Tensor) -> Tensor:
         """Return ``log p(z_i | z_<i, context)`` of every step, ``batch_shape + [I]``; 0 after the end."""
-        log_prob = self.step_score_parts(z).log_prob
-        self._memo = None
-        return log_prob
+        return self.step_score_parts(z).log_prob
 
-    def step_kl(self, other: Sequence, z: Tensor) -> Tensor:
+    def step_kl(
+        self,
+        other: Sequence,
+        z: Tensor,
+        steps: Steps | None = None,
+        kl: Callable[[Any, Any], Tensor] = kl_divergence,
+    ) -> Tensor:
         """Return ``KL(self(z_i | z_<i) || other(z_i | z_<i))`` of every step along ``z``, ``batch_shape + [I]``.
 
-        Analytic in the step itself and a function of ``z_<i`` only: the terms of eq. (5) in Fox et al. (2019).
+        Analytic in the step itself and a function of ``z_<i`` only: the terms of eq. (5) in Fox et al. (2018).
+
+        Args:
+            other: a sequence over the same values.
+            z: ``batch_shape + [I, ...]``.
+            steps: of this sequence along ``z``, if they are known.
+            kl: the divergence of two conditionals; torch's registered one by default.
 
         Raises:
             NotImplementedError: if no closed form is registered for the two conditionals.
         """
         mine, z = self._for(z)
-        # An ELBO takes the score parts of a value and then its KL: that evaluates the conditionals once. Once only,
-        # because a graph that is used again may have been freed by then.
-        steps = mine._remembered(z) or mine.steps(z)
-        theirs = other.expand(mine.batch_shape).steps(z, like=mine)
-        mine._memo = None
-        return mine._masked(_kl(steps.conditional, theirs.conditional), steps.live)
+        steps = steps or mine.steps(z)
+        same = mine.process.same_states(other.process)
+        theirs = other.expand(mine.batch_shape).steps(z, like=steps if same else None)
+        return mine._masked(kl(steps.conditional, theirs.conditional), steps.live)
 
-    def step_score_parts(self, z: Tensor) -> ScoreParts:
+    def step_score_parts(self, z: Tensor, steps: Steps | None = None) -> ScoreParts:
         """Return log-probability, score term and entropy term of every step, each ``batch_shape + [I]``.
 
         The score term is the part of ``log q(z_i | z_<i)`` that needs a score-function gradient: all of it for
         discrete steps, nothing for reparametrised ones, the discrete part of mixed ones.
         """
         mine, z = self._for(z)
-        steps = mine.steps(z)
+        steps = steps or mine.steps(z)
         flat = _fill_dead(self.process, mine._flatten(z), steps.live)
         if self.has_rsample:
             parts = steps.conditional.score_parts(flat)
@@ -390,14 +376,11 @@ class Sequence(TorchDistribution):
         """The context with exactly one batch dimension."""
         if len(self.batch_shape) == 1:
             return self.context
-        if self._flat is None:
-            rank = len(self.batch_shape)
-            self._flat = pytree.tree_map_only(
-                Tensor,
-                lambda leaf: leaf.reshape((self.batch_shape.numel(),) + leaf.shape[rank:]),
-                self.context,
-            )
-        return self._flat
+        # Not remembered: what a walk without a graph flattens has lost the context's gradient.
+        rows, rank = self.batch_shape.numel(), len(self.batch_shape)
+        return pytree.tree_map_only(
+            Tensor, lambda leaf: leaf.reshape((rows,) + leaf.shape[rank:]), self.context
+        )
 
     def _flatten(self, z: Tensor) -> Tensor:
         return z.reshape((self.batch_shape.numel(),) + z.shape[z.dim() - len(self.event_shape) :])

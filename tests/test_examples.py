@@ -16,6 +16,21 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES: dict[str, list[list[str]]] = {
     "bubble_sort.py": [
         ["--method", "hvil", "--demos", "2", "--updates", "2"],
+        [
+            "--method",
+            "hvil",
+            "--procedures",
+            "paper",
+            "--guide",
+            "transformer",
+            "--elbo",
+            "trace",
+            "--demos",
+            "2",
+            "--updates",
+            "2",
+        ],
+        ["--task", "BubbleSortMove", "--guide", "lstm", "--demos", "2", "--updates", "2"],
         ["--method", "rnn", "--demos", "2", "--updates", "2"],
         ["--method", "rnn-full", "--demos", "2", "--updates", "2"],
     ],

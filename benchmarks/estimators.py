@@ -54,7 +54,7 @@ class Arguments:
 
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """sets of random weights"""
-    chain_samples: int = 200
+    chain_samples: int = 250
     """gradients of the chain an estimator"""
     stack_samples: int = 150
     """gradients of the call stacks an estimator"""
@@ -72,7 +72,7 @@ Task = tuple[Callable[..., Any], Callable[..., Any], list[Tensor], tuple[Any, ..
 def chain(seed: int) -> Task:
     """A plain loop of ten discrete sites, each observed through noise; the guide is a chain too."""
     pyro.set_rng_seed(seed)
-    first, following, emission = torch.randn(STATES), torch.randn(STATES, STATES), 2 * torch.randn(STATES)
+    first, following, emission = torch.randn(STATES), torch.randn(STATES, STATES), torch.randn(STATES)
     q = torch.randn(STEPS, STATES, STATES, requires_grad=True)
     data = torch.randn(STEPS)
 

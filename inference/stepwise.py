@@ -335,11 +335,12 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         if site["type"] == "sample" and not site["is_observed"] and name not in guide_trace.nodes:
             raise ValueError(f"the guide has no site {name!r}, which is latent in the model")
     for name, site in guide_trace.nodes.items():
-        if site["type"] != "sample" or site["infer"].get("_deterministic"):
+        infer = site.get("infer") or {}
+        if site["type"] != "sample" or infer.get("_deterministic"):
             continue
         if site["is_observed"]:
             raise ValueError(f"the guide observes {name!r}: a guide samples latent sites only")
-        if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
+        if name not in model_trace.nodes and not infer.get("is_auxiliary"):
             raise ValueError(
                 f"the model has no site {name!r}, which the guide samples "
                 '(infer={"is_auxiliary": True} if it is meant)'
@@ -352,7 +353,7 @@ def _latent_names(guide_trace: Trace) -> list[str]:
     return [name for name, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
 
 
-def _frames(site: dict[str, Any]) -> frozenset[Any]:
+def _frames(site: Any) -> frozenset[Any]:
     return frozenset(frame for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
@@ -367,12 +368,12 @@ def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Te
 
 
 def _latent_term(
-    model_site: dict[str, Any] | None, guide_site: dict[str, Any]
+    model_site: Any | None, guide_site: Any
 ) -> tuple[StepTerm, Tensor, Tensor | None, Tensor | None]:
     """Return the diagnostic, the cost, the score, and a sequence's own downstream costs at each of its steps."""
     q, z = guide_site["fn"], guide_site["value"]
     scale, mask = guide_site["scale"], guide_site["mask"]
-    p = None if model_site is None else model_site["fn"]
+    p: Any = None if model_site is None else model_site["fn"]
     sequence = hasattr(q, "step_kl") and hasattr(p, "step_kl")
     analytic = (
         model_site is not None
@@ -384,7 +385,7 @@ def _latent_term(
     parts: ScoreParts = q.step_score_parts(z, steps) if sequence else q.score_parts(z)
     score = _score(q, z, parts)
 
-    def finish(value: Tensor, by: dict[str, Any]) -> Tensor:
+    def finish(value: Tensor, by: Any) -> Tensor:
         scale, mask = by["scale"], by["mask"]
         if sequence:  # plates are to the left of the steps
             scale = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale

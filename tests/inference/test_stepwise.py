@@ -248,7 +248,7 @@ class Chain(Process):
 
 def sequence(longest: int | None = None, analytic: bool = True, scaled: str = "neither") -> Pair:
     """A Sequence site in a plate, ending by itself or not, and sites before and after it."""
-    states = 2 if longest is None else 3
+    states, horizon = (2, 2) if longest is None else (3, 3)
     prior, posterior = Chain(states, longest), Chain(states, longest)
     p, q, emission = leaf(2, states), leaf(2, states), leaf(2)
     p_first, q_first = leaf(2), leaf(2)
@@ -261,7 +261,7 @@ def sequence(longest: int | None = None, analytic: bool = True, scaled: str = "n
             with poutine.scale(scale=weight if weighed else torch.ones(())):
                 with poutine.mask(mask=mask if weighed else torch.tensor(True)):
                     context = shift.expand(a.shape[:-1] + shift.shape) * (1 + a[..., None, None].squeeze(-2))
-                    chain = Sequence(process, context, 3, batch_shape=context.shape[:-1])
+                    chain = Sequence(process, context, horizon, batch_shape=context.shape[:-1])
                     s = pyro.sample("s", chain, infer=infer)
             b = pyro.sample("b", categorical(first * (1 + s.sum(-1, keepdim=True))))
             if observe:
@@ -1106,7 +1106,7 @@ def test_step_terms_name_their_kinds_and_steps() -> None:
     assert {name: term.kind for name, term in terms.items()} == {
         "a": "kl", "s": "kl", "b": "kl", "x": "log_likelihood",
     }  # fmt: skip
-    assert terms["s"].value.shape == (2, 3)
+    assert terms["s"].value.shape == (2, 2)
     pair = fallback()
     (terms,) = StepwiseKL_ELBO().step_terms(pair.model, pair.guide)
     assert {terms["a"].kind, terms["x"].kind} == {"log_ratio"} and terms["b"].kind == "kl"

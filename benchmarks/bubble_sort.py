@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 METHODS: dict[str, list[str]] = {
     "hvil": ["--method", "hvil"],
     "hvil-paper": ["--method", "hvil", "--procedures", "paper"],
+    "hvil-annotated": ["--method", "hvil", "--annotated", "4"],
     "rnn": ["--method", "rnn"],
     "rnn-full": ["--method", "rnn-full"],
 }

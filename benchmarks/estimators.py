@@ -4,9 +4,10 @@
 
 Three parts. The variance of the guide's gradient (the trace of its covariance) and the standard deviation of the loss
 of StepwiseKL_ELBO and of Pyro's own ELBOs, with random weights: on a plain loop of discrete sites with observations
-(``chain``), and on the call stacks of a batch of BubbleSort demonstrations (``bubble_sort``). And Appendix B of Fox et
-al. (2018): the estimated derivative by the probability eps of a choice that the posterior all but excludes
-(``rare_choice``), whose plain score-function estimate points the wrong way whenever the choice is not drawn.
+(``chain``), and on the call stacks of a batch of BubbleSort demonstrations (``bubble_sort``), which are one site, so
+that TraceGraph_ELBO has nothing to take apart there. And Appendix B of Fox et al. (2018): the estimated derivative by
+the probability eps of a choice that the posterior all but excludes (``rare_choice``), whose plain score-function
+estimate points the wrong way whenever the choice is not drawn.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 import tyro
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
@@ -224,6 +226,9 @@ def draw_variances(axis: Axes, rows: list[dict[str, Any]]) -> None:
     axis.set_yticks(range(len(variance)), [method.replace("(", "\n(") for method in variance], fontsize=8)
     axis.set_ylim(len(variance) - 0.5, -0.6)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("variance of the guide's gradient (a dot a seed)")
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -245,10 +250,10 @@ def draw_rare_choice(axis: Axes, rows: list[dict[str, Any]]) -> None:
     axis.set_xscale("log")
     axis.set_yscale("symlog", linthresh=1)
     axis.invert_xaxis()
-    axis.set_xlabel(r"$\epsilon$, the guide's probability of a choice that the posterior excludes")
+    axis.set_xlabel(r"$\epsilon$, the guide's probability of the rare choice")
     axis.set_ylabel(r"estimate of $\partial_\epsilon$ ELBO (above 0 is wrong)", fontsize=9)
     axis.set_title("Appendix B: rare choices", loc="left", fontsize=10)
-    axis.legend(fontsize=8, frameon=False, loc="lower left")
+    axis.legend(fontsize=8, frameon=False, loc="center right")
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -13,6 +13,7 @@ OUT/call_stack.png: the inferred call stack of a test trace above the teacher's 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ class Arguments:
     """the bound: analytic per-step KL with the sequential or the full score function, or Pyro's own"""
     demos: int = 40
     """training traces (10 to 160 in the paper)"""
+    annotated: int = 0
+    """how many of the training traces show the teacher's calls as well (hvil)"""
     seed: int = 0
     """of the training traces, the initial weights and the batches"""
     updates: int = 12_500
@@ -79,7 +82,7 @@ def main(arguments: Arguments) -> None:
     pyro.set_rng_seed(arguments.seed)
     pyro.enable_validation(False)
     start = time.perf_counter()
-    train = demonstrations(arguments.demos, arguments.seed, move=arguments.task == "BubbleSortMove")
+    train = training_traces(arguments)
     program, controller, loss = build(arguments)
     policy: Any = program or controller
     modules = torch.nn.ModuleList([m for m in (program, controller) if m is not None])
@@ -107,6 +110,17 @@ def main(arguments: Arguments) -> None:
         if arguments.demo:
             sort_a_list(program, arguments.task)
     print(f"done in {time.perf_counter() - start:.0f} s; results in {arguments.out}")
+
+
+def training_traces(arguments: Arguments) -> pc.envs.Demonstrations:
+    """Return the training traces, the first few of them annotated with their calls if asked."""
+    move = arguments.task == "BubbleSortMove"
+    traces = demonstrations(arguments.demos, arguments.seed, move=move, annotate=arguments.annotated > 0)
+    if traces.calls is None:
+        return traces
+    calls = traces.calls.clone()
+    calls[arguments.annotated :] = torch.tensor([-1.0] + [0.0] * (calls.shape[-1] - 1))
+    return dataclasses.replace(traces, calls=calls)
 
 
 def build(arguments: Arguments) -> tuple[Any, Any, Any]:
@@ -151,7 +165,12 @@ def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> li
     """Return the rows: exact matches on the paper's mix of lengths and on longer lists, and boundaries."""
     setting: dict[str, Any] = {"demos": arguments.demos, "updates": arguments.updates}
     if arguments.method == "hvil":
-        setting |= {"procedures": arguments.procedures, "guide": arguments.guide, "elbo": arguments.elbo}
+        setting |= {
+            "procedures": arguments.procedures,
+            "annotated": arguments.annotated,
+            "guide": arguments.guide,
+            "elbo": arguments.elbo,
+        }
 
     def line(metric: str, value: float, **more: Any) -> dict[str, Any]:
         return pc.inference.row(

@@ -367,9 +367,7 @@ def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Te
     return value
 
 
-def _latent_term(
-    model_site: Any | None, guide_site: Any
-) -> tuple[StepTerm, Tensor, Tensor | None, Tensor | None]:
+def _latent_term(model_site: Any | None, guide_site: Any) -> tuple[StepTerm, Tensor, Tensor | None, Tensor | None]:
     """Return the diagnostic, the cost, the score, and a sequence's own downstream costs at each of its steps."""
     q, z = guide_site["fn"], guide_site["value"]
     scale, mask = guide_site["scale"], guide_site["mask"]

@@ -378,9 +378,7 @@ class Sequence(TorchDistribution):
             return self.context
         # Not remembered: what a walk without a graph flattens has lost the context's gradient.
         rows, rank = self.batch_shape.numel(), len(self.batch_shape)
-        return pytree.tree_map_only(
-            Tensor, lambda leaf: leaf.reshape((rows,) + leaf.shape[rank:]), self.context
-        )
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.reshape((rows,) + leaf.shape[rank:]), self.context)
 
     def _flatten(self, z: Tensor) -> Tensor:
         return z.reshape((self.batch_shape.numel(),) + z.shape[z.dim() - len(self.event_shape) :])

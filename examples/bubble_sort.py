@@ -85,7 +85,6 @@ def main(arguments: Arguments) -> None:
     train = training_traces(arguments)
     program, controller, loss = build(arguments)
     policy: Any = program or controller
-    modules = torch.nn.ModuleList([m for m in (program, controller) if m is not None])
     optimizer = torch.optim.Adam(parameter_groups(arguments, program, loss), lr=1e-3)
     result = pc.inference.fit(
         (loss, optimizer),
@@ -99,7 +98,7 @@ def main(arguments: Arguments) -> None:
     if result.interrupted:
         print(f"stopped after {result.step} updates; the same command goes on from there")
         return
-    modules.cpu()
+    loss.cpu()
     rows = evaluate(arguments, policy, loss, result.seconds)
     pc.inference.write_results(arguments.out / "result.json", "bubble_sort", rows)
     plot_learning_curve(arguments.out / "learning_curve.png", result, arguments)

@@ -30,13 +30,16 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
 
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 HERE = Path(__file__).parent
 METHODS: dict[str, list[str]] = {
     "hvil": ["--method", "hvil"],
     "hvil-paper": ["--method", "hvil", "--procedures", "paper"],
     "hvil-annotated": ["--method", "hvil", "--annotated", "4"],
+    "hvil-generic": ["--method", "hvil", "--tree", "generic"],
+    "hvil-move": ["--method", "hvil", "--task", "BubbleSortMove"],
+    "untrained": ["--method", "hvil", "--updates", "0"],
     "rnn": ["--method", "rnn"],
     "rnn-full": ["--method", "rnn-full"],
 }
@@ -46,7 +49,7 @@ METHODS: dict[str, list[str]] = {
 class Arguments:
     """Which runs to make."""
 
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = ("hvil", "rnn-full", "rnn")
     """which methods"""
     demos: tuple[int, ...] = (40, 20, 100, 10)
     """numbers of demonstrations"""
@@ -88,7 +91,8 @@ def collect(arguments: Arguments) -> list[dict[str, Any]]:
         for path in arguments.runs.glob(f"{method}-*/result.json"):
             content = json.loads(path.read_text())
             if path.parent.name.rsplit("-", 2)[0] == method:
-                found += [item | {"method": method} for item in content["rows"]]
+                made = {"revision": content["revision"]}
+                found += [item | {"method": method, "setting": item["setting"] | made} for item in content["rows"]]
         rows += sorted(found, key=lambda item: (item["setting"]["demos"], item["seed"]))
     return rows
 
@@ -108,15 +112,20 @@ def main(arguments: Arguments) -> None:
     print(table(rows))
 
 
-def summary(rows: list[dict[str, Any]], method: str, metric: str, **setting: Any) -> tuple[float, float, int]:
-    """Return mean, half width of the 95% t-interval, and number of seeds, of the rows with these settings."""
-    values = [
+def select(rows: list[dict[str, Any]], method: str, metric: str, **setting: Any) -> list[float]:
+    """Return the values of a metric with these settings, one a seed."""
+    return [
         item["value"]
         for item in rows
         if item["method"] == method
         and item["metric"] == metric
         and all(item["setting"].get(key) == value for key, value in setting.items())
     ]
+
+
+def summary(rows: list[dict[str, Any]], method: str, metric: str, **setting: Any) -> tuple[float, float, int]:
+    """Return mean, half width of the 95% t-interval, and number of seeds, of the rows with these settings."""
+    values = select(rows, method, metric, **setting)
     if len(values) < 2:
         return (values[0] if values else math.nan), math.nan, len(values)
     half = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
@@ -141,17 +150,22 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw accuracy on the paper's mix, and on longer lists, with 95% intervals over seeds."""
     counts = sorted({item["setting"]["demos"] for item in rows})
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for number, method in enumerate(METHODS):
-        points = [(n, *summary(rows, method, "exact_match", demos=n, length=None)) for n in counts]
-        points = [point for point in points if point[3]]
-        if points:
-            x, mean, half, _ = zip(*points, strict=True)
-            left.errorbar(x, mean, half, marker="o", capsize=3, label=method, color=f"C{number}")
-        lengths = (10, 15, 20)
-        longer = [summary(rows, method, "exact_match", demos=40, length=n)[:2] for n in lengths]
-        if any(not math.isnan(mean) for mean, _ in longer):
-            mean, half = zip(*longer, strict=True)
-            right.errorbar(lengths, mean, half, marker="o", capsize=3, label=method, color=f"C{number}")
+    shown = [m for m in METHODS if m != "untrained" and any(item["method"] == m for item in rows)]
+    for number, method in enumerate(shown):
+        shift = 0.25 * (number - (len(shown) - 1) / 2)
+        for axes, places, fixed in ((left, counts, {"length": None}), (right, (10, 15, 20), {"demos": 40})):
+            points = []
+            for n in places:
+                setting = fixed | ({"demos": n} if axes is left else {"length": n})
+                mean, half, seeds = summary(rows, method, "exact_match", **setting)
+                if seeds:
+                    # An interval from fewer than four seeds says nothing; the seeds themselves are shown instead.
+                    points.append((n + shift, mean, half if seeds >= 4 else math.nan))
+                    values = select(rows, method, "exact_match", **setting)
+                    axes.scatter([n + shift] * seeds, values, s=6, color=f"C{number}", alpha=0.5)
+            if points:
+                x, mean, half = zip(*points, strict=True)
+                axes.errorbar(x, mean, half, marker="o", capsize=3, label=method, color=f"C{number}")
     left.scatter([40], [0.88], marker="*", s=120, color="black", label="the paper's hvil", zorder=5)
     left.set(xlabel="demonstrations", ylabel="test traces completely right", ylim=(-0.03, 1.05), xticks=counts)
     left.set_title("lists of 2 to 9, as trained on", loc="left", fontsize=10)

@@ -262,7 +262,7 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     if not arguments.plot_only:
         rows = variances(arguments) + rare_choice(arguments)
-        write_results(RESULTS, "estimators", rows, command="python benchmarks/estimators.py")
+        write_results(RESULTS, "estimators", rows)
     plot(read_rows(RESULTS), RESULTS.with_suffix(".png"))
 
 

@@ -442,7 +442,7 @@ def main(arguments: Arguments) -> None:
             print(f"-- {name}: {time.perf_counter() - start:.0f} s", flush=True)
     kept = [item for item in read_rows(arguments.out) if item["setting"]["device"] != device.type]
     both = sorted(kept + rows.rows, key=lambda item: item["setting"]["device"])
-    write_results(arguments.out, "speed", both, command="python benchmarks/speed.py --device " + device.type)
+    write_results(arguments.out, "speed", both)
     shown = "cpu" if any(item["setting"]["device"] == "cpu" for item in both) else device.type
     plot(arguments.out.with_suffix(".png"), both, shown)
 

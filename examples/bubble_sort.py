@@ -35,6 +35,18 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 OBSERVATION = (("digit", 10), (None, 1), ("digit", 10), (None, 1))
 SPARSITY = 0.3
 
+# A call graph that knows the number of levels and nothing else of the teacher's program.
+GENERIC_TREE = """
+actions: ptr1left, ptr1right, ptr2left, ptr2right, swap
+main(n: real[1]) counts -> high1, high2
+high1 counts -> middle1, middle2, ptr1left, ptr1right, ptr2left, ptr2right, swap
+high2 counts -> middle1, middle2, ptr1left, ptr1right, ptr2left, ptr2right, swap
+middle1 counts -> low1, low2, ptr1left, ptr1right, ptr2left, ptr2right, swap
+middle2 counts -> low1, low2, ptr1left, ptr1right, ptr2left, ptr2right, swap
+low1 counts -> ptr1left, ptr1right, ptr2left, ptr2right, swap
+low2 counts -> ptr1left, ptr1right, ptr2left, ptr2right, swap
+"""
+
 # One test set for every seed and setting, drawn apart from all training sets.
 TEST_SEED, TEST_TRACES = 1_000, 100
 LONGER = (10, 15, 20)
@@ -50,6 +62,8 @@ ELBOS = {
 class Arguments:
     """Learn BubbleSort from demonstrations."""
 
+    tree: Literal["teacher", "generic"] = "teacher"
+    """the call graph of hvil: that of the teacher's program, or one that is not tuned to the task"""
     task: Literal["BubbleSort", "BubbleSortMove"] = "BubbleSort"
     """BubbleSortMove (hvil only): one action move(pointer, direction), procedures that pass the direction on"""
     method: Literal["hvil", "rnn", "rnn-full"] = "hvil"
@@ -101,11 +115,13 @@ def main(arguments: Arguments) -> None:
     loss.cpu()
     rows = evaluate(arguments, policy, loss, result.seconds)
     pc.inference.write_results(arguments.out / "result.json", "bubble_sort", rows)
-    plot_learning_curve(arguments.out / "learning_curve.png", result, arguments)
+    if result.losses:
+        plot_learning_curve(arguments.out / "learning_curve.png", result, arguments)
     for item in rows:
         print(f"{item['metric']:>20} {item['value']:6.3f}  {item['setting']}")
     if program is not None:
-        plot_call_stacks(arguments.out / "call_stack.png", program, loss.guide, arguments.task)
+        if arguments.tree == "teacher":
+            plot_call_stacks(arguments.out / "call_stack.png", program, loss.guide, arguments.task)
         if arguments.demo:
             sort_a_list(program, arguments.task)
     print(f"done in {time.perf_counter() - start:.0f} s; results in {arguments.out}")
@@ -126,6 +142,10 @@ def build(arguments: Arguments) -> tuple[Any, Any, Any]:
     """Return the program or the controller, and the loss as a module."""
     if arguments.method == "hvil":
         tree = BUBBLE_SORT_MOVE_TREE if arguments.task == "BubbleSortMove" else BUBBLE_SORT_TREE
+        if arguments.tree == "generic":
+            if arguments.task != "BubbleSort":
+                raise SystemExit("the generic call graph has actions without arguments: --task BubbleSort")
+            tree = GENERIC_TREE
         if arguments.procedures == "paper":
             program = pc.models.ControlProgram(tree, obs_size=22)
         else:
@@ -165,6 +185,7 @@ def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> li
     setting: dict[str, Any] = {"demos": arguments.demos, "updates": arguments.updates}
     if arguments.method == "hvil":
         setting |= {
+            "tree": arguments.tree,
             "procedures": arguments.procedures,
             "annotated": arguments.annotated,
             "guide": arguments.guide,
@@ -174,7 +195,7 @@ def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> li
     def line(metric: str, value: float, **more: Any) -> dict[str, Any]:
         return pc.inference.row(
             arguments.method,
-            "BubbleSort",
+            arguments.task,
             metric,
             value,
             seed=arguments.seed,
@@ -189,7 +210,7 @@ def evaluate(arguments: Arguments, policy: Any, loss: Any, seconds: float) -> li
     for length in LONGER:
         longer = demonstrations(TEST_TRACES, TEST_SEED, stream="test", min_length=length, max_length=length, move=move)
         rows.append(line("exact_match", pc.inference.exact_match(policy, longer), length=length))
-    if arguments.method == "hvil":
+    if arguments.method == "hvil" and arguments.tree == "teacher":
         teacher = teacher_calls(policy, test)
         rows += [
             line(metric, value) for metric, value in pc.inference.boundary_f1(loss.guide.infer(test), teacher).items()
@@ -205,9 +226,9 @@ def teacher_calls(program: Any, traces: Any) -> list[pc.models.CallTrace]:
 def plot_learning_curve(path: Path, result: Any, arguments: Arguments) -> None:
     """Draw the negative ELBO of the training batches."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    steps, losses = zip(*result.losses, strict=True)
-    axes.plot(steps, losses, linewidth=1)
-    axes.set(xlabel="update", ylabel="loss of 4 traces (nats)", yscale="symlog")
+    axes.plot(*zip(*result.losses, strict=True), linewidth=1)
+    positive = all(loss > 0 for _, loss in result.losses)
+    axes.set(xlabel="update", ylabel="loss of 4 traces (nats)", yscale="log" if positive else "linear")
     axes.set_title(f"{arguments.method}, {arguments.demos} demonstrations, seed {arguments.seed}", loc="left")
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -231,9 +252,12 @@ def sort_a_list(program: Any, task: str) -> None:
     """Run the learnt program in the environment."""
     env = gymnasium.make(f"pyrocontrol/{task}-v0")
     digits = [7, 3, 9, 1, 4]
-    run = program.execute(env, options={"list": digits})
+    run = program.execute(env, options={"list": digits}, max_steps=2_000)
+    after = run.info["list"].tolist()
     print(f"\n{run.calls.tree_text(max_lines=60)}\n")
-    print(f"before: {digits}\nafter:  {run.info['list'].tolist()}  ({len(run.actions)} actions)")
+    print(f"before: {digits}\nafter:  {after}  ({len(run.actions)} actions)")
+    outcome = "sorted" if after == sorted(digits) else "not sorted"
+    print(f"{outcome}; the program {'returned' if run.finished else 'did not return'} by itself")
 
 
 if __name__ == "__main__":

@@ -33,14 +33,14 @@ class Structured(Protocol):
         ...
 
 
-def exact_match(policy: GreedyPolicy, traces: Traces) -> float:
+def exact_match(policy: GreedyPolicy, traces: Traces, *, atol: float = 1e-6) -> float:
     """Return the fraction of traces in which every greedy action, the final null included, is the trace's own.
 
-    Where actions take arguments, these have to agree as well.
+    Where actions take arguments, these have to agree as well, up to ``atol``.
     """
     agree = policy.greedy_actions(traces) == traces.actions
     if traces.arguments.shape[-1]:
-        agree = agree & (policy.greedy_arguments(traces) == traces.arguments).all(-1)
+        agree = agree & ((policy.greedy_arguments(traces) - traces.arguments).abs() <= atol).all(-1)
     step = traces.actions.new_ones(traces.actions.shape).cumsum(1) - 1
     agree = agree | (step >= traces.lengths.unsqueeze(1))
     return float(agree.all(1).float().mean())

@@ -134,7 +134,6 @@ class ProcedureStep(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
-    has_enumerate_support = False
 
     def __init__(
         self,
@@ -190,6 +189,8 @@ class ProcedureStep(TorchDistribution):
     def score_parts(self, x: Tensor, *args: object, **kwargs: object) -> ScoreParts:
         """Return the parts for a mixed step: choices and one-hot fields need the score function, reals do not."""
         discrete, real = self._log_probs(x)
+        if not self.has_rsample:
+            return ScoreParts(discrete + real, discrete + real, 0)  # type: ignore[arg-type]  # as Pyro has it
         return ScoreParts(discrete + real, discrete, real)
 
     def _fill(self, choice: Tensor, noisy: bool) -> Tensor:

@@ -52,8 +52,8 @@ def available() -> Any:
         warnings.warn("no C compiler was found: call stacks are sampled by slower tensor code", stacklevel=2)
         return None
     key = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode() + _processor()).hexdigest()[:16]
-    cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pyrocontrol" / f"walk-{key}.so"
     try:
+        cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyrocontrol" / f"walk-{key}.so"
         if not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
@@ -62,7 +62,7 @@ def available() -> Any:
                 subprocess.run(command, check=True, capture_output=True, text=True)
                 os.replace(built, cached)
         function = ctypes.CDLL(str(cached)).pyrocontrol_walk
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", None) or error
         warnings.warn(f"the native walk could not be built, tensor code samples instead: {detail}", stacklevel=2)
         return None

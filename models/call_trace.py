@@ -117,6 +117,9 @@ class CallTrace:
     def __str__(self) -> str:
         return self.tree_text()
 
+    def __repr__(self) -> str:
+        return f"CallTrace({len(self.steps)} steps, {len(self.actions)} actions)"
+
 
 def plot_call_stack(axes: Axes, trace: CallTrace, *, title: str | None = None, legend: bool = True) -> None:
     """Draw a call stack over time: a bar a procedure, the root at the bottom, a new bar where it is called."""

@@ -53,8 +53,8 @@ class ControlProgram(nn.Module):
         hidden: hidden layers of each procedure's network.
         activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
         encoder: what the procedures see of an observation, such as
-            :class:`~pyrocontrol.models.FieldEncoder`: a module ``[..., O] -> [..., C]`` with attributes ``size``
-            (``C``) and ``groups`` (widths that split ``C``); by default the observation itself.
+            :class:`~pyrocontrol.models.FieldEncoder`: a module ``[..., O] -> [..., C]`` with an attribute ``groups``
+            (widths that split ``C``); by default the observation itself.
         sparsity: rate lambda of a sparsity prior on what procedures see, ``exp(-lambda sum_h,g ||W_hg||)`` over
             the first-layer weights of each procedure h and input group g (a group lasso), in nats of the whole
             training set.
@@ -95,8 +95,8 @@ class ControlProgram(nn.Module):
         self.obs_size, self.hidden, self.horizon = obs_size, tuple(hidden), horizon
         self.sparsity, self.num_traces = sparsity, num_traces
         self.encoder = nn.Identity() if encoder is None else encoder
-        size = obs_size if encoder is None else int(encoder.size)  # type: ignore[arg-type]
-        self.groups = (1,) * size if encoder is None else tuple(encoder.groups)  # type: ignore[arg-type]
+        self.groups = (1,) * obs_size if encoder is None else _groups_of(encoder, obs_size)
+        size = sum(self.groups)
         self.process = CallStack(self.tree, size, hidden=hidden, activation=activation)
 
     # -- the model ----------------------------------------------------------------------------------------------
@@ -228,15 +228,10 @@ class ControlProgram(nn.Module):
     def signature(self) -> str:
         """Return what a checkpoint must share with this program to fit it."""
         networks = f"hidden={self.hidden}, {self.process.choose.activation}, encoder={self.encoder}"
-        return f"ControlProgram(obs_size={self.obs_size}, {networks})\n{self.tree}"
+        prior = f"sparsity={self.sparsity}, num_traces={self.num_traces}"
+        return f"ControlProgram(obs_size={self.obs_size}, {networks}, {prior})\n{self.tree}"
 
     # -- the policy ---------------------------------------------------------------------------------------------
-
-    def greedy_calls(self, traces: Traces) -> list[CallTrace]:
-        """Run the program on the traces' own observations, taking the likeliest choice at every step."""
-        with torch.no_grad():
-            z = self._greedy(traces)
-        return CallTrace.batch(self.tree, z)
 
     def greedy_actions(self, traces: Traces) -> Tensor:
         """Return the greedy actions ``[B, T]``; null once the program has returned."""
@@ -273,19 +268,28 @@ class ControlProgram(nn.Module):
             max_steps: most PHP steps.
 
         Raises:
-            ValueError: for observations of the wrong width or not finite, or a task of the wrong width.
+            ValueError: for observations of the wrong width or not finite, a task of the wrong width, or actions that
+                the environment cannot take.
         """
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         weight = self.process.choose.weights[0]
+        encode = getattr(env.unwrapped, "encode_action", None)
+        takes = [sum(field.size for field in action.argument) for action in self.tree.actions]
+        if encode is None and any(takes):
+            raise ValueError(
+                "the tree's actions take arguments: the environment needs encode_action(index, argument), "
+                "which returns its own action for them"
+            )
+        space = env.action_space
+        if encode is None and getattr(space, "n", len(takes)) < len(takes):
+            raise ValueError(f"the tree has {len(takes)} actions, the environment's action space is {space}")
         observation, info = env.reset(seed=seed, options=options)
         task = torch.as_tensor(info.get("task", ()) if task is None else task)
         task = task.to(weight.device, weight.dtype).reshape(1, -1)
         declared = sum(field.size for field in self.tree.root.argument)
         if task.shape[1] != declared:
             raise ValueError(f"the root takes an argument of width {declared}, the task has width {task.shape[1]}")
-        encode = getattr(env.unwrapped, "encode_action", None)
-        space = env.action_space
         ends = encode is not None or getattr(space, "n", None) == len(self.tree.actions) + 1
         procedures, null = len(self.tree.procedures), self.tree.null
         context = CallStackContext(self._features(observation, weight), self.root_argument(task))
@@ -300,7 +304,9 @@ class ControlProgram(nn.Module):
             finished = int(state.depth[0]) == 0
             if procedures <= choice < null or finished:
                 number = choice - procedures
-                action = encode(number, z[0, 1:].cpu().numpy()) if encode is not None else number
+                width = 0 if finished else takes[number]
+                argument = z[0, 1 : 1 + width].cpu().numpy()
+                action = encode(number, argument) if encode is not None else number
                 if not finished:
                     actions.append(number)
                 if not finished or ends:
@@ -320,9 +326,26 @@ class ControlProgram(nn.Module):
         return self.prior(traces).greedy()
 
     def _features(self, observation: Any, like: Tensor) -> Tensor:
+        if isinstance(observation, dict | tuple):
+            raise ValueError("the program takes vector observations: wrap the environment in FlattenObservation")
         x = torch.as_tensor(observation, dtype=like.dtype, device=like.device).reshape(1, 1, -1)
         if x.shape[-1] != self.obs_size:
             raise ValueError(f"the program takes observations of width {self.obs_size}, got {x.shape[-1]}")
         if not bool(x.isfinite().all()):
             raise ValueError("an observation is not finite")
         return self.encoder(x)
+
+
+def _groups_of(encoder: nn.Module, obs_size: int) -> tuple[int, ...]:
+    """Return the widths of an encoder's groups of outputs, after trying it on an observation."""
+    groups = getattr(encoder, "groups", None)
+    if groups is None:
+        raise ValueError(f"the encoder {type(encoder).__name__} needs an attribute groups, the widths of its outputs")
+    try:
+        with torch.no_grad():
+            width = encoder(torch.zeros(1, obs_size)).shape[-1]
+    except RuntimeError as error:
+        raise ValueError(f"the encoder does not take observations of width {obs_size}: {error}") from None
+    if width != sum(groups):
+        raise ValueError(f"the encoder's output has width {width}, its groups {tuple(groups)} have {sum(groups)}")
+    return tuple(groups)

@@ -391,11 +391,13 @@ def _split(text: str) -> list[str]:
 
 
 def _parse_fields(text: str) -> tuple[Field, ...]:
-    fields = []
+    fields: list[Field] = []
     for part in _split(text):
         match = re.fullmatch(r"(\w+)\s*:\s*(\w+)\[(\d+)\]", part)
         if not match:
             raise ValueError(f"a field is written 'name: onehot[k]' or 'name: real[k]', got {part!r}")
+        if any(field.name == match[1] for field in fields):
+            raise ValueError(f"two fields are called {match[1]!r}")
         fields.append(Field(match[1], match[2], int(match[3])))
     return tuple(fields)
 

@@ -362,7 +362,7 @@ class Sequence(TorchDistribution):
             parts = steps.conditional.score_parts(flat)
         else:
             log_prob = steps.conditional.log_prob(flat)
-            parts = ScoreParts(log_prob, log_prob, torch.zeros_like(log_prob))
+            parts = ScoreParts(log_prob, log_prob, 0)  # type: ignore[arg-type]  # Pyro asks for the number 0
         return ScoreParts(*(mine._masked(part, steps.live) if isinstance(part, Tensor) else part for part in parts))
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:

@@ -1,9 +1,8 @@
 """The end-to-end baseline: a recurrent network from observations to actions, without latent structure.
 
-R. Fox et al., "Hierarchical Variational Imitation Learning of Control Programs" (2019), Appendix C: "a
-4-layer, 64-node LSTM", the observation "preprocessed by a 64-node MLP, and the last layer's output
-postprocessed by a 64-node MLP to which softmax is applied". As published it sees neither the task nor its own
-previous action; `see_task` and `see_previous_action` give it both.
+R. Fox et al., "Hierarchical Imitation Learning via Variational Inference of Control Programs" (2018), Appendix C: four
+LSTM layers of 64 nodes between two 64-node MLPs, and a softmax over the actions. As published it sees neither the
+task nor its own previous action; `see_task` and `see_previous_action` give it both.
 
 Shapes: B traces, T steps, O observation numbers, U task numbers, A actions (the null not counted).
 """

@@ -24,13 +24,18 @@ from typing import Any
 import matplotlib
 import tyro
 
-from pyrocontrol.inference import write_results
+from pyrocontrol.envs import Demonstrations
+from pyrocontrol.envs.bubble_sort import ACTIONS, demonstrations
+from pyrocontrol.inference import row, write_results
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
 
 # Two-sided 95% quantiles of Student's t, by degrees of freedom.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+# The test set of examples/bubble_sort.py.
+TEST_SEED, TEST_TRACES = 1_000, 100
 
 HERE = Path(__file__).parent
 METHODS: dict[str, list[str]] = {
@@ -105,11 +110,34 @@ def main(arguments: Arguments) -> None:
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(lambda job: run(arguments, *job), jobs))
     rows = collect(arguments)
+    for demos, seed in sorted({(item["setting"]["demos"], item["seed"]) for item in rows if item["method"] == "hvil"}):
+        rows.append(
+            row("data", "BubbleSort", "identifiable", identifiable(demos, seed), seed=seed, seconds=0.0, demos=demos)
+        )
     write_results(
         HERE / "results" / "bubble_sort.json", "bubble_sort", rows, command="python benchmarks/bubble_sort.py"
     )
     plot(rows, HERE / "results" / "bubble_sort.png")
     print(table(rows))
+
+
+def identifiable(demos: int, seed: int) -> float:
+    """Return the fraction of test traces that training traces say enough about.
+
+    These are the traces in which every swapped pair (a, b) was swapped in a training trace, or encloses a pair that
+    was: a >= c > d >= b. Without knowing that digits are ordered, nothing says that any other pair is to be swapped.
+    """
+
+    def swapped(traces: Demonstrations) -> list[set[tuple[int, int]]]:
+        swap = traces.actions == ACTIONS.index("swap")
+        digits = traces.observations[..., :10].argmax(-1), traces.observations[..., 11:21].argmax(-1)
+        return [
+            set(zip(digits[0][b][row].tolist(), digits[1][b][row].tolist(), strict=True)) for b, row in enumerate(swap)
+        ]
+
+    shown = set().union(*swapped(demonstrations(demos, seed)))
+    test = swapped(demonstrations(TEST_TRACES, TEST_SEED, stream="test"))
+    return sum(all(any(a >= c and b <= d for c, d in shown) for a, b in pairs) for pairs in test) / len(test)
 
 
 def select(rows: list[dict[str, Any]], method: str, metric: str, **setting: Any) -> list[float]:
@@ -142,7 +170,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         for n in counts:
             mean, half, seeds = summary(rows, method, "exact_match", demos=n, length=None)
             cells.append("" if not seeds else f"{mean:.2f} ± {half:.2f} ({seeds})" if seeds > 1 else f"{mean:.2f} (1)")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        if any(cells):
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ class CallStackGuide(nn.Module):
         program: the program whose calls are inferred.
         encoder: ``"bilstm"`` (the paper's), ``"lstm"`` (causal), ``"transformer"``, or a :class:`TraceEncoder`
             over (previous action, observation, action).
-        hidden: units of the encoder (a direction).
+        encoder_size: units of a named encoder (a direction).
         compile: compile the sampling walk; see :class:`~pyrocontrol.models.Process`.
 
     Raises:
@@ -44,7 +44,7 @@ class CallStackGuide(nn.Module):
         program: ControlProgram,
         encoder: str | TraceEncoder = "bilstm",
         *,
-        hidden: int = 32,
+        encoder_size: int = 32,
         compile: bool = False,
     ):
         super().__init__()
@@ -54,7 +54,7 @@ class CallStackGuide(nn.Module):
         if isinstance(encoder, str):
             if encoder not in _ENCODERS:
                 raise ValueError(f"encoder must be one of {', '.join(_ENCODERS)}, got {encoder!r}")
-            encoder = _ENCODERS[encoder](self.input_size, hidden)
+            encoder = _ENCODERS[encoder](self.input_size, encoder_size)
         self.encoder = encoder
         self.process = CallStack(tree, encoder.size, hidden=program.hidden, posterior=True)
         self.process.compile_walk = compile

@@ -47,7 +47,7 @@ def make(encoder: str, move: bool = False) -> CallStackGuide:
         guide = CallStackGuide(program, own)
         assert guide.encoder is own and guide.input_size == own.map.in_features // 2
         return guide
-    return CallStackGuide(program, encoder, hidden=8)
+    return CallStackGuide(program, encoder, encoder_size=8)
 
 
 def traces(move: bool = False) -> Demonstrations:

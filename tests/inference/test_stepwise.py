@@ -305,7 +305,7 @@ def call_stack(digits: tuple[int, ...] = (1, 3), rows: int = 1) -> Pair:
 
 def program_pair(tree: str, traces: Demonstrations) -> Pair:
     program = ControlProgram(tree, obs_size=traces.observations.shape[-1], hidden=(3,), activation="tanh")
-    guide = CallStackGuide(program, "lstm", hidden=2)
+    guide = CallStackGuide(program, "lstm", encoder_size=2)
     parameters = [*program.parameters(), *guide.parameters()]
     with torch.no_grad():  # away from the nearly uniform start
         for parameter in parameters:

@@ -196,7 +196,7 @@ def test_svi_trains_on_annotated_mixed_and_plain_traces(elbo: type[Any]) -> None
         pyro.clear_param_store()
         batch = changed(data, calls=given)
         program = ControlProgram(BUBBLE_SORT_TREE, 22)
-        guide = CallStackGuide(program, hidden=4)
+        guide = CallStackGuide(program, encoder_size=4)
         svi = SVI(program.model, guide, pyro.optim.Adam({"lr": 1e-2}), elbo())
         before = [[p.clone() for p in module.parameters()] for module in (program, guide)]
         losses = [svi.step(batch) for _ in range(8)]

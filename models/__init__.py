@@ -4,7 +4,7 @@ from .call_stack import CallStack, CallStackContext, CallStackState, ProcedureNe
 from .call_trace import Boundary, CallTrace, Interval, plot_call_stack
 from .control_program import ControlProgram, Execution
 from .observation import FieldEncoder
-from .procedure_tree import Action, Field, Procedure, ProcedureTree
+from .procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
 from .process import Process, Sequence, Steps
 from .recurrent import RecurrentController
 from .registration import register
@@ -22,6 +22,7 @@ __all__ = [
     "Field",
     "FieldEncoder",
     "Interval",
+    "PlacedField",
     "Procedure",
     "ProcedureNetworks",
     "ProcedureStep",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
 from . import call_stack_native
-from .procedure_tree import Field, ProcedureTree
+from .procedure_tree import Field, PlacedField, ProcedureTree
 from .process import Process
 
 __all__ = ["CallStack", "CallStackContext", "CallStackState", "ProcedureNetworks", "ProcedureStep"]
@@ -163,7 +163,7 @@ class ProcedureStep(TorchDistribution):
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether a latent argument or return value is a real vector, drawn with a pathwise gradient."""
-        return latent_reals(self.tree)
+        return self.tree.has_latent_reals
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw ``(choice, u+...)`` without a graph."""
@@ -199,19 +199,21 @@ class ProcedureStep(TorchDistribution):
         width = self.tree.arg_size
         argument = row.new_zeros(choice.shape + (width,))
         if self.parameters is not None:
-            slot = slots_of(self.tree, choice, self.procedure)
-            for number, fields, first in parametrised_slots(self.tree):
-                chosen = (slot == number).unsqueeze(-1)
-                if self.observed is not None and self._is_action(number):
-                    argument = torch.where(chosen, self.observed, argument)
+            slot = self._slots(choice)
+            for placed in self.tree.placed_fields:
+                if self.observed is not None and placed.of_action:
                     continue
-                parts = [self._draw(field, start, choice.shape, noisy) for field, start, _ in layout(fields, first)]
-                drawn = torch.cat(parts, -1)
-                argument = torch.where(chosen, F.pad(drawn, (0, width - drawn.shape[-1])), argument)
+                drawn = self._draw(placed, choice.shape, noisy)
+                padded = F.pad(drawn, (placed.place, width - placed.place - placed.field.size))
+                argument = argument + torch.where((slot == placed.slot).unsqueeze(-1), padded, 0.0)
+            if self.observed is not None:
+                acts = (choice >= len(self.tree.procedures)) & (choice < self.tree.null)
+                argument = torch.where(acts.unsqueeze(-1), self.observed, argument)
         return torch.cat([row, argument], -1)
 
-    def _draw(self, field: Field, start: int, shape: torch.Size, noisy: bool) -> Tensor:
-        parameters = self._parameters(field, start).expand(shape + (field.parameters,))
+    def _draw(self, placed: PlacedField, shape: torch.Size, noisy: bool) -> Tensor:
+        field = placed.field
+        parameters = self._parameters(placed).expand(shape + (field.parameters,))
         if field.kind == "onehot":
             index = _gumbel_argmax(parameters) if noisy else parameters.argmax(-1)
             return F.one_hot(index, field.size).to(parameters.dtype)
@@ -225,37 +227,39 @@ class ProcedureStep(TorchDistribution):
         discrete = log_probs.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
         real = torch.zeros_like(discrete)
         if self.parameters is not None:
-            slot = slots_of(self.tree, choice, self.procedure)
-            for number, fields, first in parametrised_slots(self.tree):
-                if self.observed is not None and self._is_action(number):
+            slot = self._slots(choice)
+            for placed in self.tree.placed_fields:
+                if self.observed is not None and placed.of_action:
                     continue  # the observed argument has probability one
-                chosen = slot == number
-                for field, start, place in layout(fields, first):
-                    u = torch.where(chosen.unsqueeze(-1), value[..., 1 + place : 1 + place + field.size], 0.0)
-                    term = torch.where(chosen, self._field_log_prob(field, start, u), 0.0)
-                    discrete, real = (discrete + term, real) if field.kind == "onehot" else (discrete, real + term)
+                chosen = slot == placed.slot
+                u = torch.where(chosen.unsqueeze(-1), placed_in(value[..., 1:], placed), 0.0)
+                term = torch.where(chosen, self._field_log_prob(placed, u), 0.0)
+                if placed.field.kind == "onehot":
+                    discrete = discrete + term
+                else:
+                    real = real + term
         return discrete, real
 
-    def _field_log_prob(self, field: Field, start: int, u: Tensor) -> Tensor:
-        parameters = self._parameters(field, start)
-        if field.kind == "onehot":
+    def _field_log_prob(self, placed: PlacedField, u: Tensor) -> Tensor:
+        parameters = self._parameters(placed)
+        if placed.field.kind == "onehot":
             return (u * parameters).sum(-1)
         location, log_scale = parameters.chunk(2, -1)
         z = (u - location) * (-log_scale).exp()
         return (-0.5 * z.square() - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def _parameters(self, field: Field, start: int) -> Tensor:
+    def _parameters(self, placed: PlacedField) -> Tensor:
         """The field's normalised logits, or its location and clamped log-scale."""
         assert self.parameters is not None
-        raw = self.parameters[..., start : start + field.parameters]
-        if field.kind == "onehot":
+        raw = self.parameters[..., placed.parameter : placed.parameter + placed.field.parameters]
+        if placed.field.kind == "onehot":
             return raw.log_softmax(-1)
         location, log_scale = raw.chunk(2, -1)
         return torch.cat([location, log_scale.clamp(*_LOG_SCALE)], -1)
 
-    def _is_action(self, slot: int) -> bool:
-        h = len(self.tree.procedures)
-        return h <= slot < h + len(self.tree.actions)
+    def _slots(self, choice: Tensor) -> Tensor:
+        """The slot that a choice fills: its own, or the return value of the procedure that returns."""
+        return torch.where(choice == self.tree.null, self.tree.null + self.procedure, choice)
 
     def _slot_probability(self, slot: int) -> Tensor:
         if slot < self.tree.null:
@@ -270,17 +274,18 @@ def _kl_step_step(q: ProcedureStep, p: ProcedureStep) -> Tensor:
     kl = (q.log_probs.exp() * (q.log_probs - p.log_probs)).sum(-1)
     if q.parameters is None:
         return kl
-    for slot, fields, first in parametrised_slots(q.tree):
-        observed = q.observed is not None and q._is_action(slot)
-        cost = torch.zeros_like(kl)
-        for field, start, place in layout(fields, first):
-            if observed:
-                assert q.observed is not None
-                cost = cost - p._field_log_prob(field, start, q.observed[..., place : place + field.size])
-            else:
-                cost = cost + _field_kl(field, q._parameters(field, start), p._parameters(field, start))
-        kl = kl + q._slot_probability(slot) * cost
+    for placed in q.tree.placed_fields:
+        if q.observed is not None and placed.of_action:
+            cost = -p._field_log_prob(placed, placed_in(q.observed, placed))
+        else:
+            cost = _field_kl(placed.field, q._parameters(placed), p._parameters(placed))
+        kl = kl + q._slot_probability(placed.slot) * cost
     return kl
+
+
+def placed_in(argument: Tensor, placed: PlacedField) -> Tensor:
+    """Return the part ``[..., size]`` of an argument ``[..., W]`` that a field holds."""
+    return argument[..., placed.place : placed.place + placed.field.size]
 
 
 def _field_kl(field: Field, q: Tensor, p: Tensor) -> Tensor:
@@ -330,21 +335,17 @@ class CallStack(Process):
         super().__init__()
         self.tree, self.posterior, self.feature_size = tree, posterior, feature_size
         self.event_shape = torch.Size((1 + tree.arg_size,))
-        self.has_rsample = latent_reals(tree)
+        self.has_rsample = tree.has_latent_reals
         h, k = len(tree.procedures), len(tree.choices)
         inputs = feature_size + 1 + k + 2 * tree.arg_size
         self.choose = ProcedureNetworks(h, inputs, hidden, k, activation)
-        parameters = sum(field.parameters for fields in tree.slots[1:] for field in fields)
+        parameters = sum(placed.field.parameters for placed in tree.placed_fields)
         self.argue = ProcedureNetworks(h, inputs, (), parameters) if parameters else None
         self.register_buffer("consistent", tree.consistent, persistent=False)
         self.register_buffer("available", tree.available, persistent=False)
         counts = torch.tensor([float(p.counts) for p in tree.procedures])
         self.register_buffer("_counts", counts, persistent=False)
-        table = [
-            (slot, start, place, field.size)
-            for slot, fields, first in parametrised_slots(tree)
-            for field, start, place in layout(fields, first)
-        ]
+        table = [(f.slot, f.parameter, f.place, f.field.size) for f in tree.placed_fields]
         self.register_buffer("field_table", torch.tensor(table).reshape(-1, 4), persistent=False)
 
     def group_norms(self, feature_groups: Sequence[int]) -> Tensor:
@@ -523,41 +524,6 @@ class CallStack(Process):
         """A frame that has taken no step."""
         head = torch.stack([procedure, torch.zeros_like(procedure), torch.full_like(procedure, self.tree.null)], -1)
         return torch.cat([head.to(argument.dtype), argument, torch.zeros_like(argument)], -1)
-
-
-def latent_reals(tree: ProcedureTree) -> bool:
-    """Whether a call passes, or a return hands back, a real vector."""
-    actions = range(len(tree.procedures), tree.null)
-    return any(
-        field.kind == "real"
-        for slot, fields in enumerate(tree.slots)
-        if slot > 0 and slot not in actions
-        for field in fields
-    )
-
-
-def parametrised_slots(tree: ProcedureTree) -> list[tuple[int, tuple[Field, ...], int]]:
-    """Slots that a step can fill, their fields, and where their parameters begin; nothing calls the root."""
-    found, start = [], 0
-    for slot, fields in enumerate(tree.slots):
-        if slot > 0 and fields:
-            found.append((slot, fields, start))
-            start += sum(field.parameters for field in fields)
-    return found
-
-
-def layout(fields: Sequence[Field], first: int) -> list[tuple[Field, int, int]]:
-    """Each field of a slot with its first parameter and its place in the argument vector."""
-    found, place = [], 0
-    for field in fields:
-        found.append((field, first, place))
-        first, place = first + field.parameters, place + field.size
-    return found
-
-
-def slots_of(tree: ProcedureTree, choice: Tensor, procedure: Tensor) -> Tensor:
-    """The slot that a choice fills: its own, or the return value of the procedure that returns."""
-    return torch.where(choice == tree.null, tree.null + procedure, choice)
 
 
 def _gumbel_argmax(logits: Tensor) -> Tensor:

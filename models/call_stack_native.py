@@ -164,14 +164,9 @@ def _fits(process: CallStack, context: CallStackContext) -> bool:
             wanted.append((context.arguments, (batch, times, process.tree.arg_size)))
     shaped = all(x is not None and x.shape == shape and x.device.type == "cpu" for x, shape in wanted)
     tensors = [context.features, *process.parameters()]
-    tree = process.tree
-    actions = range(len(tree.procedures), tree.null) if process.posterior and context.arguments is not None else ()
-    discrete = all(
-        field.kind == "onehot"
-        for slot, fields in enumerate(tree.slots)
-        if slot > 0 and slot not in actions
-        for field in fields
-    )
+    observed = process.posterior and context.arguments is not None
+    fields = process.tree.placed_fields
+    discrete = all(placed.field.kind == "onehot" or (placed.of_action and observed) for placed in fields)
     return discrete and shaped and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .traces import Traces
 
-__all__ = ["Action", "Field", "Procedure", "ProcedureTree"]
+__all__ = ["Action", "Field", "PlacedField", "Procedure", "ProcedureTree"]
 
 _KINDS = ("onehot", "real")
 _RESERVED = ("actions", "counts", "return", "returns")  # words of the text form
@@ -43,6 +43,24 @@ class Field:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind}[{self.size}]"
+
+
+class PlacedField(NamedTuple):
+    """A field that a step may fill.
+
+    Attributes:
+        field: its name, kind and size.
+        slot: which choice it belongs to: the choice's number for an argument, ``null + h`` for what h returns.
+        of_action: whether it is the argument of an action, which a posterior observes.
+        parameter: where its distribution parameters begin.
+        place: where it begins in the vector of the argument.
+    """
+
+    field: Field
+    slot: int
+    of_action: bool
+    parameter: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -198,6 +216,25 @@ class ProcedureTree:
             *(a.argument for a in self.actions),
             *(p.returns for p in self.procedures),
         )
+
+    @cached_property
+    def placed_fields(self) -> tuple[PlacedField, ...]:
+        """Every field that a step may fill; the root's argument is not one of them, as nothing calls the root."""
+        found, parameter = [], 0
+        for slot, fields in enumerate(self.slots):
+            if slot == 0:
+                continue
+            place = 0
+            for field in fields:
+                of_action = len(self.procedures) <= slot < self.null
+                found.append(PlacedField(field, slot, of_action, parameter, place))
+                parameter, place = parameter + field.parameters, place + field.size
+        return tuple(found)
+
+    @cached_property
+    def has_latent_reals(self) -> bool:
+        """Whether a call passes, or a return hands back, a real vector."""
+        return any(placed.field.kind == "real" and not placed.of_action for placed in self.placed_fields)
 
     def max_steps(self, actions: int) -> int:
         """Return the most PHP steps of a call trace that takes ``actions`` actions and then returns to the end.

@@ -153,22 +153,19 @@ def _normals(count: int) -> list[Choice]:
 
 def _procedure_steps(fn: Any) -> list[Choice]:
     """Everything that one step of a call stack can be, for a single stack ``[1]``."""
-    from pyrocontrol.models.call_stack import layout, parametrised_slots, slots_of
-
-    slots = {slot: (fields, first) for slot, fields, first in parametrised_slots(fn.tree)}
     h, actions = len(fn.tree.procedures), len(fn.tree.actions)
     found = []
     for number in range(len(fn.tree.choices)):
         if float(fn.log_probs[0, number].detach()) < -700:
             continue
         choice = torch.tensor([number])
-        slot = int(slots_of(fn.tree, choice, fn.procedure))
-        fields, first = slots.get(slot, ((), 0))
+        slot = number if number < fn.tree.null else fn.tree.null + int(fn.procedure)
+        fields = [placed for placed in fn.tree.placed_fields if placed.slot == slot]
         observed = fn.observed is not None and h <= slot < h + actions
         # A one-hot field is one of its categories, a real one is at the nodes of its noise.
         options = [
             list(range(field.size)) if field.kind == "onehot" else list(_nodes(field.size))
-            for field in (() if observed else fields)
+            for field, *_ in (() if observed else fields)
         ]
         for option in itertools.product(*options):
 
@@ -176,7 +173,6 @@ def _procedure_steps(fn: Any) -> list[Choice]:
                 fn: Any,
                 option: Any = option,
                 fields: Any = fields,
-                first: int = first,
                 choice: Any = choice,
                 observed: bool = observed,
             ) -> tuple[Tensor, Tensor]:
@@ -184,8 +180,8 @@ def _procedure_steps(fn: Any) -> list[Choice]:
                 values = [choice.to(fn.log_probs.dtype)]
                 if observed:
                     values.append(fn.observed[0])
-                for drawn, (field, start, _) in zip(option, layout(fields, first), strict=False):
-                    parameters = fn._parameters(field, start)[0]
+                for drawn, placed in zip(option, fields, strict=False):
+                    parameters, field = fn._parameters(placed)[0], placed.field
                     if field.kind == "onehot":
                         log_weight = log_weight + parameters[drawn]
                         values.append(torch.eye(field.size)[drawn])

@@ -11,14 +11,14 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 from pyrocontrol.envs import BubbleSortEnv, BubbleSortMoveEnv, Demonstrations
 from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE, demonstrations, teacher
 from pyrocontrol.guides import CallStackGuide
 from pyrocontrol.inference import StepwiseKL_ELBO
-from pyrocontrol.models import ControlProgram, ProcedureTree
+from pyrocontrol.models import ControlProgram, FieldEncoder, ProcedureTree
 
 TREES = {False: BUBBLE_SORT_TREE, True: BUBBLE_SORT_MOVE_TREE}
 
@@ -371,7 +371,57 @@ def test_execution_refuses_what_it_cannot_read() -> None:
     with pytest.raises(ValueError, match="the root takes an argument of width 1, the task has width 2"):
         program.execute(BubbleSortEnv(), task=torch.zeros(2))
     with pytest.raises(ValueError, match="the root takes an argument of width 1, the task has width 0"):
-        program.execute(Script([np.zeros(22, np.float32)] * 3))
+        program.execute(Script([np.zeros(22, np.float32)] * 3, actions=5))
+    with pytest.raises(ValueError, match="the tree has 5 actions, the environment's action space is Discrete"):
+        program.execute(Script([np.zeros(22, np.float32)] * 3, actions=2))
+    with pytest.raises(ValueError, match="needs encode_action"):
+        ControlProgram(BUBBLE_SORT_MOVE_TREE, 22).execute(Script([np.zeros(22, np.float32)] * 3, actions=5))
+
+
+def test_an_action_gets_its_own_argument_however_wide_others_are() -> None:
+    text = BUBBLE_SORT_MOVE_TREE.replace("bstep -> swap, shift", "bstep -> swap, shift returns (x: onehot[6])")
+    program = ControlProgram(text, 22)
+    assert program.tree.arg_size == 6
+    assert program.execute(BubbleSortMoveEnv(), seed=0, max_steps=30).actions
+
+
+def test_encoders_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="Linear needs an attribute groups"):
+        ControlProgram(BUBBLE_SORT_TREE, 22, encoder=nn.Linear(22, 3))
+    fields = [("digit", 10), (None, 1), ("digit", 10), (None, 2)]
+    with pytest.raises(ValueError, match="does not take observations of width 22"):
+        ControlProgram(BUBBLE_SORT_TREE, 22, encoder=FieldEncoder(fields))
+    encoder = FieldEncoder(fields[:3] + [(None, 1)])
+    encoder.groups = (1, 1)
+    with pytest.raises(ValueError, match=r"output has width 4, its groups \(1, 1\) have 2"):
+        ControlProgram(BUBBLE_SORT_TREE, 22, encoder=encoder)
+    with pytest.raises(ValueError, match="vocabulary 'digit' have widths 10 and 9"):
+        FieldEncoder([("digit", 10), ("digit", 9)])
+
+
+def test_sparsity_is_weighed_against_the_training_set() -> None:
+    with pytest.raises(ValueError, match="give num_traces"):
+        ControlProgram(BUBBLE_SORT_TREE, 22, sparsity=0.3)
+    program = ControlProgram(BUBBLE_SORT_TREE, 22, sparsity=0.3, num_traces=10)
+    plain = ControlProgram(BUBBLE_SORT_TREE, 22)
+    plain.load_state_dict(program.state_dict())
+    data = traces(4, annotate=True)
+    ratio = StepwiseKL_ELBO().loss(plain.model, lambda x: None, data)
+    pyro.clear_param_store()
+    norms = sum(
+        (w.square().sum() + 1e-6).sqrt()
+        for h in range(6)
+        for w in program.process.choose.weights[0][h].split([1] * 22 + [1, 12, 1, 1])
+    )
+    loss = StepwiseKL_ELBO().loss(program.model, lambda x: None, data)
+    assert loss == pytest.approx(ratio + 0.3 * 4 / 10 * float(norms.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("elbo", [RenyiELBO, TraceGraph_ELBO])
+def test_other_elbos_take_the_pair(elbo: type[Any]) -> None:
+    program = ControlProgram(BUBBLE_SORT_TREE, 22)
+    loss = elbo(num_particles=2).loss(program.model, CallStackGuide(program), traces(2, annotate=False))
+    assert 0 < loss < 1e4
 
 
 def test_execution_in_double_precision() -> None:

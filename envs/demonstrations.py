@@ -10,6 +10,8 @@ argument of the root procedure), V numbers of an action's argument, W numbers of
 
 from __future__ import annotations
 
+import hashlib
+import operator
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -66,6 +68,7 @@ class Demonstrations:
             where no trace is annotated.
 
     Raises:
+        TypeError: if something else than tensors is given.
         ValueError: naming the trace and the step, if shapes disagree, an observation, task or argument is not
             finite, an action is outside `0..num_actions-1`, a trace does not end with null, goes on after it
             or holds nothing else, or if there are no traces at all.
@@ -84,6 +87,14 @@ class Demonstrations:
     _call_steps: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        for name in ("observations", "actions", "lengths", "task", "arguments", "calls"):
+            value = getattr(self, name)
+            if not (isinstance(value, Tensor) or (value is None and name in ("task", "arguments", "calls"))):
+                raise TypeError(
+                    f"{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor, "
+                    "or make the traces with Demonstrations.from_episodes"
+                )
+        object.__setattr__(self, "num_actions", _positive(self.num_actions))
         if self.observations.dim() != 3:
             raise ValueError(f"observations must have shape [B, T, O], got {tuple(self.observations.shape)}")
         batch, horizon, _ = self.observations.shape
@@ -104,8 +115,6 @@ class Demonstrations:
     def _validate_shapes(self, batch: int, horizon: int) -> None:
         if batch == 0:
             raise ValueError("no demonstrations: the data set is empty")
-        if not isinstance(self.num_actions, int) or self.num_actions < 1:
-            raise ValueError(f"num_actions must be a positive integer, got {self.num_actions!r}")
         shapes: dict[str, tuple[Tensor, tuple[int | None, ...]]] = {
             "actions": (self.actions, (batch, horizon)),
             "lengths": (self.lengths, (batch,)),
@@ -181,26 +190,34 @@ class Demonstrations:
             num_actions: how many actions there are, the null not included.
 
         Raises:
+            TypeError: if one of them is no `Episode`.
             ValueError: naming the trace and the step, on the errors of the class, on ragged widths, on a
-                number of observations that is not the number of actions + 1, and on an episode that did not
-                terminate.
+                number of observations that is not the number of actions + 1, on a number of arguments that is
+                not the number of actions, and on an episode that did not terminate.
         """
+        num_actions = _positive(num_actions)
         if len(episodes) == 0:
             raise ValueError("no demonstrations: the data set is empty")
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("observations", "actions", "task", "arguments")}
+        names = ("observations", "actions", "task", "arguments", "calls")
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        annotated: list[int] = []
         for index, episode in enumerate(episodes):
-            count = len(episode.actions)
+            if not isinstance(episode, Episode):
+                raise TypeError(f"trace {index} must be an Episode, got {type(episode).__name__}")
+            actions = _checked_column("actions", episode.actions, index, columns["actions"])
             task = np.zeros(0, np.float32) if episode.task is None else episode.task
-            arguments = np.zeros((count, 0), np.float32) if episode.arguments is None else episode.arguments
-            values = (np.asarray(v) for v in (episode.observations, episode.actions, task, arguments))
-            for (name, column), value in zip(columns.items(), values, strict=True):
-                column.append(_checked_column(name, value, index, column[0] if column else value))
-        calls = [None if e.calls is None else np.asarray(e.calls) for e in episodes]
-        width = next((c.shape[-1] for c in calls if c is not None), 0)
-        for index, call in enumerate(calls):
-            if call is not None and (call.ndim != 2 or call.shape[1] != width):
-                raise ValueError(f"trace {index}, call 0: calls have shape {call.shape}, expected (I, {width})")
-        flat_calls = [np.zeros((0, width), np.float32) if c is None else c for c in calls]
+            arguments = np.zeros((len(actions), 0), np.float32) if episode.arguments is None else episode.arguments
+            columns["actions"].append(actions)
+            for name, value in (("observations", episode.observations), ("task", task), ("arguments", arguments)):
+                columns[name].append(_checked_column(name, value, index, columns[name]))
+            if (count := len(columns["arguments"][-1])) != len(actions):
+                step = min(count, len(actions))
+                raise ValueError(f"trace {index}, step {step}: {count} arguments for {len(actions)} actions")
+            if episode.calls is not None:
+                columns["calls"].append(_checked_column("calls", episode.calls, index, columns["calls"]))
+                annotated.append(index)
+        call_counts = np.zeros(len(episodes), np.int64)
+        call_counts[annotated] = [len(calls) for calls in columns["calls"]]
         return cls._from_flat(
             {
                 "observations": np.concatenate(columns["observations"]),
@@ -210,8 +227,8 @@ class Demonstrations:
                 "counts": np.array([len(a) for a in columns["actions"]]),
                 "observation_counts": np.array([len(o) for o in columns["observations"]]),
                 "terminated": np.array([e.terminated for e in episodes], dtype=bool),
-                "calls": np.concatenate(flat_calls),
-                "call_counts": np.array([len(c) for c in flat_calls]),
+                "calls": np.concatenate(columns["calls"] or [np.zeros((0, 0), np.float32)]),
+                "call_counts": call_counts,
             },
             num_actions,
         )
@@ -264,10 +281,24 @@ class Demonstrations:
             path: the file. It is written under a temporary name beside it and then renamed.
         """
         path = Path(path)
+        arrays: dict[str, Any] = {"format": np.array(FORMAT), **self._flat()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def _flat(self) -> dict[str, np.ndarray]:
+        """The traces without padding and null, concatenated: what a file holds."""
         mask, acts = self.mask.cpu(), self.mask.cpu()
         acts[torch.arange(len(self)), self._steps - 1] = False
-        arrays: dict[str, Any] = {
-            "format": np.array(FORMAT),
+        flat = {
             "num_actions": np.array(self.num_actions),
             "counts": (self._steps - 1).numpy(),
             "observation_counts": self._steps.numpy(),
@@ -281,18 +312,16 @@ class Demonstrations:
         }
         if self.calls is not None:
             calls = self.calls.cpu()
-            arrays["calls"] = calls[calls[..., 0] >= 0].numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            flat["calls"] = calls[calls[..., 0] >= 0].numpy()
+        return flat
+
+    def fingerprint(self) -> str:
+        """A short hash of the traces, the same on every device and under any padding."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, array in self._flat().items():
+            digest.update(f"{name} {array.nbytes} ".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Demonstrations:
@@ -419,21 +448,37 @@ def _refuse(bad: Tensor, what: str, value: Tensor | None = None, step_name: str 
         raise ValueError(f"trace {place[0]}, {step_name} {place[1]}: {what}{shown}")
 
 
-def _checked_column(name: str, value: np.ndarray, index: int, first: np.ndarray) -> np.ndarray:
-    """Check kind and width of one array of episode `index` against the first episode's."""
+def _positive(num_actions: Any) -> int:
+    """The number of actions as an int, from an integer of any kind."""
+    try:
+        number = operator.index(num_actions)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"num_actions must be a positive integer, got {num_actions!r}")
+    return number
+
+
+def _checked_column(name: str, given: Any, index: int, before: list[np.ndarray]) -> np.ndarray:
+    """One array of episode `index`, with its kind checked, and its width against the episodes' before."""
+    place = f"trace {index}, {'call' if name == 'calls' else 'step'} 0"
     dimensions = 1 if name in ("actions", "task") else 2
+    try:
+        value = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors on a GPU or with a gradient
+        raise ValueError(f"{place}: {name} cannot be made an array: {error}") from error
     if value.ndim != dimensions:
-        raise ValueError(f"trace {index}, step 0: {name} must have {dimensions} dimensions, got shape {value.shape}")
+        raise ValueError(f"{place}: {name} must have {dimensions} dimensions, got shape {value.shape}")
     if name == "actions":
         if value.size and value.dtype.kind not in "iu":
-            raise ValueError(f"trace {index}, step 0: actions must be integers, got {value.dtype}")
+            raise ValueError(f"{place}: actions must be integers, got {value.dtype}")
         return value.astype(np.int64)
     if value.dtype.kind not in "fiub":
-        raise ValueError(f"trace {index}, step 0: {name} must be numbers, got {value.dtype}")
-    if value.shape[-1] != first.shape[-1]:
-        raise ValueError(
-            f"trace {index}, step 0: {name} have width {value.shape[-1]}, those of trace 0 have {first.shape[-1]}"
-        )
+        raise ValueError(f"{place}: {name} must be numbers, got {value.dtype}")
+    if name == "calls" and value.shape[1] == 0:
+        raise ValueError(f"{place}: calls must have at least one column, the choice")
+    if before and value.shape[-1] != before[0].shape[-1]:
+        raise ValueError(f"{place}: {name} have width {value.shape[-1]}, those before have {before[0].shape[-1]}")
     return value.astype(np.float32)
 
 

@@ -18,7 +18,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
-from pyro.infer.elbo import ELBOModule
+from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroLRScheduler
 from torch import Tensor, nn
@@ -96,10 +96,12 @@ def fit(
 
     Args:
         svi: either Pyro's `SVI`, or a pair ``(loss, optimizer)``, where ``loss(batch)`` gives the scalar
-            loss, such as ``elbo(model, guide)``, and one torch optimiser holds its parameters. The pair has
-            less overhead.
+            loss, such as ``elbo(program, guide)``, and one torch optimiser holds its parameters. The pair has
+            less overhead. Modules, not their methods, make the loss: ``elbo(program.model, guide)`` does not
+            list the program's parameters.
         data: a dataset such as `Demonstrations`. Every module behind the model, guide or loss that has a
-            method ``check(data)`` is asked to check it before anything starts.
+            method ``check(data)`` is asked to check it before anything starts. Where it has a method
+            ``fingerprint()``, a checkpoint is gone on from with equal data only.
         steps: the step to train up to, counting those before a resume.
         batch_size: examples in a batch, at most ``len(data)``.
         seed: seeds torch, numpy and Python at step 0, and the order of the epochs.
@@ -117,26 +119,33 @@ def fit(
         Where the run got to; see `FitResult`.
 
     Raises:
-        ValueError: an argument is out of range, or the checkpoint is truncated, of another model, made under
-            other settings or already beyond ``steps``; nothing has been changed or written then. Or, at the
-            first step, the parameters of a module do not reach the optimiser.
+        TypeError: ``svi`` is neither an `SVI` nor a pair of a loss and a torch optimiser, or the data is no
+            dataset or not of the kind that the modules learn from.
+        ValueError: an argument is out of range, the data is of another precision than the modules, the
+            optimiser of a pair holds no parameter of one of its modules, or the checkpoint is truncated, of
+            another model, made under other settings (objective, optimiser, data) or already beyond ``steps``;
+            nothing has been changed or written then. Or, at the first step of an `SVI`, the parameters of a
+            module do not reach the optimiser.
         FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint, from before,
         stands.
     """
     _verify_least(0, steps=steps, seed=seed, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     _verify_least(1, batch_size=batch_size, log_every=log_every)
+    _verify_dataset(data)
     if batch_size > len(data):
         raise ValueError(f"batch_size {batch_size} exceeds the {len(data)} examples there are")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, not {clip}")
     if evaluate_every and evaluate is None:
         raise ValueError(f"evaluate_every is {evaluate_every}, but there is no evaluate to call")
-    update = _SVIUpdate(svi) if isinstance(svi, SVI) else _TorchUpdate(*svi)
+    update = _update(svi)
     for module in update.modules:
-        if callable(check := getattr(module, "check", None)):
-            check(data)
-    settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data)) | update.settings()
+        _verify_data(module, data)
     path = None if out is None else Path(out) / "checkpoint.pt"
+    settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
+    if path is not None and callable(fingerprint := getattr(data, "fingerprint", None)):
+        settings["data_fingerprint"] = fingerprint()
+    settings |= update.settings()
     for module in update.modules:
         module.to(device)
     history = _History()
@@ -233,6 +242,45 @@ def _verify_least(least: int, **arguments: int) -> None:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
+def _verify_dataset(data: Any) -> None:
+    sized = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not sized or isinstance(data, list | tuple | dict):  # those take no tensor of indices
+        raise TypeError(
+            "data must be a dataset that a tensor of indices picks a batch out of, such as Demonstrations, "
+            f"not {type(data).__name__}"
+        )
+
+
+def _verify_data(module: nn.Module, data: Any) -> None:
+    """Refuse data that ``module`` cannot learn from: of another precision, or refused by its own check."""
+    kind = type(module).__name__
+    observations = getattr(data, "observations", None)
+    if isinstance(observations, Tensor) and observations.is_floating_point():
+        dtypes = list(dict.fromkeys(p.dtype for p in module.parameters() if p.is_floating_point()))
+        if dtypes and observations.dtype not in dtypes:
+            raise ValueError(
+                f"the observations are {observations.dtype}, the parameters of the {kind} {dtypes[0]}: "
+                f"use data.to(dtype={dtypes[0]})"
+            )
+    if callable(check := getattr(module, "check", None)):
+        try:
+            check(data)
+        except AttributeError as error:
+            if error.obj is not data:
+                raise
+            lacking = f"{type(data).__name__} has no attribute {error.name!r}"
+            raise TypeError(f"data is not of the kind that the {kind} learns from: {lacking}") from error
+
+
+def _update(svi: Any) -> "_SVIUpdate | _TorchUpdate":
+    if isinstance(svi, SVI):
+        return _SVIUpdate(svi)
+    if isinstance(svi, tuple) and len(svi) == 2 and callable(svi[0]) and isinstance(svi[1], Optimizer):
+        return _TorchUpdate(*svi)
+    given = f"({', '.join(type(e).__name__ for e in svi)})" if isinstance(svi, tuple) else type(svi).__name__
+    raise TypeError(f"pass an SVI or a pair (loss, optimizer) with a torch optimiser, not {given}")
+
+
 @dataclass
 class _History:
     """Where a run is; all of it is written to the checkpoint."""
@@ -262,7 +310,8 @@ class _SVIUpdate:
 
     def settings(self) -> dict[str, Any]:
         optim = self.svi.optim
-        return {"optimizer": optim.pt_optim_constructor.__name__, **_plain(optim.pt_optim_args)}
+        options = _plain(optim.pt_optim_args)
+        return {**_objective(self.svi.loss), "optimizer": optim.pt_optim_constructor.__name__, **options}
 
     def gradients(self, batch: Any) -> float | Tensor:
         with poutine.trace(param_only=True) as capture:
@@ -363,9 +412,19 @@ class _TorchUpdate:
         own = {id(parameter) for module in self.modules for parameter in module.parameters()}
         if foreign := sum(id(parameter) not in own for parameter in self.parameters):
             raise ValueError(f"the optimiser holds {foreign} parameters that no module behind the loss holds")
+        held = {id(parameter) for parameter in self.parameters}
+        for module in self.modules:
+            trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            if trainable and not any(id(parameter) in held for parameter in trainable):
+                raise ValueError(
+                    f"no parameter of the {type(module).__name__} is in the optimiser: use elbo(program, guide), not "
+                    "elbo(program.model, guide), and an optimiser of all its parameters(), or freeze the module with "
+                    "requires_grad_(False)"
+                )
 
     def settings(self) -> dict[str, Any]:
-        return {"optimizer": f"torch {type(self.optimizer).__name__}", **_plain(self.optimizer.defaults)}
+        options = _plain(self.optimizer.defaults)
+        return {**_objective(self.loss), "optimizer": f"torch {type(self.optimizer).__name__}", **options}
 
     def gradients(self, batch: Any) -> float | Tensor:
         self.optimizer.zero_grad()
@@ -552,8 +611,19 @@ def _value(loss: Any) -> float | Tensor:
     return float(loss)
 
 
+def _objective(loss: Any) -> dict[str, Any]:
+    """What is minimised, to be saved and compared: the class of an ELBO and its options, or another loss's name."""
+    elbo = loss.elbo if isinstance(loss, ELBOModule) else getattr(loss, "__self__", loss)
+    if not isinstance(elbo, ELBO):
+        return {"loss": getattr(loss, "__qualname__", type(loss).__name__)}
+    # Plates may nest as deep as a first run finds, and warnings change no number.
+    aside = ("max_plate_nesting", "strict_enumeration_warning", "ignore_jit_warnings")
+    options = {k: v for k, v in _plain(vars(elbo)).items() if k not in aside and not k.startswith("_")}
+    return {"loss": type(elbo).__name__, **{f"loss.{name}": value for name, value in options.items()}}
+
+
 def _plain(options: Any) -> dict[str, Any]:
-    """Those options of an optimiser that can be saved and compared."""
+    """Those options of an optimiser or an ELBO that can be saved and compared."""
     kinds = (bool, int, float, str, tuple)
     return {k: v for k, v in options.items() if isinstance(v, kinds)} if isinstance(options, dict) else {}
 

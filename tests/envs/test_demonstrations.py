@@ -148,7 +148,7 @@ def test_action_outside_the_space(action: int) -> None:
         ({"observations": np.ones((6, 2))}, "trace 1, step 3: 6 observations for 3 actions"),
         (
             {"observations": np.ones((4, 3))},
-            "trace 1, step 0: observations have width 3, those of trace 0 have 2",
+            "trace 1, step 0: observations have width 3, those before have 2",
         ),
         ({"observations": np.ones(4)}, "trace 1, step 0: observations must have 2 dimensions"),
         ({"actions": np.array([0.0, 1.0, 0.0])}, "trace 1, step 0: actions must be integers, got float64"),
@@ -156,11 +156,35 @@ def test_action_outside_the_space(action: int) -> None:
         ({"task": np.array([np.nan])}, "trace 1, step 0: the task is NaN"),
         ({"arguments": np.ones((3, 2))}, "trace 1, step 0: arguments have width 2"),
         ({"observations": np.full((4, 2), "x")}, "trace 1, step 0: observations must be numbers"),
+        ({"observations": [[1.0, 2.0], [3.0]]}, "trace 1, step 0: observations cannot be made an array"),
+        ({"actions": 3}, "trace 1, step 0: actions must have 1 dimensions"),
+        ({"calls": np.ones(3)}, "trace 1, call 0: calls must have 2 dimensions"),
+        ({"calls": np.ones((3, 0))}, "trace 1, call 0: calls must have at least one column"),
+        ({"calls": np.array([["x"]])}, "trace 1, call 0: calls must be numbers"),
+        ({"calls": np.array([[np.nan]])}, "trace 1, call 0: the annotated call is NaN"),
     ],
 )
 def test_bad_episodes(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Demonstrations.from_episodes([episode(), episode(**changes)], 2)
+
+
+def test_calls_of_another_width() -> None:
+    calls = [None, np.ones((2, 2)), np.ones((2, 3))]
+    with pytest.raises(ValueError, match="trace 2, call 0: calls have width 3, those before have 2"):
+        Demonstrations.from_episodes([episode(calls=c) for c in calls], 2)
+
+
+def test_every_action_has_its_argument() -> None:
+    counts = [4, 6]  # together as many as the actions
+    for chosen, place in ((counts, "trace 0, step 4: 4"), (counts[::-1], "trace 0, step 5: 6")):
+        with pytest.raises(ValueError, match=f"{place} arguments for 5 actions"):
+            Demonstrations.from_episodes([episode(5, arguments=np.ones((n, 1))) for n in chosen], 2)
+
+
+def test_something_else_than_an_episode() -> None:
+    with pytest.raises(TypeError, match="trace 1 must be an Episode, got dict"):
+        Demonstrations.from_episodes([episode(), episode()._asdict()], 2)  # type: ignore[list-item]
 
 
 def test_no_episodes() -> None:
@@ -215,6 +239,49 @@ def test_bad_batches(name: str, place: tuple[int, ...], value: float, message: s
 def test_bad_shapes(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Demonstrations(**parts(**changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_arrays_and_lists_are_no_tensors(name: str) -> None:
+    for given, kind in ((np.zeros((2, 4, 2)), "ndarray"), ([[1.0]], "list")):
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got {kind}; use torch.as_tensor"):
+            Demonstrations(**parts(**{name: given}))  # type: ignore[arg-type]
+    if name in FIELDS[:3]:
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got NoneType"):
+            Demonstrations(**parts(**{name: None}))  # type: ignore[arg-type]
+
+
+def test_num_actions_of_any_integer_kind() -> None:
+    for number in (2, np.int64(2), torch.tensor(2)):
+        traces = [Demonstrations(**parts(num_actions=number)), Demonstrations.from_episodes([episode()], number)]  # type: ignore[arg-type]
+        assert all(type(t.num_actions) is int and t.null == 2 for t in traces)
+    for bad in (0, -1, 2.0, "2", None):
+        with pytest.raises(ValueError, match="num_actions must be a positive integer, got"):
+            Demonstrations(**parts(num_actions=bad))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="num_actions must be a positive integer, got"):
+            Demonstrations.from_episodes([episode()], bad)  # type: ignore[arg-type]
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    traces = Demonstrations.from_episodes([teacher([2, 1, 0]), teacher([1, 0]), teacher([0, 1])], 5)
+    assert traces.calls is not None
+    expected = traces.fingerprint()
+    traces.save(tmp_path / "demos.npz")
+    assert Demonstrations.load(tmp_path / "demos.npz").fingerprint() == expected
+    longer = {name: getattr(traces, name)[1:] for name in (*FIELDS, "_steps", "_call_steps")}
+    assert traces[1:].fingerprint() == traces._replace(**longer).fingerprint()  # whatever the padding
+    found = {
+        expected,
+        traces[:2].fingerprint(),
+        traces[[1, 0, 2]].fingerprint(),
+        traces.to(dtype=torch.double).fingerprint(),
+    }
+    for name in ("observations", "actions", "task", "calls"):
+        changed = getattr(traces, name).clone()
+        changed[(0,) * changed.dim()] += 1
+        found.add(traces._replace(**{name: changed}).fingerprint())
+    found.add(traces._replace(calls=None).fingerprint())
+    assert len(found) == 9
 
 
 # ---------------------------------------------------------------------- bad files
@@ -275,6 +342,7 @@ def test_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"format": np.array("other")}, "its format is other"),
         ({"actions": np.zeros(3, int)}, "actions has 3 rows"),
         ({"task": np.zeros((1, 1))}, "task has 1 rows for 2 traces"),
+        ({"arguments": np.zeros((5, 0), np.float32)}, "arguments has 5 rows, counts add up to 6"),
         ({"counts": np.array([0.5, 1])}, "counts has shape"),
         ({"counts": None}, "counts"),
         ({"terminated": np.array([True, False])}, "trace 1, step 3: the trace has no end"),

@@ -11,12 +11,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
+from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.inference import checkpoint
 from pyrocontrol.inference.fit import fit, load_checkpoint
+from pyrocontrol.inference.stepwise import StepwiseKL_ELBO
+from pyrocontrol.models.recurrent import RecurrentController
 
 DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
 
@@ -554,6 +557,110 @@ def test_an_optimiser_of_something_else_is_refused():
     loss = Trace_ELBO()(Chain().model, Guide())
     with pytest.raises(ValueError, match="the optimiser holds 4 parameters that no module"):
         fit((loss, torch.optim.Adam(Chain().parameters())), DATA, steps=1, batch_size=4)
+
+
+def test_a_module_that_the_loss_does_not_list_is_refused():
+    chain, guide = Chain(), Guide()
+    loss = Trace_ELBO()(chain.model, guide)  # its parameters() are the guide's alone
+    optimizer = torch.optim.Adam(loss.parameters())
+    with pytest.raises(ValueError, match=r"no parameter of the Chain is in the optimiser: use elbo\(program, guide\)"):
+        fit((loss, optimizer), DATA, steps=1, batch_size=4, progress=False)
+    chain.requires_grad_(False).eval()
+    assert fit((loss, optimizer), DATA, steps=1, batch_size=4, progress=False).step == 1
+
+
+@pytest.mark.parametrize("given", ["loss", "swapped", "pyro"])
+def test_a_loss_without_an_optimiser_is_refused(given):
+    loss = Trace_ELBO()(Chain().model, Guide())
+    adam = torch.optim.Adam(loss.parameters())
+    svi = {"loss": loss, "swapped": (adam, loss), "pyro": (loss, pyro.optim.Adam({"lr": 0.1}))}[given]
+    kinds = {"loss": "ELBOModule", "swapped": r"\(Adam, ELBOModule\)", "pyro": r"\(ELBOModule, PyroOptim\)"}[given]
+    with pytest.raises(
+        TypeError, match=rf"pass an SVI or a pair \(loss, optimizer\) with a torch optimiser, not {kinds}"
+    ):
+        fit(svi, DATA, steps=1, batch_size=4, progress=False)
+
+
+class Recurrent:
+    """A recurrent controller, trained on sorting, which needs no guide."""
+
+    def __init__(self, demos, elbo=None):
+        pyro.clear_param_store()
+        self.module = RecurrentController(demos.observations.shape[-1], demos.num_actions, hidden=4, layers=1)
+        svi = SVI(self.module.model, lambda traces: None, pyro.optim.Adam({"lr": 0.01}), elbo or Trace_ELBO())
+        self.fit = lambda data, **options: fit(svi, data, steps=2, batch_size=2, progress=False, **options)
+
+
+@pytest.mark.parametrize("given", [[1, 2, 3], (1, 2, 3), {0: 1, 1: 2, 2: 3}, 3, None, iter("abc")])
+def test_what_is_no_dataset_is_refused(given):
+    with pytest.raises(TypeError, match=f"data must be a dataset .* Demonstrations, not {type(given).__name__}"):
+        Pair().fit(2, data=given)
+
+
+def test_data_without_what_the_check_reads_is_refused():
+    run = Recurrent(demonstrations(3, 0))
+    with pytest.raises(TypeError, match="RecurrentController learns from: Tensor has no attribute 'observations'"):
+        run.fit(DATA)
+    run.module.check = lambda data: run.module.unknown  # an error of the check itself stays as it is
+    with pytest.raises(AttributeError, match="unknown"):
+        run.fit(DATA)
+
+
+def test_data_of_another_precision_is_refused():
+    demos = demonstrations(3, 0)
+    run = Recurrent(demos)
+    message = (
+        r"observations are torch.float64, .* RecurrentController torch.float32: use data.to\(dtype=torch.float32\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        run.fit(demos.to(dtype=torch.float64))
+    assert run.fit(demos).step == 2
+    run.module.double()
+    with pytest.raises(ValueError, match=r"use data.to\(dtype=torch.float64\)"):
+        run.fit(demos)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    demos, others = demonstrations(6, 0), demonstrations(6, 1)
+    Recurrent(demos).fit(demos, out=tmp_path)
+    assert Recurrent(demos).fit(demos[:], out=tmp_path).step == 2
+    message = f"data_fingerprint={demos.fingerprint()}, not {others.fingerprint()}"
+    with pytest.raises(ValueError, match=message):
+        Recurrent(demos).fit(others, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("elbo", "message"),
+    [
+        (TraceMeanField_ELBO(), "loss=Trace_ELBO, not TraceMeanField_ELBO"),
+        (Trace_ELBO(num_particles=2), "loss.num_particles=1, not 2"),
+        (Trace_ELBO(vectorize_particles=True), "loss.vectorize_particles=False, not True"),
+        (lambda model, guide, batch: 0.0, r"loss=Trace_ELBO, not <lambda>"),
+    ],
+)
+def test_a_checkpoint_of_another_objective_is_refused(elbo, message, tmp_path):
+    demos = demonstrations(6, 0)
+    Recurrent(demos).fit(demos, out=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Recurrent(demos, elbo).fit(demos, out=tmp_path)
+    Recurrent(demos, Trace_ELBO(max_plate_nesting=1)).fit(demos, out=tmp_path)  # a bound, not an objective
+
+
+def test_a_stepwise_elbo_with_another_score_is_another_objective(tmp_path):
+    def train(score, steps):
+        pair = Pair()
+        pair.loss = SVI(pair.chain.model, pair.guide, pyro.optim.Adam({"lr": 0.01}), StepwiseKL_ELBO(score=score))
+        return pair.fit(steps, tmp_path).step
+
+    assert train("sequential", 2) == 2 and train("sequential", 3) == 3
+    with pytest.raises(ValueError, match="loss.score=sequential, not full"):
+        train("full", 4)
+
+
+def test_one_elbo_can_go_on_training(tmp_path):
+    demos = demonstrations(6, 0)
+    elbo = Trace_ELBO(num_particles=2, vectorize_particles=True)  # its first run guesses max_plate_nesting
+    assert [Recurrent(demos, elbo).fit(demos, out=tmp_path).step for _ in range(2)] == [2, 2]
 
 
 def test_numpy_numbers_among_settings_and_results_can_be_saved(tmp_path):

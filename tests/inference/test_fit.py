@@ -3,7 +3,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +105,11 @@ class Watched:
 
 
 @pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    with pyro.validation_enabled():
-        yield
-    pyro.clear_param_store()
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests were started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:

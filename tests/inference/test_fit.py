@@ -16,9 +16,10 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from pyrocontrol.envs.bubble_sort import demonstrations
-from pyrocontrol.inference import checkpoint
-from pyrocontrol.inference.fit import fit, load_checkpoint
+from pyrocontrol.inference import checkpoint, load_checkpoint
+from pyrocontrol.inference.fit import fit
 from pyrocontrol.inference.stepwise import StepwiseKL_ELBO
+from pyrocontrol.inference.updates import SVIUpdate
 from pyrocontrol.models.recurrent import RecurrentController
 
 DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
@@ -371,7 +372,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_stands(how
 
 def test_a_loss_kept_on_its_device_is_read_only_to_log_and_gives_the_same_curve(tmp_path, monkeypatch):
     expected = Pair().fit(10).losses
-    loop = sys.modules[fit.__module__]
+    loop = sys.modules[SVIUpdate.__module__]
     value, reads = loop._value, []
 
     class Deferred(Tensor):  # a stand-in for a tensor on a GPU

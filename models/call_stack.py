@@ -33,7 +33,8 @@ _LOG_SCALE = (-5.0, 3.0)
 class CallStackState(NamedTuple):
     """A call stack. A frame is one row of numbers: (h, tau, h-, u..., u-...), width ``3 + 2 W``.
 
-    ``h-`` is null in a frame that has taken no step. Leaves lead with ``[B]``, or ``[B, I]`` when unrolled.
+    ``h-`` is null in a frame that has taken no step. ``u-`` is what a sub-procedure returned; an action hands its own
+    argument back, so that a procedure knows what it did last. Leaves lead with ``[B]``, or ``[B, I]`` when unrolled.
 
     Attributes:
         depth: how many frames there are, long; 0 when the program has ended.
@@ -442,7 +443,7 @@ class CallStack(Process):
                 state.frame[..., 1:2] + 1,
                 z[..., :1].to(state.frame.dtype),
                 state.frame[..., 3 : 3 + u.shape[-1]],
-                torch.zeros_like(u),
+                torch.where(calls.unsqueeze(-1), 0.0, u),  # an action hands its own argument back
             ],
             -1,
         )
@@ -504,7 +505,7 @@ class CallStack(Process):
         width = u.shape[-1]
         argument = u.gather(1, made.unsqueeze(-1).expand(-1, -1, width))
         argument = torch.where((maker >= 0).unsqueeze(-1), argument, context.task.unsqueeze(1))
-        popped = torch.where(returns.unsqueeze(-1), u, 0.0)
+        popped = torch.where((returns | acts).unsqueeze(-1), u, 0.0)
         returned = torch.cat([torch.zeros_like(popped[:, :1]), popped[:, :-1]], 1)
         head = torch.stack([procedure, counter, taken], -1).to(z.dtype)
         frame = torch.cat([head, argument.to(z.dtype), returned], -1)

@@ -130,7 +130,7 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
             }
             frame[1] += 1.0f;
             frame[2] = (float)choice;
-            for (int64_t f = 0; f < W; f++) frame[3 + W + f] = 0.0f;
+            for (int64_t f = 0; f < W; f++) frame[3 + W + f] = is_action ? out[1 + f] : 0.0f; /* u- of an action */
             if (is_action) {
                 if (time < s->times - 1) time++;
             } else {

@@ -110,9 +110,9 @@ def test_frames_by_hand() -> None:
         (3, 0, [look, 0, null, *zero, *zero]),
         (3, 1, [look, 1, step, *zero, *zero]),
         (2, 1, [find, 1, look, 0, 1, 1, 0]),  # what look returned
-        (2, 2, [find, 2, step, 0, 1, *zero]),  # an action returns nothing
+        (2, 2, [find, 2, step, 0, 1, *zero]),  # this one has none to hand back
         (1, 2, [main, 1, find, *goal, 0.3, -0.7]),
-        (1, 3, [main, 2, lift, *goal, *zero]),
+        (1, 3, [main, 2, lift, *goal, 2.5, 0.0]),  # an action hands its argument back
         (2, 3, [find, 0, null, 1, 0, *zero]),  # a new frame, nothing of the earlier call in it
         (2, 4, [find, 1, step, 1, 0, *zero]),
         (1, 4, [main, 3, find, *goal, 0.1, 0.2]),

@@ -119,6 +119,9 @@ def main(arguments: Arguments) -> None:
     )
     plot(rows, HERE / "results" / "bubble_sort.png")
     print(table(rows))
+    readme = HERE.parent / "README.md"
+    if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
+        readme.write_text(with_table(readme.read_text(), table(rows)))
 
 
 def identifiable(demos: int, seed: int) -> float:
@@ -169,10 +172,17 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = []
         for n in counts:
             mean, half, seeds = summary(rows, method, "exact_match", demos=n, length=None)
-            cells.append("" if not seeds else f"{mean:.2f} ± {half:.2f} ({seeds})" if seeds > 1 else f"{mean:.2f} (1)")
+            interval = f" ± {half:.2f}" if seeds >= 4 else ""
+            cells.append(f"{mean:.2f}{interval} ({seeds})" if seeds else "")
         if any(cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def with_table(text: str, lines: str) -> str:
+    """Return the README with its table replaced, between the two marks."""
+    before, rest = text.split("<!-- TABLE -->\n")
+    return before + "<!-- TABLE -->\n" + lines + "\n<!-- END -->\n" + rest.split("<!-- END -->\n")[-1]
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

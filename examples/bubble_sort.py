@@ -152,6 +152,7 @@ def build(arguments: Arguments) -> tuple[Any, Any, Any]:
             program = pc.models.ControlProgram(
                 tree,
                 obs_size=22,
+                argument_hidden=(16,),
                 activation="tanh",
                 encoder=pc.models.FieldEncoder(OBSERVATION),
                 sparsity=SPARSITY,

@@ -56,7 +56,9 @@ class CallStackGuide(nn.Module):
                 raise ValueError(f"encoder must be one of {', '.join(_ENCODERS)}, got {encoder!r}")
             encoder = _ENCODERS[encoder](self.input_size, encoder_size)
         self.encoder = encoder
-        self.process = CallStack(tree, encoder.size, hidden=program.hidden, posterior=True)
+        self.process = CallStack(
+            tree, encoder.size, hidden=program.hidden, argument_hidden=program.argument_hidden, posterior=True
+        )
         self.process.compile_walk = compile
         self._program = (program,)  # in a tuple, so that its parameters are not the guide's
 

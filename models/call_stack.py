@@ -303,8 +303,8 @@ class CallStack(Process):
     Args:
         tree: the call graph.
         feature_size: width ``C`` of the context's features: observations, or the posterior context.
-        hidden: hidden layers of the networks that choose (the networks of arguments have none, as in
-            Appendix C).
+        hidden: hidden layers of the networks that choose.
+        argument_hidden: hidden layers of the networks of arguments and return values; none in Appendix C.
         activation: of the hidden layers.
         posterior: mask the choices by the observed actions in the context. In both, a procedure cannot return
             before its first step.
@@ -330,6 +330,7 @@ class CallStack(Process):
         feature_size: int,
         *,
         hidden: Sequence[int] = (16,),
+        argument_hidden: Sequence[int] = (),
         activation: str = "relu",
         posterior: bool = False,
     ):
@@ -341,7 +342,7 @@ class CallStack(Process):
         inputs = feature_size + 1 + k + 2 * tree.arg_size
         self.choose = ProcedureNetworks(h, inputs, hidden, k, activation)
         parameters = sum(placed.field.parameters for placed in tree.placed_fields)
-        self.argue = ProcedureNetworks(h, inputs, (), parameters) if parameters else None
+        self.argue = ProcedureNetworks(h, inputs, argument_hidden, parameters, activation) if parameters else None
         self.register_buffer("consistent", tree.consistent, persistent=False)
         self.register_buffer("available", tree.available, persistent=False)
         counts = torch.tensor([float(p.counts) for p in tree.procedures])

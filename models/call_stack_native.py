@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .call_stack import CallStack, CallStackContext
+    from .call_stack import CallStack, CallStackContext, ProcedureNetworks
 
 __all__ = ["available", "walk"]
 
@@ -32,12 +32,18 @@ _SOURCE = Path(__file__).with_name("call_stack_walk.c")
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-lm")
 
 
+class _Networks(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("layers", "tanh")),
+        *((name, ctypes.c_void_p) for name in ("sizes", "weights", "biases")),
+    ]
+
+
 class _Stack(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("procedures", "actions", "choices", "width", "depth", "features")),
-        *((name, ctypes.c_int64) for name in ("times", "inputs", "layers", "tanh")),
-        *((name, ctypes.c_void_p) for name in ("sizes", "weights", "biases", "argue", "argue_bias")),
-        ("parameters", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("times", "inputs")),
+        *((name, _Networks) for name in ("choose", "argue")),
         ("fields", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("field", "allowed", "counts")),
         ("posterior", ctypes.c_int32),
@@ -92,11 +98,25 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
         kept.append(held)
         return held.data_ptr()
 
-    networks, argue = process.choose, process.argue
-    sizes = [networks.weights[0].shape[1], *(weight.shape[2] for weight in networks.weights)]
-    addresses = [torch.tensor([pointer(p) for p in group]) for group in (networks.weights, networks.biases)]
-    parameters = 0 if argue is None else argue.weights[0].shape[2]
+    widest = 0
+
+    def networks(held: ProcedureNetworks | None) -> _Networks:
+        nonlocal widest
+        if held is None:
+            return _Networks(layers=0)
+        sizes = [held.weights[0].shape[1], *(weight.shape[2] for weight in held.weights)]
+        widest = max(widest, *sizes)
+        weights, biases = (torch.tensor([pointer(p) for p in group]) for group in (held.weights, held.biases))
+        return _Networks(
+            layers=len(held.weights),
+            tanh=int(held.activation == "tanh"),
+            sizes=pointer(torch.tensor(sizes)),
+            weights=pointer(weights),
+            biases=pointer(biases),
+        )
+
     batch, times, width = features.shape[0], features.shape[1], tree.arg_size
+    inputs = process.choose.weights[0].shape[1]
     stack = _Stack(
         procedures=len(tree.procedures),
         actions=len(tree.actions),
@@ -105,15 +125,9 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
         depth=tree.depth,
         features=features.shape[2],
         times=times,
-        inputs=sizes[0],
-        layers=len(sizes) - 1,
-        tanh=int(networks.activation == "tanh"),
-        sizes=pointer(torch.tensor(sizes)),
-        weights=pointer(addresses[0]),
-        biases=pointer(addresses[1]),
-        argue=0 if argue is None else pointer(argue.weights[0]),
-        argue_bias=0 if argue is None else pointer(argue.biases[0]),
-        parameters=parameters,
+        inputs=inputs,
+        choose=networks(process.choose),
+        argue=networks(process.argue),
         fields=len(process.field_table),
         field=pointer(process.field_table),
         allowed=pointer(process.consistent if process.posterior else process.available, torch.uint8),
@@ -122,7 +136,7 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
     )
     z = features.new_zeros(batch, horizon, 1 + width)
     steps = torch.empty(batch, dtype=torch.long)
-    scratch = features.new_empty(sizes[0] + 2 * max(sizes) + parameters + tree.depth * (3 + 2 * width))
+    scratch = features.new_empty(inputs + 2 * widest + tree.depth * (3 + 2 * width))
     seed = 0 if greedy else int(torch.randint(2**62, ()))
     function(
         ctypes.byref(stack),
@@ -132,11 +146,11 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
         ctypes.c_void_p(pointer(context.task, torch.float32)),
         ctypes.c_void_p(None if context.actions is None else pointer(context.actions, torch.long)),
         ctypes.c_void_p(
-            None if context.arguments is None or argue is None else pointer(context.arguments, torch.float32)
+            None if context.arguments is None or process.argue is None else pointer(context.arguments, torch.float32)
         ),
         ctypes.c_int32(int(greedy)),
         ctypes.c_uint64(seed),
-        ctypes.c_int64(max(sizes)),
+        ctypes.c_int64(widest),
         ctypes.c_void_p(scratch.data_ptr()),
         ctypes.c_void_p(z.data_ptr()),
         ctypes.c_void_p(steps.data_ptr()),

@@ -8,16 +8,17 @@
 #include <math.h>
 #include <stdint.h>
 
-typedef struct {
-    int64_t procedures, actions, choices, width, depth, features, times, inputs;
-    int64_t layers;           /* of the choosing networks */
-    int64_t tanh;             /* their hidden units: tanh, else ReLU */
-    const int64_t *sizes;     /* [layers + 1], sizes[0] = inputs */
+typedef struct {              /* one perceptron a procedure */
+    int64_t layers;           /* 0: there are none */
+    int64_t tanh;             /* hidden units: tanh, else ReLU */
+    const int64_t *sizes;     /* [layers + 1] */
     const float **weights;    /* layers x [H, in, out] */
     const float **biases;     /* layers x [H, out] */
-    const float *argue;       /* [H, inputs, parameters] or NULL */
-    const float *argue_bias;  /* [H, parameters] */
-    int64_t parameters;
+} Networks;
+
+typedef struct {
+    int64_t procedures, actions, choices, width, depth, features, times, inputs;
+    Networks choose, argue;
     int64_t fields;           /* one-hot fields of all slots */
     const int64_t *field;     /* [fields, 4]: slot, first parameter, place in the vector, size */
     const uint8_t *allowed;   /* posterior: [H, A + 1, K]; prior: [H, K] */
@@ -47,6 +48,22 @@ static void layer(const float *x, const float *w, const float *b, int64_t in, in
     }
 }
 
+/* Evaluate the network of procedure h; even and odd are as wide as its widest layer, and one of them is returned. */
+static float *evaluate(const Networks *n, int64_t h, const float *x, float *even, float *odd) {
+    const float *from = x;
+    float *to = even;
+    for (int64_t l = 0; l < n->layers; l++) {
+        const int64_t in = n->sizes[l], size = n->sizes[l + 1];
+        layer(from, n->weights[l] + h * in * size, n->biases[l] + h * size, in, size, to);
+        if (l == n->layers - 1) break;
+        for (int64_t o = 0; o < size; o++) /* not hiding a NaN */
+            to[o] = n->tanh ? tanhf(to[o]) : to[o] < 0.0f ? 0.0f : to[o];
+        from = to;
+        to = to == even ? odd : even;
+    }
+    return to;
+}
+
 static int64_t draw(const float *logits, int64_t n, int greedy, uint64_t *rng) {
     int64_t best = -1; /* what remains if all of them are NaN */
     float top = -INFINITY;
@@ -59,14 +76,13 @@ static int64_t draw(const float *logits, int64_t n, int greedy, uint64_t *rng) {
 
 /* Walk every row to its end or the horizon. z [B, horizon, 1 + W] must hold zeros. steps [B] receives how many steps
  * were taken, horizon + 1 where the stack was not empty at the horizon, or -1 - i where step i had no possible choice
- * (all masked, or the logits are NaN). scratch holds inputs + 2 * widest + parameters + depth * (3 + 2 W) floats. */
+ * (all masked, or the logits are NaN). scratch holds inputs + 2 * widest + depth * (3 + 2 W) floats. */
 void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const float *features, const float *task,
                       const int64_t *actions, const float *arguments, int32_t greedy, uint64_t seed, int64_t widest,
                       float *scratch, float *z, int64_t *steps) {
     const int64_t H = s->procedures, A = s->actions, K = s->choices, W = s->width, C = s->features, F = 3 + 2 * W;
     const int64_t null = K - 1;
-    float *x = scratch, *even = x + s->inputs, *odd = even + widest, *argue = odd + widest;
-    float *stack = argue + s->parameters;
+    float *x = scratch, *even = x + s->inputs, *odd = even + widest, *stack = odd + widest;
     for (int64_t b = 0; b < batch; b++) {
         uint64_t rng = seed + 0xD1B54A32D192ED03ULL * (uint64_t)(b + 1);
         int64_t depth = 1, time = 0, i = 0, stuck = 0;
@@ -83,20 +99,12 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
             for (int64_t k = 0; k < K; k++) x[C + 1 + k] = 0.0f;
             x[C + 1 + last] = 1.0f;
             for (int64_t f = 0; f < 2 * W; f++) x[C + 1 + K + f] = frame[3 + f];
-            float *from = x, *to = even;
-            for (int64_t l = 0; l < s->layers; l++) {
-                const int64_t in = s->sizes[l], size = s->sizes[l + 1];
-                layer(from, s->weights[l] + h * in * size, s->biases[l] + h * size, in, size, to);
-                if (l < s->layers - 1)
-                    for (int64_t o = 0; o < size; o++) to[o] = s->tanh ? tanhf(to[o]) : to[o] < 0.0f ? 0.0f : to[o]; /* NaN stays */
-                from = to;
-                to = to == even ? odd : even;
-            }
+            float *logits = evaluate(&s->choose, h, x, even, odd);
             const int64_t action = s->posterior ? actions[b * s->times + time] : 0;
             const uint8_t *may = s->allowed + (s->posterior ? (h * (A + 1) + action) * K : h * K);
             for (int64_t k = 0; k < K; k++)
-                if (!may[k] || (k == null && frame[1] == 0.0f)) from[k] = -1e9f;
-            const int64_t choice = draw(from, K, greedy, &rng);
+                if (!may[k] || (k == null && frame[1] == 0.0f)) logits[k] = -1e9f;
+            const int64_t choice = draw(logits, K, greedy, &rng);
             if (choice < 0 || !may[choice] || (choice == null && frame[1] == 0.0f)) {
                 stuck = 1 + i;
                 break;
@@ -106,16 +114,12 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
             const int64_t slot = choice == null ? null + h : choice;
             if (s->posterior && is_action && arguments) {
                 for (int64_t f = 0; f < W; f++) out[1 + f] = arguments[(b * s->times + time) * W + f];
-            } else if (s->argue) {
-                int ready = 0;
+            } else if (s->argue.layers) {
+                const float *argue = 0;
                 for (int64_t f = 0; f < s->fields; f++) {
                     const int64_t *field = s->field + 4 * f;
                     if (field[0] != slot) continue;
-                    if (!ready) {
-                        layer(x, s->argue + h * s->inputs * s->parameters, s->argue_bias + h * s->parameters,
-                              s->inputs, s->parameters, argue);
-                        ready = 1;
-                    }
+                    if (!argue) argue = evaluate(&s->argue, h, x, even, odd);
                     const int64_t value = draw(argue + field[1], field[3], greedy, &rng);
                     if (value < 0) stuck = 1 + i;
                     else out[1 + field[2] + value] = 1.0f;

@@ -51,6 +51,7 @@ class ControlProgram(nn.Module):
         obs_size: width ``O`` of an observation.
         arg_size: width of arguments and return values; checked against the tree, which knows it.
         hidden: hidden layers of each procedure's network.
+        argument_hidden: hidden layers of the networks of arguments and return values; none in the paper.
         activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
         encoder: what the procedures see of an observation, such as
             :class:`~pyrocontrol.models.FieldEncoder`: a module ``[..., O] -> [..., C]`` with an attribute ``groups``
@@ -78,6 +79,7 @@ class ControlProgram(nn.Module):
         arg_size: int | None = None,
         *,
         hidden: Several[int] = (16,),
+        argument_hidden: Several[int] = (),
         activation: str = "relu",
         encoder: nn.Module | None = None,
         sparsity: float = 0.0,
@@ -92,12 +94,13 @@ class ControlProgram(nn.Module):
             )
         if sparsity and not num_traces:
             raise ValueError("sparsity is weighed against the training set: give num_traces")
-        self.obs_size, self.hidden, self.horizon = obs_size, tuple(hidden), horizon
+        self.obs_size, self.horizon = obs_size, horizon
+        self.hidden, self.argument_hidden = tuple(hidden), tuple(argument_hidden)
         self.sparsity, self.num_traces = sparsity, num_traces
         self.encoder = nn.Identity() if encoder is None else encoder
         self.groups = (1,) * obs_size if encoder is None else _groups_of(encoder, obs_size)
         size = sum(self.groups)
-        self.process = CallStack(self.tree, size, hidden=hidden, activation=activation)
+        self.process = CallStack(self.tree, size, hidden=hidden, argument_hidden=argument_hidden, activation=activation)
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -227,7 +230,9 @@ class ControlProgram(nn.Module):
 
     def signature(self) -> str:
         """Return what a checkpoint must share with this program to fit it."""
-        networks = f"hidden={self.hidden}, {self.process.choose.activation}, encoder={self.encoder}"
+        networks = (
+            f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={self.encoder}"
+        )
         prior = f"sparsity={self.sparsity}, num_traces={self.num_traces}"
         return f"ControlProgram(obs_size={self.obs_size}, {networks}, {prior})\n{self.tree}"
 

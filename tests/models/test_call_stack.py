@@ -328,7 +328,9 @@ compiled = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang")))
 def test_greedy_native_walks_are_those_of_tensor_code(tree: str, posterior: bool, seed: int) -> None:
     torch.manual_seed(seed)
     hidden, activation = [((), "relu"), ((8, 6), "relu"), ((8,), "tanh")][seed]
-    process = random_stack(TREES[tree], posterior=posterior, hidden=hidden, activation=activation)
+    process = random_stack(
+        TREES[tree], posterior=posterior, hidden=hidden, argument_hidden=hidden[:1], activation=activation
+    )
     context = context_for(process)
     sequence = Sequence(process, context, process.tree.max_steps(6))
     assert call_stack_native.walk(process, context, 5, True) is not None
@@ -347,7 +349,7 @@ def test_greedy_native_walks_are_those_of_tensor_code(tree: str, posterior: bool
 def test_native_choices_are_as_frequent_as_probable(tree: str, posterior: bool) -> None:
     """Every choice and argument at its conditional probability, over all steps of many walks."""
     torch.manual_seed(0)
-    process = random_stack(TREES[tree], posterior=posterior, size=0.8, hidden=(8, 6))
+    process = random_stack(TREES[tree], posterior=posterior, size=0.8, hidden=(8, 6), argument_hidden=(5,))
     if not posterior:
         with torch.no_grad():
             process.choose.biases[-1][:, process.tree.null] += 3.0

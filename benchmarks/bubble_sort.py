@@ -26,7 +26,7 @@ import tyro
 
 from pyrocontrol.envs import Demonstrations
 from pyrocontrol.envs.bubble_sort import ACTIONS, demonstrations
-from pyrocontrol.inference import row, write_results
+from pyrocontrol.inference import read_rows, row, write_results
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -38,6 +38,7 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 TEST_SEED, TEST_TRACES = 1_000, 100
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "bubble_sort.json"
 METHODS: dict[str, list[str]] = {
     "hvil": ["--method", "hvil"],
     "hvil-paper": ["--method", "hvil", "--procedures", "paper"],
@@ -73,10 +74,15 @@ def folder(runs: Path, method: str, demos: int, seed: int) -> Path:
     return runs / f"{method}-{demos}-{seed}"
 
 
+def run_of(item: dict[str, Any]) -> tuple[str, int, int]:
+    """Return the run that a row is of."""
+    return item["method"], item["setting"]["demos"], item["seed"]
+
+
 def run(arguments: Arguments, method: str, demos: int, seed: int) -> None:
     """Make one run unless it is there."""
     out = folder(arguments.runs, method, demos, seed)
-    if (out / "result.json").exists():
+    if (out / "result.json").exists() or (method, demos, seed) in {run_of(item) for item in read_rows(RESULTS)}:
         return
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(HERE.parent / "examples" / "bubble_sort.py"), *METHODS[method]]
@@ -110,13 +116,14 @@ def main(arguments: Arguments) -> None:
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(lambda job: run(arguments, *job), jobs))
     rows = collect(arguments)
+    # Runs made elsewhere, whose folders are not here, stay in the file.
+    made = {run_of(item) for item in rows}
+    rows += [item for item in read_rows(RESULTS) if item["method"] != "data" and run_of(item) not in made]
     for demos, seed in sorted({(item["setting"]["demos"], item["seed"]) for item in rows if item["method"] == "hvil"}):
         rows.append(
             row("data", "BubbleSort", "identifiable", identifiable(demos, seed), seed=seed, seconds=0.0, demos=demos)
         )
-    write_results(
-        HERE / "results" / "bubble_sort.json", "bubble_sort", rows, command="python benchmarks/bubble_sort.py"
-    )
+    write_results(RESULTS, "bubble_sort", rows, command="python benchmarks/bubble_sort.py")
     plot(rows, HERE / "results" / "bubble_sort.png")
     print(table(rows))
     readme = HERE.parent / "README.md"

@@ -45,6 +45,7 @@ METHODS: dict[str, list[str]] = {
     "hvil-annotated": ["--method", "hvil", "--annotated", "4"],
     "hvil-generic": ["--method", "hvil", "--tree", "generic"],
     "hvil-move": ["--method", "hvil", "--task", "BubbleSortMove"],
+    "hvil-move-annotated": ["--method", "hvil", "--task", "BubbleSortMove", "--annotated", "4"],
     "untrained": ["--method", "hvil", "--updates", "0"],
     "rnn": ["--method", "rnn"],
     "rnn-full": ["--method", "rnn-full"],

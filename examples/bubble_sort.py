@@ -1,9 +1,8 @@
 """Discover the program behind unlabelled traces of BubbleSort.
 
-Reproduces the experiment of Fox, Shin, Paul, Zou, Song, Goldberg, Abbeel and Stoica, "Hierarchical Imitation
-Learning via Variational Inference of Control Programs" (2018), Section 5: six
-procedures on four levels and a call stack that nobody has labelled, learnt from observation-action traces, beside
-a recurrent network trained end to end.
+Reproduces the experiment of Fox, Shin, Paul, Zou, Song, Goldberg, Abbeel and Stoica, "Hierarchical Imitation Learning
+via Variational Inference of Control Programs" (2018), Section 5: six procedures on four levels and a call stack that
+nobody has labelled, learnt from observation-action traces, beside a recurrent network trained end to end.
 
     python examples/bubble_sort.py --method hvil --demos 40 --out out/bubble_sort
 
@@ -62,12 +61,12 @@ ELBOS = {
 class Arguments:
     """Learn BubbleSort from demonstrations."""
 
-    tree: Literal["teacher", "generic"] = "teacher"
-    """the call graph of hvil: that of the teacher's program, or one that is not tuned to the task"""
-    task: Literal["BubbleSort", "BubbleSortMove"] = "BubbleSort"
-    """BubbleSortMove (hvil only): one action move(pointer, direction), procedures that pass the direction on"""
     method: Literal["hvil", "rnn", "rnn-full"] = "hvil"
     """hvil: a control program; rnn: the paper's baseline; rnn-full: it also sees n and the previous action"""
+    task: Literal["BubbleSort", "BubbleSortMove"] = "BubbleSort"
+    """BubbleSortMove (hvil only): one action move(pointer, direction), procedures that pass the direction on"""
+    tree: Literal["teacher", "generic"] = "teacher"
+    """the call graph of hvil: that of the teacher's program, or one that is not tuned to the task"""
     procedures: Literal["shared", "paper"] = "shared"
     """networks of hvil: shared digit embedding and sparse inputs, or one-hot inputs as in the paper"""
     guide: Literal["bilstm", "lstm", "transformer"] = "bilstm"

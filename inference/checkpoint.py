@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .atomic import replacing
+
 __all__ = [
     "apply",
     "load_checkpoint",
@@ -124,29 +126,13 @@ def apply(matched: Sequence[tuple[nn.Module, dict[str, Any]]]) -> None:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: to a temporary name in the same folder, synced, then renamed over ``path``.
-
-    Whenever the process dies, ``path`` holds either the previous checkpoint or this one, whole.
+    """Write a checkpoint, whole or not at all.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full; the previous checkpoint stands.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **_plain(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself reaches the disk with the folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with replacing(path) as file:
+        torch.save({"format": FORMAT, **_plain(content)}, file)
 
 
 def _plain(value: Any) -> Any:

@@ -8,10 +8,11 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from .atomic import replacing
 
 __all__ = ["ROW_FIELDS", "read_rows", "row", "write_results"]
 
@@ -36,7 +37,7 @@ def row(
 def write_results(
     path: str | os.PathLike[str], name: str, rows: list[dict[str, Any]], *, command: str | None = None
 ) -> None:
-    """Write a results file under a temporary name and rename it, so that it is never half there.
+    """Write a results file, whole or not at all.
 
     Raises:
         ValueError: if there are no rows, or a row lacks a field.
@@ -57,17 +58,10 @@ def write_results(
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            head = {key: value for key, value in content.items() if key != "rows"}
-            file.write(json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n')
-            file.write(",\n".join("  " + json.dumps(item) for item in rows) + "\n ]\n}\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    head = json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1)
+    lines = ",\n".join("  " + json.dumps(item) for item in rows)
+    with replacing(path) as file:
+        file.write(f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n'.encode())
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

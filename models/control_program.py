@@ -176,7 +176,7 @@ class ControlProgram(nn.Module):
         """
         if traces.observations.shape[-1] != self.obs_size:
             raise ValueError(
-                f"the program takes observations of width {self.obs_size}, "
+                f"trace 0, step 0: the program takes observations of width {self.obs_size}, "
                 f"the traces have width {traces.observations.shape[-1]}"
             )
         self.tree.check(traces)
@@ -187,9 +187,10 @@ class ControlProgram(nn.Module):
             short = (needed > self.horizon).nonzero()
             if len(short):
                 trace = int(short[0, 0])
+                last = int(traces.lengths[trace]) - 1
                 raise ValueError(
-                    f"trace {trace}: the horizon of {self.horizon} PHP steps is too short, "
-                    f"its {int(traces.lengths[trace]) - 1} actions need at least {int(needed[trace])}"
+                    f"trace {trace}, step {last}: the horizon of {self.horizon} PHP steps is too short, "
+                    f"{last} actions need at least {int(needed[trace])}"
                 )
         if traces.calls is not None:
             self._check_calls(traces, traces.calls)

@@ -31,6 +31,7 @@ EXAMPLES: dict[str, list[list[str]]] = {
             "2",
         ],
         ["--task", "BubbleSortMove", "--guide", "lstm", "--annotated", "1", "--demos", "2", "--updates", "2"],
+        ["--tree", "generic", "--demos", "2", "--updates", "2"],
         ["--method", "rnn", "--demos", "2", "--updates", "2"],
         ["--method", "rnn-full", "--demos", "2", "--updates", "2"],
     ],

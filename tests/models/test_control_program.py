@@ -68,7 +68,7 @@ def test_a_horizon_too_short_is_refused_before_and_at_run_time() -> None:
     data = traces(annotate=False)
     length = int(data.lengths.max()) - 1
     for horizon in (3, length):
-        with pytest.raises(ValueError, match=rf"trace \d+: the horizon of {horizon} PHP steps is too short, its"):
+        with pytest.raises(ValueError, match=rf"trace \d+, step \d+: the horizon of {horizon} PHP steps is too short"):
             ControlProgram(BUBBLE_SORT_TREE, 22, horizon=horizon).check(data)
     # Enough for some explanation of the trace, not for the one that is drawn.
     least = int(ProcedureTree.parse(BUBBLE_SORT_TREE).least_steps(data.actions).max())

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +25,10 @@ import tyro
 
 from pyrocontrol.envs import Demonstrations
 from pyrocontrol.envs.bubble_sort import ACTIONS, demonstrations
-from pyrocontrol.inference import read_rows, row, write_results
+from pyrocontrol.inference import read_rows, row, select, summary, write_results
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
-
-# Two-sided 95% quantiles of Student's t, by degrees of freedom.
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 # The test set of examples/bubble_sort.py.
 TEST_SEED, TEST_TRACES = 1_000, 100
@@ -149,26 +145,6 @@ def identifiable(demos: int, seed: int) -> float:
     shown = set().union(*swapped(demonstrations(demos, seed)))
     test = swapped(demonstrations(TEST_TRACES, TEST_SEED, stream="test"))
     return sum(all(any(a >= c and b <= d for c, d in shown) for a, b in pairs) for pairs in test) / len(test)
-
-
-def select(rows: list[dict[str, Any]], method: str, metric: str, **setting: Any) -> list[float]:
-    """Return the values of a metric with these settings, one a seed."""
-    return [
-        item["value"]
-        for item in rows
-        if item["method"] == method
-        and item["metric"] == metric
-        and all(item["setting"].get(key) == value for key, value in setting.items())
-    ]
-
-
-def summary(rows: list[dict[str, Any]], method: str, metric: str, **setting: Any) -> tuple[float, float, int]:
-    """Return mean, half width of the 95% t-interval, and number of seeds, of the rows with these settings."""
-    values = select(rows, method, metric, **setting)
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan, len(values)
-    half = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half, len(values)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

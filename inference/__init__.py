@@ -3,7 +3,7 @@
 from .checkpoint import load_checkpoint
 from .evaluate import GreedyPolicy, Structured, boundary_f1, exact_match
 from .fit import Examples, FitResult, fit
-from .results import read_rows, row, write_results
+from .results import Summary, mean_interval, read_rows, row, select, summary, write_results
 from .stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
 
 __all__ = [
@@ -14,11 +14,15 @@ __all__ = [
     "StepTerm",
     "StepwiseKL_ELBO",
     "Structured",
+    "Summary",
     "boundary_f1",
     "exact_match",
     "fit",
     "load_checkpoint",
+    "mean_interval",
     "read_rows",
     "row",
+    "select",
+    "summary",
     "write_results",
 ]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .atomic import replacing
 
-__all__ = ["ROW_FIELDS", "read_rows", "row", "write_results"]
+__all__ = ["ROW_FIELDS", "Summary", "mean_interval", "read_rows", "row", "select", "summary", "write_results"]
 
 ROW_FIELDS = ("method", "task", "setting", "seed", "metric", "value", "seconds")
+
+# Two-sided 95% quantiles of Student's t, by degrees of freedom.
+_T_95 = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
 
 
 def row(
@@ -68,6 +73,44 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the rows of a results file, none if it does not exist."""
     path = Path(path)
     return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+class Summary(NamedTuple):
+    """Mean over seeds, half width of its 95% interval (NaN from a single seed), and how many seeds."""
+
+    mean: float
+    half: float
+    seeds: int
+
+
+def select(
+    rows: list[dict[str, Any]], method: str, metric: str, *, task: str | None = None, **setting: Any
+) -> list[float]:
+    """Return the values of a metric, one a seed, of the rows with these settings (None: those that lack one)."""
+    return [
+        item["value"]
+        for item in rows
+        if item["method"] == method
+        and item["metric"] == metric
+        and task in (None, item["task"])
+        and all(item["setting"].get(key) == value for key, value in setting.items())
+    ]
+
+
+def mean_interval(values: list[float]) -> Summary:
+    """Return mean and half width of the 95% t-interval of ``values``."""
+    count = len(values)
+    if count < 2:
+        return Summary(values[0] if values else math.nan, math.nan, count)
+    quantile = _T_95[count - 1] if count <= len(_T_95) else 1.96 + 2.5 / (count - 1)
+    return Summary(statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(count), count)
+
+
+def summary(
+    rows: list[dict[str, Any]], method: str, metric: str, *, task: str | None = None, **setting: Any
+) -> Summary:
+    """Return mean, half width of the 95% t-interval and number of seeds of the rows that `select` finds."""
+    return mean_interval(select(rows, method, metric, task=task, **setting))
 
 
 def _revision() -> str:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -26,17 +25,6 @@ def test_the_readme_holds_the_table_of_the_results(benchmark: ModuleType) -> Non
     rows = json.loads((ROOT / "benchmarks" / "results" / "bubble_sort.json").read_text())["rows"]
     readme = (ROOT / "README.md").read_text()
     assert benchmark.with_table(readme, benchmark.table(rows)) == readme
-
-
-def test_summaries(benchmark: ModuleType) -> None:
-    rows = [
-        {"method": "a", "metric": "m", "setting": {"demos": 1}, "seed": seed, "value": value}
-        for seed, value in enumerate([0.5, 0.7, 0.9])
-    ]
-    rows.append(rows[0] | {"setting": {"demos": 1, "length": 10}, "value": 0.0})
-    mean, half, seeds = benchmark.summary(rows, "a", "m", demos=1, length=None)
-    assert seeds == 3 and mean == pytest.approx(0.7) and half == pytest.approx(4.303 * 0.2 / math.sqrt(3))
-    assert benchmark.summary(rows, "b", "m")[2] == 0
 
 
 def test_what_training_traces_identify(benchmark: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyrocontrol.inference import read_rows, row, write_results
+from pyrocontrol.inference import mean_interval, read_rows, row, summary, write_results
 from pyrocontrol.inference.results import ROW_FIELDS
 
 
@@ -26,6 +27,20 @@ def test_a_row_has_the_form_of_all_rows(check_row: Callable[[dict[str, Any]], No
     check_row(one)
     assert tuple(one) == ROW_FIELDS
     assert one["setting"] == {"demos": 40}
+
+
+def test_summaries() -> None:
+    rows = [
+        {"method": "a", "metric": "m", "task": "t", "setting": {"demos": 1}, "seed": seed, "value": value}
+        for seed, value in enumerate([0.5, 0.7, 0.9])
+    ]
+    rows.append(rows[0] | {"setting": {"demos": 1, "length": 10}, "value": 0.0})
+    mean, half, seeds = summary(rows, "a", "m", demos=1, length=None)
+    assert seeds == 3 and mean == pytest.approx(0.7) and half == pytest.approx(4.303 * 0.2 / math.sqrt(3))
+    assert summary(rows, "b", "m")[2] == 0
+    assert summary(rows, "a", "m", task="t", demos=1, length=None) == (mean, half, seeds)
+    assert summary(rows, "a", "m", task="another")[2] == 0
+    assert math.isnan(mean_interval([1.0]).half) and mean_interval([1.0]).mean == 1.0
 
 
 def test_a_file_holds_what_made_it(tmp_path: Path, check_results: Callable[[dict[str, Any]], None]) -> None:

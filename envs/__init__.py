@@ -14,6 +14,8 @@ from .bubble_sort import (
     BubbleSortMoveEnv,
 )
 from .demonstrations import Demonstrations, Episode
+from .evaluate import evaluate_policy
+from .reacher_goal import GoalReacher
 
 __all__ = [
     "ACTIONS",
@@ -24,7 +26,12 @@ __all__ = [
     "BubbleSortMoveEnv",
     "Demonstrations",
     "Episode",
+    "GoalReacher",
+    "evaluate_policy",
 ]
 
 _gymnasium.register("pyrocontrol/BubbleSort-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortEnv")
 _gymnasium.register("pyrocontrol/BubbleSortMove-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortMoveEnv")
+_gymnasium.register(
+    "pyrocontrol/ReacherGoal-v0", entry_point="pyrocontrol.envs.reacher_goal:GoalReacher", max_episode_steps=50
+)

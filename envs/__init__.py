@@ -16,17 +16,21 @@ from .bubble_sort import (
 from .demonstrations import Demonstrations, Episode
 from .evaluate import evaluate_policy
 from .reacher_goal import GoalReacher
+from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
 
 __all__ = [
     "ACTIONS",
     "BUBBLE_SORT_MOVE_TREE",
     "BUBBLE_SORT_TREE",
     "MOVE_ACTIONS",
+    "T_MAZE_ACTIONS",
     "BubbleSortEnv",
     "BubbleSortMoveEnv",
     "Demonstrations",
     "Episode",
     "GoalReacher",
+    "TMazeEnv",
+    "TMazeTeacher",
     "evaluate_policy",
 ]
 
@@ -35,3 +39,4 @@ _gymnasium.register("pyrocontrol/BubbleSortMove-v0", entry_point="pyrocontrol.en
 _gymnasium.register(
     "pyrocontrol/ReacherGoal-v0", entry_point="pyrocontrol.envs.reacher_goal:GoalReacher", max_episode_steps=50
 )
+_gymnasium.register("pyrocontrol/TMaze-v0", entry_point="pyrocontrol.envs.t_maze:TMazeEnv")

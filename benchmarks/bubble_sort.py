@@ -42,6 +42,7 @@ METHODS: dict[str, list[str]] = {
     "hvil-generic": ["--method", "hvil", "--tree", "generic"],
     "hvil-move": ["--method", "hvil", "--task", "BubbleSortMove"],
     "hvil-move-annotated": ["--method", "hvil", "--task", "BubbleSortMove", "--annotated", "4"],
+    "hvil-move-half-annotated": ["--method", "hvil", "--task", "BubbleSortMove", "--annotated", "20"],
     "untrained": ["--method", "hvil", "--updates", "0"],
     "rnn": ["--method", "rnn"],
     "rnn-full": ["--method", "rnn-full"],

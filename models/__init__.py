@@ -8,6 +8,19 @@ from .procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
 from .process import Process, Sequence, Steps
 from .recurrent import RecurrentController
 from .registration import register
+from .spaces import (
+    SpaceError,
+    action_size,
+    as_action_space,
+    check_action_space,
+    decode_actions,
+    encode_actions,
+    flatten_observations,
+    observation_dtype,
+    observation_parts,
+    observation_size,
+    unflatten_observations,
+)
 from .traces import Traces, split_annotated
 
 __all__ = [
@@ -30,9 +43,20 @@ __all__ = [
     "Process",
     "RecurrentController",
     "Sequence",
+    "SpaceError",
     "Steps",
     "Traces",
+    "action_size",
+    "as_action_space",
+    "check_action_space",
+    "decode_actions",
+    "encode_actions",
+    "flatten_observations",
+    "observation_dtype",
+    "observation_parts",
+    "observation_size",
     "plot_call_stack",
     "register",
     "split_annotated",
+    "unflatten_observations",
 ]

@@ -149,34 +149,41 @@ def unflatten_observations(space: Space, flat: Any) -> Any:
     return _unflatten(space, flat)
 
 
+def _children(space: Space) -> list[tuple[Any, Space]] | None:
+    """The parts of a Dict or Tuple, each with its key; None for a space without parts."""
+    if isinstance(space, spaces.Dict):
+        return list(space.spaces.items())
+    return list(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else None
+
+
 def _leaves(space: Space, name: str = "") -> Iterator[tuple[str, Space]]:
     """The parts of a space that have no parts themselves, with their names."""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        for key, part in items:
-            yield from _leaves(part, f"{name}.{key}" if name else str(key))
-    else:
+    children = _children(space)
+    if children is None:
         yield name or "observation", space
+        return
+    for key, part in children:
+        yield from _leaves(part, f"{name}.{key}" if name else str(key))
 
 
 def _values(space: Space, observations: Any, name: str = "") -> Iterator[tuple[str, Space, Any]]:
     """The same, each with its share of the observations."""
-    if isinstance(space, spaces.Dict):
-        if not isinstance(observations, Mapping):
-            raise SpaceError(f"{_named(name)} must be a dict of {list(space.spaces)}, got {_kind(observations)}")
-        if observations.keys() != space.spaces.keys():
-            raise SpaceError(f"{_named(name)} must be a dict of {list(space.spaces)}, got {list(observations)}")
-        pairs = [(key, part, observations[key]) for key, part in space.spaces.items()]
-    elif isinstance(space, spaces.Tuple):
-        if not isinstance(observations, tuple | list) or len(observations) != len(space.spaces):
-            count = f" of {len(observations)}" if isinstance(observations, tuple | list) else ""
-            raise SpaceError(f"{_named(name)} must be a tuple of {len(space.spaces)}, got {_kind(observations)}{count}")
-        pairs = [(place, part, observations[place]) for place, part in enumerate(space.spaces)]
-    else:
+    children = _children(space)
+    if children is None:
         yield name or "observation", space, observations
         return
-    for key, part, value in pairs:
-        yield from _values(part, value, f"{name}.{key}" if name else str(key))
+    if isinstance(space, spaces.Dict):
+        fits = isinstance(observations, Mapping) and observations.keys() == space.spaces.keys()
+        wanted = f"a dict of {list(space.spaces)}"
+        given = f"{list(observations)}" if isinstance(observations, Mapping) else _kind(observations)
+    else:
+        fits = isinstance(observations, tuple | list) and len(observations) == len(children)
+        wanted = f"a tuple of {len(children)}"
+        given = f"{len(observations)}" if isinstance(observations, tuple | list) else _kind(observations)
+    if not fits:
+        raise SpaceError(f"{_named(name)} must be {wanted}, got {given}")
+    for key, part in children:
+        yield from _values(part, observations[key], f"{name}.{key}" if name else str(key))
 
 
 def _named(name: str) -> str:
@@ -214,8 +221,7 @@ def _needs_double(leaf: Space) -> bool:
 def _flatten_leaf(leaf: Space, given: Any, name: str, dtype: np.dtype[Any]) -> np.ndarray:
     """``[..., width]`` of one part."""
     value = _numbers(given, leaf.shape, _named(name))
-    assert leaf.dtype is not None
-    leading = value.shape[: value.ndim - len(leaf.shape)]
+    leading = value.shape[: value.ndim - len(leaf.shape or ())]
     if isinstance(leaf, spaces.Box):
         if leaf.dtype.kind != "f" and value.dtype.kind == "f":
             raise SpaceError(f"{_named(name)} must be of {leaf.dtype}, got {value.dtype}")
@@ -241,14 +247,14 @@ def _flatten_leaf(leaf: Space, given: Any, name: str, dtype: np.dtype[Any]) -> n
 
 def _unflatten(space: Space, flat: np.ndarray) -> Any:
     """The inverse of flattening, for a part whose numbers are all of ``flat``."""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        keys = list(space.spaces) if isinstance(space, spaces.Dict) else range(len(space.spaces))
-        parts, start = [], 0
-        for key in keys:
-            width = observation_size(space[key])
-            parts.append(_unflatten(space[key], flat[..., start : start + width]))
+    children = _children(space)
+    if children is not None:
+        parts, start = {}, 0
+        for key, part in children:
+            width = observation_size(part)
+            parts[key] = _unflatten(part, flat[..., start : start + width])
             start += width
-        return dict(zip(keys, parts, strict=True)) if isinstance(space, spaces.Dict) else tuple(parts)
+        return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
     leading = flat.shape[:-1]
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         first, counts = _range(space)

@@ -185,7 +185,7 @@ PAIR = spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(0, 1, (2,)))
             (),
             r"'b' has leading dimensions \(3,\), those before",
         ),
-        (spaces.Tuple((PAIR,)), (1, 2), (), "must be a tuple of 1, got tuple of 2"),
+        (spaces.Tuple((PAIR,)), (1, 2), (), "must be a tuple of 1, got 2"),
         (spaces.Tuple((PAIR,)), np.zeros(3), (), "must be a tuple of 1, got ndarray"),
     ],
 )

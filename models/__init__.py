@@ -5,9 +5,10 @@ from .call_trace import Boundary, CallTrace, Interval, plot_call_stack
 from .control_program import ControlProgram, Execution
 from .observation import FieldEncoder
 from .procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
-from .process import Process, Sequence, Steps
+from .process import Emission, Process, Sequence, Steps
 from .recurrent import RecurrentController
 from .registration import register
+from .space_json import space_from_json, space_to_json
 from .spaces import (
     SpaceError,
     action_size,
@@ -31,6 +32,7 @@ __all__ = [
     "CallStackState",
     "CallTrace",
     "ControlProgram",
+    "Emission",
     "Execution",
     "Field",
     "FieldEncoder",
@@ -57,6 +59,8 @@ __all__ = [
     "observation_size",
     "plot_call_stack",
     "register",
+    "space_from_json",
+    "space_to_json",
     "split_annotated",
     "unflatten_observations",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
 import pyro
@@ -41,7 +41,7 @@ class StepTerm(NamedTuple):
     Attributes:
         kind: ``"kl"`` (analytic), ``"log_ratio"`` (sampled log q - log p) or ``"log_likelihood"``.
         value: scaled and masked, nats: plate shape, with the steps last for a sequence. The ELBO is the sum of
-            the likelihoods minus the sum of the others.
+            the likelihoods minus the sum of the others. An :class:`~pyrocontrol.models.Emission` has steps too.
     """
 
     kind: str
@@ -49,25 +49,25 @@ class StepTerm(NamedTuple):
 
 
 class _Cost(NamedTuple):
-    """A term of the ELBO (to be added), and the last latent site, by number, that may influence it."""
+    """A term of the ELBO (to be added), and which latent sites, by number, may influence it.
+
+    Those up to ``reaches`` may, all of it but what stands in ``apart``: by number of a site, the part of the cost that
+    the site cannot influence; where the site is a sequence, that each of its steps cannot, with the steps last.
+    """
 
     term: StepTerm
     value: Tensor
     frames: frozenset[Any]
     reaches: int
+    apart: dict[int, Tensor]
 
 
 class _Score(NamedTuple):
-    """The log-probability of a guide site that needs a score-function gradient.
-
-    ``within`` holds the costs downstream of each step of a sequence within the site itself. ``apart`` is the site's
-    own cost, where it would be among the costs downstream of the site and must not be.
-    """
+    """The log-probability of a guide site that needs a score-function gradient, step by step for a sequence."""
 
     log_prob: Tensor
-    within: Tensor | None
     frames: frozenset[Any]
-    apart: _Cost | None
+    steps: bool
 
 
 class StepwiseKL_ELBO(ELBO):
@@ -90,6 +90,11 @@ class StepwiseKL_ELBO(ELBO):
     offers ``step_kl``, such as :class:`~pyrocontrol.models.Sequence`, contributes all its steps at once. Where no
     closed form is registered for the two distributions, or the two are scaled or masked differently, the sampled
     log-ratio takes the place of the KL; ``infer={"analytic_kl": False}`` at a guide site asks for it.
+
+    An observed site is credited to all latent sites before it. An :class:`~pyrocontrol.models.Emission`, whose parts
+    belong to the steps of a sequence, is credited part by part, to the steps up to the part's own; as a whole if the
+    sequence is not the last latent site before it, through which later steps might influence it after all.
+
     Reparametrised steps carry pathwise gradients and no score, mixed steps both. Dimensions that both model and
     guide declare independent by plates are credited separately.
 
@@ -110,8 +115,8 @@ class StepwiseKL_ELBO(ELBO):
 
     Raises:
         InexactKLError: whether or not validation is on, when a KL would be biased.
-        ValueError: for an unknown ``score``, or when model and guide do not match: a latent site of one that the
-            other lacks or observes.
+        ValueError: for an unknown ``score``, when model and guide do not match: a latent site of one that the
+            other lacks or observes; or when an emission goes along a site that is not there, or has other steps.
     """
 
     def __init__(
@@ -228,29 +233,39 @@ class StepwiseKL_ELBO(ELBO):
         costs: dict[str, _Cost] = {}
         scores: dict[int, _Score] = {}
         # A cost is reached by the latents before it in the guide, and by those before it in the model.
-        model_trace.compute_log_prob(site_filter=lambda name, site: site["is_observed"])
+        model_trace.compute_log_prob(site_filter=lambda _, site: site["is_observed"] and not _is_emission(site))
         seen, reaches = -1, {}
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
                 continue
             reaches[name] = seen
             seen = max(seen, number.get(name, -1))
-            if site["is_observed"]:
-                value = site["log_prob"]
-                costs[name] = _Cost(StepTerm("log_likelihood", value), value, _frames(site), reaches[name])
+            if not site["is_observed"]:
+                continue
+            if _is_emission(site):
+                along = _along(name, model_trace, reaches)
+                term = _weighed(site["fn"].step_log_prob(site["value"]), site, steps=True)
+                value = term.sum(-1)
+                last = along in number and number[along] == reaches[name]
+                by_step = last and _has_steps(model_trace.nodes[along], guide_trace.nodes[along])
+                apart = {number[along]: term.cumsum(-1) - term} if by_step else {}
+            else:
+                term = value = site["log_prob"]
+                apart = {}
+            costs[name] = _Cost(StepTerm("log_likelihood", term), value, _frames(site), reaches[name], apart)
         for name in latent:
             guide_site, model_site = guide_trace.nodes[name], model_trace.nodes.get(name)
-            term, value, score, within = _latent_term(model_site, guide_site)
-            n = number[name]
+            term, value, score, untouched = _latent_term(model_site, guide_site)
+            n, steps = number[name], _has_steps(model_site, guide_site)
             last = max(n - 1, reaches.get(name, -1))
-            if term.kind != "kl" and within is None:
-                last = max(last, n)  # a sampled log-ratio depends on the step itself
+            if term.kind != "kl" or steps:
+                last = max(last, n)  # a sampled log-ratio depends on the step itself, a sequence's KLs on its steps
             frames = _frames(guide_site)
             shared = frames if model_site is None else frames & _frames(model_site)
-            costs[name] = cost = _Cost(term, value, shared, last)
+            apart = {n: untouched} if last >= n and untouched is not None else {}
+            costs[name] = _Cost(term, value, shared, last, apart)
             if score is not None and score.requires_grad:
-                apart = last >= n and (term.kind == "kl" or within is not None)
-                scores[n] = _Score(score, within, frames, cost if apart else None)
+                scores[n] = _Score(score, frames, steps)
         return costs, scores
 
     def _credit(self, costs: list[_Cost], scores: dict[int, _Score]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -258,8 +273,11 @@ class StepwiseKL_ELBO(ELBO):
         if self.score == "none" or not scores:
             return
         by_reach: dict[int, list[_Cost]] = defaultdict(list)
+        apart: dict[int, list[_Cost]] = defaultdict(list)
         for cost in costs:
             by_reach[cost.reaches].append(cost)
+            for n in cost.apart:
+                apart[n].append(cost)
         downstream: dict[frozenset[Any], Tensor] = {}
 
         def add(members: list[_Cost]) -> None:
@@ -275,18 +293,15 @@ class StepwiseKL_ELBO(ELBO):
                 add(by_reach[n])
             if n not in scores:
                 continue
-            log_prob, within, frames, apart = scores[n]
-            steps = within is not None
+            log_prob, frames, steps = scores[n]
             multiplier = log_prob.new_zeros(())
             for cost_frames, value in downstream.items():
                 multiplier = multiplier + _sum_to(value, cost_frames & frames)
-            if apart is not None and self.score == "sequential":
-                multiplier = multiplier - _sum_to(apart.value.detach(), apart.frames & frames)
             if steps and multiplier.dim():
                 multiplier = multiplier.unsqueeze(-1)
-            if steps and self.score == "sequential":
-                assert within is not None
-                multiplier = multiplier + _sum_to(within.detach(), frames, steps=True)
+            if self.score == "sequential":
+                for cost in apart[n]:
+                    multiplier = multiplier - _sum_to(cost.apart[n].detach(), cost.frames & frames, steps=steps)
             yield _sum_to(log_prob, frames, steps=steps), multiplier
 
     # -- when the KL is exact -------------------------------------------------------------------------------------
@@ -367,46 +382,74 @@ def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Te
     return value
 
 
+def _has_steps(model_site: Any | None, guide_site: Any) -> bool:
+    """Whether a latent site is a sequence, in model and guide."""
+    return model_site is not None and hasattr(guide_site["fn"], "step_kl") and hasattr(model_site["fn"], "step_kl")
+
+
+def _is_emission(site: Any) -> bool:
+    """Whether a site holds observations of the steps of a sequence."""
+    return hasattr(site["fn"], "along") and hasattr(site["fn"], "step_log_prob")
+
+
+def _along(name: str, model_trace: Trace, before: Container[str]) -> str:
+    """Return the name of the site that an emission goes along.
+
+    Raises:
+        ValueError: if the model has no such site before it, or one of other steps.
+    """
+    fn = model_trace.nodes[name]["fn"]
+    if fn.along not in before:
+        raise ValueError(f"{name!r} goes along {fn.along!r}, but the model has no site of that name before it")
+    site = model_trace.nodes[fn.along]
+    if hasattr(site["fn"], "step_kl"):
+        steps = site["value"].shape[-len(site["fn"].event_shape)]
+        if steps != fn.event_shape[0]:
+            raise ValueError(f"{name!r} has {fn.event_shape[0]} steps, {fn.along!r}, along which it goes, has {steps}")
+    return fn.along
+
+
+def _weighed(value: Tensor, by: Any, *, steps: bool) -> Tensor:
+    """Scale and mask a site's value, ``[..., I]`` if it has steps, as the site is; plates are left of the steps."""
+    weights = (by["scale"], by["mask"])
+    if steps:
+        weights = tuple(x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() else x for x in weights)
+    return scale_and_mask(value, *weights)
+
+
 def _latent_term(model_site: Any | None, guide_site: Any) -> tuple[StepTerm, Tensor, Tensor | None, Tensor | None]:
-    """Return the diagnostic, the cost, the score, and a sequence's own downstream costs at each of its steps."""
+    """Return the diagnostic, the cost, the score, and what of the cost the site (each step of it) cannot influence."""
     q, z = guide_site["fn"], guide_site["value"]
-    scale, mask = guide_site["scale"], guide_site["mask"]
     p: Any = None if model_site is None else model_site["fn"]
-    sequence = hasattr(q, "step_kl") and hasattr(p, "step_kl")
+    sequence = _has_steps(model_site, guide_site)
     analytic = (
         model_site is not None
         and guide_site["infer"].get("analytic_kl", True)
-        and _same(scale, model_site["scale"])
-        and _same(mask, model_site["mask"])
+        and _same(guide_site["scale"], model_site["scale"])
+        and _same(guide_site["mask"], model_site["mask"])
     )
     steps = q.steps(z) if sequence else None
     parts: ScoreParts = q.step_score_parts(z, steps) if sequence else q.score_parts(z)
     score = _score(q, z, parts)
 
-    def finish(value: Tensor, by: Any) -> Tensor:
-        scale, mask = by["scale"], by["mask"]
-        if sequence:  # plates are to the left of the steps
-            scale = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale
-            mask = mask.unsqueeze(-1) if isinstance(mask, Tensor) and mask.dim() else mask
-        return scale_and_mask(value, scale, mask)
-
     if analytic:
         try:
-            kl = finish(q.step_kl(p, z, steps, _kl) if sequence else _kl(q, p), guide_site)
+            kl = q.step_kl(p, z, steps, _kl) if sequence else _kl(q, p)
         except NotImplementedError:
             pass
         else:
-            within = (kl.cumsum(-1) - kl.sum(-1, keepdim=True)) if sequence else None
-            return StepTerm("kl", kl), -(kl.sum(-1) if sequence else kl), score, within
+            kl = _weighed(kl, guide_site, steps=sequence)
+            # A step's own KL is a function of what comes before the step.
+            return StepTerm("kl", kl), -(kl.sum(-1) if sequence else kl), score, -(kl.cumsum(-1) if sequence else kl)
     # The gradient of log q at a value that was not reparametrised has expectation zero: leave it out.
     log_q = parts.log_prob.detach() + _zero_valued(parts.entropy_term)
-    log_ratio = finish(log_q, guide_site)
+    log_ratio = _weighed(log_q, guide_site, steps=sequence)
     if model_site is not None:
-        log_ratio = log_ratio - finish(p.step_log_prob(z) if sequence else p.log_prob(z), model_site)
-    within = None
-    if sequence:
-        within = -(log_ratio.sum(-1, keepdim=True) - log_ratio.cumsum(-1) + log_ratio)
-    return StepTerm("log_ratio", log_ratio), -(log_ratio.sum(-1) if sequence else log_ratio), score, within
+        log_p = p.step_log_prob(z) if sequence else p.log_prob(z)
+        log_ratio = log_ratio - _weighed(log_p, model_site, steps=sequence)
+    if not sequence:
+        return StepTerm("log_ratio", log_ratio), -log_ratio, score, None
+    return StepTerm("log_ratio", log_ratio), -log_ratio.sum(-1), score, log_ratio - log_ratio.cumsum(-1)
 
 
 def _zero_valued(term: Any) -> Any:

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Independent, TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 from torch.utils import _pytree as pytree
 
-__all__ = ["Process", "Sequence", "Steps"]
+__all__ = ["Emission", "Process", "Sequence", "Steps"]
 
 State = Any
 Context = Any
@@ -413,6 +413,44 @@ class Sequence(TorchDistribution):
                 f"a value of this sequence has shape {tuple(self.batch_shape)} + [{most}{self.horizon}] + "
                 f"{tuple(self.process.event_shape)}, got {tuple(value.shape)}"
             )
+
+
+class Emission(Independent):
+    """Observations x_i of the steps of a sequence, independent given them.
+
+    ``log p(x | z) = sum_i log p(x_i | z_<=i)``. An ELBO that knows per-step terms credits each to the steps up to i,
+    which alone may influence it: x_i must not depend on later steps. To any other, this is one observed site.
+
+    Args:
+        base: the distribution of every observation, batch shape ``batch_shape + [I]``.
+        along: name of the site of the sequence ``[I, ...]``.
+        mask: which observations exist, bool, broadcast with ``batch_shape + [I]``; all if None. Those that do not
+            need values in the support all the same.
+
+    The event shape is ``(I,) + base.event_shape``.
+    """
+
+    def __init__(
+        self,
+        base: TorchDistribution,
+        along: str,
+        *,
+        mask: Tensor | None = None,
+        validate_args: bool | None = None,
+    ):
+        super().__init__(base if mask is None else base.mask(mask), 1, validate_args=validate_args)
+        self.along = along
+
+    def expand(
+        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Emission | None = None
+    ) -> Emission:
+        """Return the same distribution for a larger batch, leading dimensions added or broadcast."""
+        base = self.base_dist.expand(torch.Size(batch_shape) + self.event_shape[:1])
+        return Emission(base, self.along, validate_args=self._validate_args)
+
+    def step_log_prob(self, x: Tensor) -> Tensor:
+        """Return ``log p(x_i | z_<=i)`` of every observation, ``batch_shape + [I]``; 0 where there is none."""
+        return self.base_dist.log_prob(x)
 
 
 _compiled: WeakKeyDictionary[Process, Callable[..., tuple[State, Tensor, Tensor]]] = WeakKeyDictionary()

@@ -1,5 +1,6 @@
 """`StepwiseKL_ELBO` against exact enumeration: its value, its gradient, and the wrong variants that must fail."""
 
+import contextlib
 import importlib.util
 import math
 import warnings
@@ -26,7 +27,7 @@ from pyrocontrol.envs import bubble_sort
 from pyrocontrol.envs.demonstrations import Demonstrations, Episode
 from pyrocontrol.guides import CallStackGuide
 from pyrocontrol.inference import InexactKLError, StepwiseKL_ELBO
-from pyrocontrol.models import ControlProgram, Process, Sequence
+from pyrocontrol.models import ControlProgram, Emission, Process, Sequence
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -292,6 +293,85 @@ def sequence_in_another_order() -> Pair:
     return Pair(model, guide, [p, q, shift, prior.table, posterior.table])
 
 
+def emission(
+    longest: int | None = None,
+    analytic: bool = True,
+    scaled: bool = False,
+    between: bool = False,
+    wide: bool = False,
+    whole: bool = False,
+) -> Pair:
+    """A Sequence with an observation of every step, which depends on all steps up to it and on other sites.
+
+    Args:
+        longest: steps at which the sequence ends at the latest, None if it does not end by itself.
+        analytic: KLs rather than log-ratios.
+        scaled: the observations are scaled and masked.
+        between: a site stands between the sequence and its observations.
+        wide: two observations of every step, in a plate of their own.
+        whole: the observations are one to the estimator.
+    """
+    states, horizon = (2, 3) if longest is None else (3, 3)
+    if between:
+        horizon = 2
+    prior, posterior = Chain(states, longest), Chain(states, longest)
+    p, q, level, start = leaf(2, states), leaf(2, states), leaf(2), leaf(2)
+    p_first, q_first = leaf(2), leaf(2)
+    x = torch.randn(2, 2, horizon) if wide else torch.randn(2, horizon)
+    keep = torch.tensor([[True, True, True], [True, False, True]])[:, :horizon] if scaled else None
+    weight, mask = torch.tensor([1.7, 0.6]), torch.tensor([[True], [False]]) if wide else torch.tensor([False, True])
+
+    def latent(process: Chain, first: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a = pyro.sample("a", categorical(first))
+        context = shift.expand(a.shape[:-1] + shift.shape) * (1 + a[..., None, None].squeeze(-2))
+        infer = {"analytic_kl": analytic}
+        s = pyro.sample("s", Sequence(process, context, horizon, batch_shape=context.shape[:-1]), infer=infer)
+        b = pyro.sample("b", categorical(first * (1 + s.sum(-1, keepdim=True)))) if between else torch.zeros(())
+        return a, s, b
+
+    def model() -> None:
+        with pyro.plate("rows", 2, dim=-1):
+            a, s, b = latent(prior, p_first, p)
+            steps = s.shape[-1]
+            loc = level[0] * s.cumsum(-1) + level[1] * a.unsqueeze(-1) + start[0] * b.unsqueeze(-1)
+            exists = keep
+            if longest is not None:  # the end itself is observed too
+                exists = (s == 0).cumsum(-1) - (s == 0).long() == 0
+            base = dist.Normal(loc, (0.1 * start[1]).exp())
+            with poutine.scale(scale=weight if scaled else torch.ones(())):
+                with poutine.mask(mask=mask if scaled else torch.tensor(True)):
+                    with pyro.plate("observers", 2, dim=-2) if wide else contextlib.nullcontext():
+                        fn = Emission(base, "s", mask=exists)
+                        if whole:
+                            fn = (base if exists is None else base.mask(exists)).to_event(1)
+                        pyro.sample("x", fn, obs=x[..., :steps])
+
+    def guide() -> None:
+        with pyro.plate("rows", 2, dim=-1):
+            latent(posterior, q_first, q)
+
+    return Pair(model, guide, [prior.table, posterior.table, p, q, level, start, p_first, q_first])
+
+
+def small_emission() -> Pair:
+    """A chain of three steps and an observation of each, few enough for two particles."""
+    prior, posterior, shift, level = Chain(2), Chain(2), leaf(2, 2), leaf()
+    x = torch.randn(1, 3)
+
+    def chain(process: Chain, shift: Tensor) -> Tensor:
+        return pyro.sample("s", Sequence(process, shift.unsqueeze(0), 3))
+
+    def model() -> None:
+        with pyro.plate("rows", 1, dim=-1):
+            pyro.sample("x", Emission(dist.Normal(level * chain(prior, shift[0]).cumsum(-1), 1.0), "s"), obs=x)
+
+    def guide() -> None:
+        with pyro.plate("rows", 1, dim=-1):
+            chain(posterior, shift[1])
+
+    return Pair(model, guide, [prior.table, posterior.table, shift, level])
+
+
 def double(demonstrations: Demonstrations) -> Demonstrations:
     return demonstrations.to(dtype=torch.float64)
 
@@ -359,6 +439,15 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "sequence scaled and masked in the model alone": lambda: sequence(scaled="model"),
     "sequence of log-ratios": lambda: sequence(analytic=False),
     "sequence in another order": sequence_in_another_order,
+    "emission": emission,
+    "emission of a sequence that ends": lambda: emission(2),
+    "scaled and masked emission": lambda: emission(scaled=True),
+    "emission beside log-ratios": lambda: emission(analytic=False),
+    "emission after another site": lambda: emission(between=True),
+    "emission in a plate of its own": lambda: emission(wide=True),
+    "scaled and masked emission in a plate of its own": lambda: emission(scaled=True, wide=True),
+    "emission taken for one observation": lambda: emission(whole=True),
+    "small emission": lambda: small_emission(),
     "call stack": call_stack,
     "call stack with arguments": arguments,
     "call stack with one argument": lambda: arguments(1),
@@ -366,7 +455,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 }
 SMALL = [name for name in PAIRS if name not in ("call stack",)]
 # Small enough to enumerate two particles at once, and without quadrature.
-VECTORISED = ["loop", "plates", "two plates", "auxiliary", "scale and mask in the model alone"]
+VECTORISED = ["loop", "plates", "two plates", "auxiliary", "scale and mask in the model alone", "small emission"]
 
 
 # Exact expectations
@@ -486,11 +575,8 @@ class DroppedKL(StepwiseKL_ELBO):
 
     def _terms(self, model_trace: Any, guide_trace: Any) -> Any:
         costs, scores = super()._terms(model_trace, guide_trace)
-        costs = {name: cost._replace(reaches=-1) if cost.term.kind == "kl" else cost for name, cost in costs.items()}
-        return costs, {
-            n: score._replace(within=None if score.within is None else torch.zeros_like(score.within))
-            for n, score in scores.items()
-        }
+        dropped = {"reaches": -1, "apart": {}}
+        return {n: c._replace(**dropped) if c.term.kind == "kl" else c for n, c in costs.items()}, scores
 
 
 class WeighedScore(StepwiseKL_ELBO):
@@ -501,7 +587,7 @@ class WeighedScore(StepwiseKL_ELBO):
         for n, name in enumerate(latent_names(guide_trace)):
             site, score = guide_trace.nodes[name], scores[n]
             by = [
-                x.unsqueeze(-1) if score.within is not None and isinstance(x, Tensor) and x.dim() else x
+                x.unsqueeze(-1) if score.steps and isinstance(x, Tensor) and x.dim() else x
                 for x in (site["scale"], site["mask"])
             ]
             scores[n] = score._replace(log_prob=scale_and_mask(score.log_prob, *by))
@@ -514,12 +600,22 @@ class OwnKL(StepwiseKL_ELBO):
     def _terms(self, model_trace: Any, guide_trace: Any) -> Any:
         costs, scores = super()._terms(model_trace, guide_trace)
         for n, name in enumerate(latent_names(guide_trace)):
-            if costs[name].term.kind != "kl":
-                continue
-            if scores[n].within is None:
-                costs[name] = costs[name]._replace(reaches=max(n, costs[name].reaches))
-            else:
-                scores[n] = scores[n]._replace(within=scores[n].within - costs[name].term.value)
+            cost = costs[name]
+            if cost.term.kind == "kl":
+                apart = {n: cost.apart[n] + cost.term.value} if scores[n].steps else {}
+                costs[name] = cost._replace(reaches=max(n, cost.reaches), apart=apart)
+        return costs, scores
+
+
+class OwnLikelihood(StepwiseKL_ELBO):
+    """Credits an observation to its own step alone."""
+
+    def _terms(self, model_trace: Any, guide_trace: Any) -> Any:
+        costs, scores = super()._terms(model_trace, guide_trace)
+        for name, cost in costs.items():
+            if cost.term.kind == "log_likelihood" and cost.apart:
+                apart = {n: cost.value.unsqueeze(-1) - cost.term.value for n in cost.apart}
+                costs[name] = cost._replace(apart=apart)
         return costs, scores
 
 
@@ -545,6 +641,30 @@ def test_scaling_and_masking_the_score_once_more_makes_the_gradient_wrong(name: 
     assert value < 1e-9 and gradient > TELLING
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "emission",
+        "emission of a sequence that ends",
+        "scaled and masked emission",
+        "emission in a plate of its own",
+        "small emission",
+    ],
+)
+def test_crediting_an_observation_to_its_own_step_alone_makes_the_gradient_wrong(name: str) -> None:
+    value, gradient = errors(OwnLikelihood(), enumerated(name))
+    assert value < 1e-9 and gradient > TELLING
+
+
+def test_crediting_observations_to_later_steps_too_adds_nothing_but_variance() -> None:
+    by_step, whole = enumerated("emission"), enumerated("emission taken for one observation")
+    torch.testing.assert_close(by_step.gradient, whole.gradient)  # one model, told in two ways
+    _, mean, variance = moments(StepwiseKL_ELBO(), by_step)
+    _, other, larger = moments(StepwiseKL_ELBO(), whole)
+    torch.testing.assert_close(other, mean, atol=1e-9, rtol=0)
+    assert larger > 1.1 * variance
+
+
 # A step's own KL is a function of what comes before the step, so its product with the step's score has expectation
 # zero: kept in the multiplier it leaves the gradient unbiased, and no test of an expectation can find it. What it does
 # is to make every single gradient another one than that of eq. (6), and noisier. So the estimator is compared, sample
@@ -563,6 +683,18 @@ def eq6_of_sequences(q: Sequence, p: Sequence, z: Tensor, parameters: list[Tenso
         log_q = log_q + q_i.log_prob(z[:, i]).sum()
         mine = q.process.advance(mine, z[:, i], q.context)
         theirs = p.process.advance(theirs, z[:, i], p.context)
+    return total
+
+
+def gradient_of_emission(pair: Pair, run: Any) -> Tensor:
+    """The gradient of the KLs, less the sum over i of grad l_i + l_i grad log q(z_<=i)."""
+    q, p, x = run.guide_trace.nodes["s"], run.model_trace.nodes["s"], run.model_trace.nodes["x"]
+    total = eq6_of_sequences(q["fn"], p["fn"], q["value"], pair.parameters)
+    likelihoods = x["fn"].base_dist.log_prob(x["value"])[0]
+    log_q = q["fn"].step_log_prob(q["value"])[0].cumsum(-1)
+    for i, likelihood in enumerate(likelihoods):
+        total = total - enumeration.gradient(likelihood, pair.parameters)
+        total = total - float(likelihood.detach()) * enumeration.gradient(log_q[i], pair.parameters)
     return total
 
 
@@ -594,6 +726,49 @@ def test_every_gradient_of_a_loop_is_eq6() -> None:
         expected = eq6_of_loop(pair, run)
         torch.testing.assert_close(forced_gradient(StepwiseKL_ELBO(), pair, run), expected, atol=1e-10, rtol=0)
         assert (forced_gradient(OwnKL(), pair, run) - expected).abs().max() > TELLING
+
+
+def test_every_gradient_of_an_emission_credits_observations_to_the_steps_before_them() -> None:
+    pair, found, *_ = enumerated("small emission")
+    for run in found:
+        expected = gradient_of_emission(pair, run)
+        torch.testing.assert_close(forced_gradient(StepwiseKL_ELBO(), pair, run), expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("along", "steps", "message"),
+    [
+        ("t", 3, "'x' goes along 't', but the model has no site of that name before it"),
+        ("later", 3, "'x' goes along 'later', but the model has no site of that name before it"),
+        ("s", 2, "'x' has 2 steps, 's', along which it goes, has 3"),
+    ],
+)
+def test_an_emission_along_nothing_is_refused(along: str, steps: int, message: str) -> None:
+    chain = Chain(2)
+
+    def guide() -> None:
+        for name in ("s", "later"):
+            pyro.sample(name, Sequence(chain, torch.zeros(1, 2), 3))
+
+    def model() -> None:
+        pyro.sample("s", Sequence(chain, torch.zeros(1, 2), 3))
+        pyro.sample("x", Emission(dist.Normal(torch.zeros(1, steps), 1.0), along), obs=torch.zeros(1, steps))
+        pyro.sample("later", Sequence(chain, torch.zeros(1, 2), 3))
+
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match=message):
+        StepwiseKL_ELBO().loss(model, guide)
+
+
+def test_an_emission_along_an_observed_sequence_is_an_observation() -> None:
+    chain, z = Chain(2), torch.tensor([[0, 1, 1]])
+
+    def model() -> None:
+        pyro.sample("s", Sequence(chain, torch.zeros(1, 2), 3), obs=z)
+        pyro.sample("x", Emission(dist.Normal(z.double(), 1.0), "s"), obs=torch.zeros(1, 3))
+
+    with pyro.validation_enabled(False):
+        loss = StepwiseKL_ELBO().loss(model, lambda: None)
+        assert loss == pytest.approx(Trace_ELBO().loss(model, lambda: None))
 
 
 def test_every_gradient_of_a_call_stack_is_eq6() -> None:
@@ -649,6 +824,8 @@ def joined(loss: Tensor, gradient: Tensor) -> Tensor:
         ("loop", 100, 200, True),
         ("plates", 100, 200, True),
         ("sequence that ends", 60, 200, True),
+        ("emission of a sequence that ends", 60, 200, True),
+        ("scaled and masked emission in a plate of its own", 100, 50, True),
         ("sequence in another order", 1000, 1, False),
     ],
 )
@@ -1081,7 +1258,10 @@ def test_on_a_gpu_the_loss_stays_there() -> None:
 # Diagnostics
 
 
-@pytest.mark.parametrize("name", ["loop", "plates", "scaled and masked sequence", "fallback", "call stack"])
+@pytest.mark.parametrize(
+    "name",
+    ["loop", "plates", "scaled and masked sequence", "fallback", "call stack", "scaled and masked emission"],
+)
 @pytest.mark.parametrize("particles", [1, 3])
 def test_step_terms_add_up_to_the_loss(name: str, particles: int) -> None:
     pair = PAIRS[name]()

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE
 from pyrocontrol.inference import StepwiseKL_ELBO
-from pyrocontrol.models import CallStack, CallStackContext, ProcedureTree, Process, Sequence
+from pyrocontrol.models import CallStack, CallStackContext, Emission, ProcedureTree, Process, Sequence
 
 REAL_TREE = """\
 actions: left, right, push(force: real[1])
@@ -632,6 +632,55 @@ def test_bad_construction_is_refused() -> None:
         Sequence(Chain(), features(torch.float32), 0)
     with pytest.raises(ValueError, match=r"lead with the batch shape \(3,\), one has shape \(2,\)"):
         Sequence(Chain(), context, 3)
+
+
+# -- observations of the steps --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", [(), (2,)])
+def test_an_emission_is_its_observations_one_by_one(event: tuple[int, ...]) -> None:
+    loc, x = torch.randn(3, 4, *event), torch.randn(3, 4, *event)
+    mask = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
+    base = dist.Normal(loc, 1.0).to_event(len(event))
+    whole, some = Emission(base, "z"), Emission(base, "z", mask=mask)
+    assert whole.batch_shape == (3,) and whole.event_shape == (4, *event) and whole.along == "z"
+    steps = torch.stack([dist.Normal(loc[:, i], 1.0).to_event(len(event)).log_prob(x[:, i]) for i in range(4)], 1)
+    torch.testing.assert_close(whole.step_log_prob(x), steps)
+    torch.testing.assert_close(whole.log_prob(x), steps.sum(1))
+    torch.testing.assert_close(some.step_log_prob(x), torch.where(mask, steps, 0.0))
+    torch.testing.assert_close(some.log_prob(x), torch.where(mask, steps, 0.0).sum(1))
+    for emission in (whole, some):
+        larger = emission.expand((5, 3))
+        assert isinstance(larger, Emission) and larger.along == "z" and larger.batch_shape == (5, 3)
+        torch.testing.assert_close(larger.log_prob(x), emission.log_prob(x).expand(5, 3))
+        assert emission.sample((6,)).shape == (6, 3, 4, *event)
+        assert emission.support.check(x).shape == (3,)
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, StepwiseKL_ELBO])
+def test_emissions_inside_pyro(elbo: type[Trace_ELBO]) -> None:
+    prior, posterior, context = Chain().double(), Chain().double(), features(torch.float64)
+    level = torch.randn(3, dtype=torch.float64)
+    x, exists = torch.randn(BATCH, 5, dtype=torch.float64), torch.rand(BATCH, 5) < 0.7
+
+    def model(emission: bool) -> None:
+        with pyro.plate("rows", BATCH, dim=-1):
+            base = dist.Normal(level[pyro.sample("z", Sequence(prior, context, 5)).long()], 1.0)
+            fn = Emission(base, "z", mask=exists) if emission else base.mask(exists).to_event(1)
+            pyro.sample("x", fn, obs=x)
+
+    def guide() -> None:
+        with pyro.plate("rows", BATCH, dim=-1):
+            pyro.sample("z", Sequence(posterior, context, 5))
+
+    for options in ({}, {"num_particles": 4, "vectorize_particles": True, "max_plate_nesting": 1}):
+        losses = []
+        for emission in (True, False):
+            pyro.set_rng_seed(3)
+            losses.append(elbo(**options).loss(lambda emission=emission: model(emission), guide))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    predictive = pyro.infer.Predictive(lambda: model(True), num_samples=2)()
+    assert predictive["x"].shape == (2, BATCH, 5)
 
 
 def test_support_is_that_of_all_steps() -> None:

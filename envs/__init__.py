@@ -15,6 +15,7 @@ from .bubble_sort import (
 )
 from .demonstrations import Demonstrations, Episode
 from .evaluate import evaluate_policy
+from .lane import LaneEnv, LaneTeacher
 from .reacher_goal import GoalReacher
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
 
@@ -29,6 +30,8 @@ __all__ = [
     "Demonstrations",
     "Episode",
     "GoalReacher",
+    "LaneEnv",
+    "LaneTeacher",
     "TMazeEnv",
     "TMazeTeacher",
     "evaluate_policy",
@@ -40,3 +43,4 @@ _gymnasium.register(
     "pyrocontrol/ReacherGoal-v0", entry_point="pyrocontrol.envs.reacher_goal:GoalReacher", max_episode_steps=50
 )
 _gymnasium.register("pyrocontrol/TMaze-v0", entry_point="pyrocontrol.envs.t_maze:TMazeEnv")
+_gymnasium.register("pyrocontrol/Lane-v0", entry_point="pyrocontrol.envs.lane:LaneEnv")

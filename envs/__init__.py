@@ -18,6 +18,7 @@ from .evaluate import evaluate_policy
 from .lane import LaneEnv, LaneTeacher
 from .reacher_goal import GoalReacher
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
+from .teachers import CartPoleTeacher
 
 __all__ = [
     "ACTIONS",
@@ -27,6 +28,7 @@ __all__ = [
     "T_MAZE_ACTIONS",
     "BubbleSortEnv",
     "BubbleSortMoveEnv",
+    "CartPoleTeacher",
     "Demonstrations",
     "Episode",
     "GoalReacher",

@@ -19,6 +19,7 @@ from .lane import LaneEnv, LaneTeacher
 from .reacher_goal import GoalReacher
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
 from .teachers import CartPoleTeacher
+from .transitions import Transitions
 
 __all__ = [
     "ACTIONS",
@@ -36,6 +37,7 @@ __all__ = [
     "LaneTeacher",
     "TMazeEnv",
     "TMazeTeacher",
+    "Transitions",
     "evaluate_policy",
 ]
 

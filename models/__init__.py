@@ -22,7 +22,7 @@ from .spaces import (
     observation_size,
     unflatten_observations,
 )
-from .traces import Traces, split_annotated
+from .traces import Traces, check_stopped, split_annotated
 
 __all__ = [
     "Action",
@@ -51,6 +51,7 @@ __all__ = [
     "action_size",
     "as_action_space",
     "check_action_space",
+    "check_stopped",
     "decode_actions",
     "encode_actions",
     "flatten_observations",

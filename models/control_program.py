@@ -17,7 +17,7 @@ from .call_trace import CallTrace
 from .procedure_tree import ProcedureTree
 from .process import Sequence
 from .registration import register
-from .traces import Traces, split_annotated
+from .traces import Traces, check_stopped, split_annotated
 
 __all__ = ["ControlProgram", "Execution"]
 
@@ -170,10 +170,11 @@ class ControlProgram(nn.Module):
         """Refuse traces that the program cannot have produced, before any training.
 
         Raises:
-            ValueError: naming trace and step, for another observation width, actions that no procedure can
-                reach, arguments of the wrong kind, annotated calls that no call stack can take or that do not take
-                the trace's actions, or a horizon too short.
+            ValueError: for actions that are not Discrete, or naming trace and step, for traces that were cut off,
+                another observation width, actions that no procedure can reach, arguments of the wrong kind, annotated
+                calls that no call stack can take or that do not take the trace's actions, or a horizon too short.
         """
+        check_stopped(traces)
         if traces.observations.shape[-1] != self.obs_size:
             raise ValueError(
                 f"trace 0, step 0: the program takes observations of width {self.obs_size}, "

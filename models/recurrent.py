@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .registration import register
-from .traces import Traces
+from .traces import Traces, check_stopped
 
 __all__ = ["RecurrentController"]
 
@@ -69,8 +69,10 @@ class RecurrentController(nn.Module):
         """Refuse traces of another problem.
 
         Raises:
-            ValueError: if sizes differ, or the actions take arguments.
+            ValueError: if sizes differ, or the actions are not Discrete or take arguments; naming trace and step, if a
+                trace was cut off.
         """
+        check_stopped(traces)
         found = {
             "obs_size": (traces.observations.shape[-1], self.obs_size),
             "num_actions": (traces.num_actions, self.num_actions),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+from gymnasium import spaces
 from torch import Tensor
 
-__all__ = ["Traces", "split_annotated"]
+__all__ = ["Traces", "check_stopped", "split_annotated"]
 
 
 class Traces(Protocol):
@@ -20,6 +21,9 @@ class Traces(Protocol):
         task: ``[B, U]``, the task specification u_0 (``U`` may be 0).
         calls: ``[B, I, 1 + W]``, annotated call traces, choice -1 after the end and all along a trace that has no
             annotation; None where no trace has one.
+        terminated: bool ``[B]``, traces that ended of their own accord: their null is a choice, not the place where
+            they were cut off.
+        action_space: that of the environment, a ``Discrete`` for all that is said here of null.
         num_actions: how many actions there are, null not counted.
     """
 
@@ -42,9 +46,32 @@ class Traces(Protocol):
     def calls(self) -> Tensor | None: ...  # noqa: D102
 
     @property
+    def terminated(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def action_space(self) -> spaces.Space[Any]: ...  # noqa: D102
+
+    @property
     def num_actions(self) -> int: ...  # noqa: D102
 
     def __getitem__(self, index: Tensor) -> Traces: ...  # noqa: D105
+
+
+def check_stopped(traces: Traces) -> None:
+    """Refuse traces that do not end with a choice to stop, which a model with a null action would learn from them.
+
+    Raises:
+        ValueError: if the actions are not Discrete, or naming trace and step, if a trace was cut off.
+    """
+    if not isinstance(traces.action_space, spaces.Discrete):
+        raise ValueError(f"the actions must be Discrete, numbered and with a null, these are {traces.action_space}")
+    cut = (~traces.terminated).nonzero()
+    if len(cut):
+        trace = int(cut[0, 0])
+        raise ValueError(
+            f"trace {trace}, step {int(traces.lengths[trace]) - 1}: the trace was cut off, not terminated: "
+            "it is no demonstration of stopping"
+        )
 
 
 def split_annotated(traces: Traces) -> tuple[Traces | None, Traces | None]:

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
 
 from pyrocontrol.envs.bubble_sort import demonstrations, teacher
 from pyrocontrol.envs.demonstrations import Demonstrations, Episode
+from pyrocontrol.models.space_json import space_to_json
 
-FIELDS = ("observations", "actions", "lengths", "task", "arguments", "calls")
+FIELDS = ("observations", "actions", "lengths", "task", "arguments", "calls", "rewards", "terminated", "truncated")
+REQUIRED = FIELDS[:3]
 
 
 def episode(length: int = 3, width: int = 2, **changes: object) -> Episode:
@@ -28,7 +31,11 @@ def episode(length: int = 3, width: int = 2, **changes: object) -> Episode:
 def same(left: Demonstrations, right: Demonstrations) -> bool:
     """Equal to the last bit."""
     pairs = [(getattr(left, name), getattr(right, name)) for name in FIELDS]
-    return left.num_actions == right.num_actions and all(
+    spaces_agree = all(
+        space_to_json(getattr(left, name)) == space_to_json(getattr(right, name))
+        for name in ("action_space", "observation_space")
+    )
+    return spaces_agree and all(
         (a is None and b is None) or (a.dtype == b.dtype and torch.equal(a, b)) for a, b in pairs
     )
 
@@ -36,7 +43,8 @@ def same(left: Demonstrations, right: Demonstrations) -> bool:
 def parts(**changes: object) -> dict[str, object]:
     """Arguments of a good pair of traces, of 3 and 2 actions."""
     good = Demonstrations.from_episodes([episode(3), episode(2)], 2)
-    return {name: getattr(good, name).clone() for name in FIELDS[:5]} | {"num_actions": 2} | changes
+    names = ("observations", "actions", "lengths", "task", "arguments")
+    return {name: getattr(good, name).clone() for name in names} | {"action_space": 2} | changes
 
 
 def test_padding() -> None:
@@ -47,11 +55,14 @@ def test_padding() -> None:
     assert traces.mask.tolist() == [[True] * 4, [True, True, False, False]]
     assert traces.task.tolist() == [[0.5], [0.5]]
     assert traces.arguments.shape == (2, 4, 0)
-    assert traces.observations.dtype == traces.task.dtype == torch.float32
-    assert traces.null == 2 and traces.calls is None
+    assert traces.acted.tolist() == [[True, True, True, False], [True, False, False, False]]
+    assert traces.observations.dtype == traces.task.dtype == torch.float64
+    assert traces.num_actions == traces.null == 2 and traces.calls is None and traces.rewards is None
+    assert traces.action_space == Discrete(2) and traces.observation_space == Box(-np.inf, np.inf, (2,), np.float64)
+    assert traces.terminated.tolist() == [True, True] and traces.truncated.tolist() == [False, False]
     assert repr(traces) == (
-        "Demonstrations(2 traces, 6 steps (longest 4), 2 observation numbers, "
-        "2 actions with 0 argument numbers, 1 task numbers, 0 annotated, cpu)"
+        "Demonstrations(2 traces, 4 actions (1 to 3 each), 2 observation numbers, actions Discrete(2), "
+        "2 terminated, 0 truncated, 1 task numbers, cpu)"
     )
 
 
@@ -143,7 +154,12 @@ def test_action_outside_the_space(action: int) -> None:
             {"actions": np.zeros(0, int), "observations": np.ones((1, 2))},
             "trace 1, step 0: the trace is empty",
         ),
-        ({"terminated": False}, "trace 1, step 3: the trace has no end: it was cut off"),
+        ({"rewards": np.zeros(4)}, "trace 1, step 3: 4 rewards for 3 actions"),
+        ({"rewards": np.zeros(3)}, "trace 1, step 0: the trace has rewards, those before have none"),
+        ({"rewards": np.array(["x"])}, "trace 1, step 0: rewards must be numbers"),
+        ({"observations": np.ones((4, 2), int)}, "trace 1, step 0: observations are integers, those before are floats"),
+        ({"observations": np.full((4, 2), None)}, "trace 1, step 0: observations must be numbers, got object"),
+        ({"actions": np.array([0, None, 1])}, "trace 1, step 0: actions must be numbers, got object"),
         ({"observations": np.ones((3, 2))}, "trace 1, step 3: 3 observations for 3 actions"),
         ({"observations": np.ones((6, 2))}, "trace 1, step 3: 6 observations for 3 actions"),
         (
@@ -225,7 +241,13 @@ def test_bad_batches(name: str, place: tuple[int, ...], value: float, message: s
         ({"task": torch.zeros(3, 1)}, r"task must have shape \[2, any\]"),
         ({"arguments": torch.zeros(2, 3, 1)}, r"arguments must have shape \[2, 4, any\]"),
         ({"arguments": torch.ones(2, 4, 1)}, "trace 0, step 3: an action argument after the last action"),
-        ({"num_actions": 0}, "num_actions must be a positive integer"),
+        ({"action_space": 0}, "the number of actions must be positive"),
+        ({"observation_space": Box(0, 1, (3,))}, "the observations have width 2, their space 3"),
+        ({"rewards": torch.ones(2, 4)}, "trace 0, step 3: a reward after the last action"),
+        ({"rewards": torch.full((2, 4), torch.nan)}, "trace 0, step 0: the reward is NaN"),
+        ({"rewards": torch.zeros(2, 3)}, r"rewards must have shape \[2, 4\]"),
+        ({"terminated": torch.ones(2)}, "terminated must be bool"),
+        ({"truncated": torch.ones(3, dtype=torch.bool)}, r"truncated must have shape \[2\]"),
         (
             {"calls": torch.tensor([[[0.5, 0]], [[1, 0]]])},
             "trace 0, call 0: the annotated choice is no integer",
@@ -246,19 +268,19 @@ def test_arrays_and_lists_are_no_tensors(name: str) -> None:
     for given, kind in ((np.zeros((2, 4, 2)), "ndarray"), ([[1.0]], "list")):
         with pytest.raises(TypeError, match=f"{name} must be a tensor, got {kind}; use torch.as_tensor"):
             Demonstrations(**parts(**{name: given}))  # type: ignore[arg-type]
-    if name in FIELDS[:3]:
+    if name in REQUIRED:
         with pytest.raises(TypeError, match=f"{name} must be a tensor, got NoneType"):
             Demonstrations(**parts(**{name: None}))  # type: ignore[arg-type]
 
 
-def test_num_actions_of_any_integer_kind() -> None:
+def test_action_space_of_a_number_of_any_integer_kind() -> None:
     for number in (2, np.int64(2), torch.tensor(2)):
-        traces = [Demonstrations(**parts(num_actions=number)), Demonstrations.from_episodes([episode()], number)]  # type: ignore[arg-type]
+        traces = [Demonstrations(**parts(action_space=number)), Demonstrations.from_episodes([episode()], number)]  # type: ignore[arg-type]
         assert all(type(t.num_actions) is int and t.null == 2 for t in traces)
-    for bad in (0, -1, 2.0, "2", None):
-        with pytest.raises(ValueError, match="num_actions must be a positive integer, got"):
-            Demonstrations(**parts(num_actions=bad))  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="num_actions must be a positive integer, got"):
+    for bad, kind in ((0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError), (None, TypeError)):
+        with pytest.raises(kind, match="must be positive|must be a space or a number of actions"):
+            Demonstrations(**parts(action_space=bad))  # type: ignore[arg-type]
+        with pytest.raises(kind, match="must be positive|must be a space or a number of actions"):
             Demonstrations.from_episodes([episode()], bad)  # type: ignore[arg-type]
 
 
@@ -268,7 +290,8 @@ def test_fingerprint(tmp_path: Path) -> None:
     expected = traces.fingerprint()
     traces.save(tmp_path / "demos.npz")
     assert Demonstrations.load(tmp_path / "demos.npz").fingerprint() == expected
-    longer = {name: getattr(traces, name)[1:] for name in (*FIELDS, "_steps", "_call_steps")}
+    names = [name for name in (*FIELDS, "_steps", "_call_steps") if name != "rewards"]
+    longer = {name: getattr(traces, name)[1:] for name in names}
     assert traces[1:].fingerprint() == traces._replace(**longer).fingerprint()  # whatever the padding
     found = {
         expected,
@@ -281,7 +304,10 @@ def test_fingerprint(tmp_path: Path) -> None:
         changed[(0,) * changed.dim()] += 1
         found.add(traces._replace(**{name: changed}).fingerprint())
     found.add(traces._replace(calls=None).fingerprint())
-    assert len(found) == 9
+    found.add(traces._replace(rewards=torch.zeros_like(traces.actions).float()).fingerprint())
+    found.add(traces._replace(terminated=~traces.terminated).fingerprint())
+    found.add(traces._replace(action_space=Discrete(5, start=1)).fingerprint())
+    assert len(found) == 12
 
 
 # ---------------------------------------------------------------------- bad files
@@ -345,7 +371,13 @@ def test_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"arguments": np.zeros((5, 0), np.float32)}, "arguments has 5 rows, counts add up to 6"),
         ({"counts": np.array([0.5, 1])}, "counts has shape"),
         ({"counts": None}, "counts"),
-        ({"terminated": np.array([True, False])}, "trace 1, step 3: the trace has no end"),
+        ({"terminated": np.array([1, 0])}, "terminated has shape"),
+        ({"truncated": None}, "truncated"),
+        ({"counts": np.array([7, -1])}, "a negative number of steps"),
+        ({"rewards": np.zeros(5)}, "rewards has 5 rows, counts add up to 6"),
+        ({"action_space": np.array("Discrete(2)")}, "no description of a space"),
+        ({"action_space": np.array(space_to_json(Box(0, 1, (2,))))}, r"actions must have shape \[2, 4, 2\]"),
+        ({"observation_space": np.array(space_to_json(Discrete(3)))}, "the observations have width 2, their space 3"),
         ({"actions": np.array([0, 9, 0, 0, 0, 0])}, "trace 0, step 1: an action outside 0..1"),
         ({"observations": np.full((8, 2), np.nan, np.float32)}, "trace 0, step 0: the observation is NaN"),
     ],

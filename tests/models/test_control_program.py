@@ -29,7 +29,7 @@ def traces(count: int = 4, *, move: bool = False, annotate: bool = True, longest
 
 def changed(data: Demonstrations, **tensors: Any) -> Demonstrations:
     """The same traces with some of their tensors changed, checked again as new ones are."""
-    names = ("observations", "actions", "lengths", "num_actions", "task", "arguments", "calls")
+    names = ("observations", "actions", "lengths", "action_space", "task", "arguments", "calls")
     return Demonstrations(**{name: tensors.get(name, getattr(data, name)) for name in names})
 
 

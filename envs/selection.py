@@ -1,0 +1,50 @@
+"""Choosing rows of a data set, by whatever numpy takes as an index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Index", "chosen_rows"]
+
+Index = int | slice | Sequence[int] | Tensor | np.ndarray
+
+
+def chosen_rows(index: Index, count: int, name: str) -> Tensor:
+    """Which of `count` rows an index chooses, `[N]` long on the CPU.
+
+    Args:
+        index: int, slice, integer sequence or tensor, or boolean mask `[count]`.
+        count: how many rows there are.
+        name: what a row is, for an error.
+
+    Raises:
+        IndexError: if it points outside the rows.
+        ValueError: if it chooses nothing.
+    """
+    if isinstance(index, int | np.integer):
+        rows = torch.tensor([int(index)])
+    elif isinstance(index, slice):
+        places = range(*index.indices(count))
+        rows = torch.arange(len(places)) * places.step + places.start
+    else:
+        rows = torch.as_tensor(index).cpu()
+    if rows.numel() == 0:
+        raise ValueError(f"no {name}s: the selection is empty")
+    if rows.dtype == torch.bool:
+        if rows.shape != (count,):
+            raise IndexError(f"a mask of {count} {name}s must have shape [{count}], got {list(rows.shape)}")
+        rows = rows.nonzero()[:, 0]
+        if len(rows) == 0:
+            raise ValueError(f"no {name}s: the selection is empty")
+    if rows.dim() != 1 or rows.is_floating_point():
+        raise IndexError(f"{name}s are chosen by integers [N] or a mask, got {rows.dtype} {list(rows.shape)}")
+    least, greatest = rows.aminmax()
+    if least < -count or greatest >= count:
+        raise IndexError(f"{name} {int(least if least < -count else greatest)} of {count}")
+    # The rows of a data set are long, and from the front.
+    rows = rows.long()
+    return torch.where(rows < 0, rows + count, rows) if least < 0 else rows

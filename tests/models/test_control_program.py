@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import product
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from gymnasium.spaces import Box
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
@@ -62,6 +64,19 @@ def test_what_does_not_fit_the_program_is_refused() -> None:
         ControlProgram(BUBBLE_SORT_TREE, 22, arg_size=2)
     with pytest.raises(ValueError, match="line 1"):
         ControlProgram("nonsense", 22)
+
+
+def test_traces_that_do_not_end_with_a_choice_to_stop_are_refused() -> None:
+    data, program = traces(annotate=False), ControlProgram(BUBBLE_SORT_TREE, 22)
+    cut = torch.tensor([False, False, True, False])
+    for truncated in (cut, torch.zeros_like(cut)):  # a fragment was not terminated either
+        last = int(data.lengths[2]) - 1
+        with pytest.raises(ValueError, match=f"trace 2, step {last}: the trace was cut off, not terminated"):
+            program.check(dataclasses.replace(data, terminated=~cut, truncated=truncated))
+    program.check(dataclasses.replace(data, terminated=torch.ones_like(cut), truncated=cut))
+    vectors = dataclasses.replace(data, actions=torch.zeros(*data.actions.shape, 1), action_space=Box(-1, 1, (1,)))
+    with pytest.raises(ValueError, match="the actions must be Discrete, numbered and with a null, these are Box"):
+        program.check(vectors)
 
 
 def test_a_horizon_too_short_is_refused_before_and_at_run_time() -> None:

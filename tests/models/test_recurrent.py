@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pyro
 import pytest
 import torch
+from gymnasium.spaces import Box
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
@@ -144,6 +147,12 @@ def test_check_names_what_differs(traces: Demonstrations) -> None:
         RecurrentController(22, 5, task_size=2, see_task=True).check(traces)
     with pytest.raises(ValueError, match="argument size 4"):
         RecurrentController(22, 2).check(demonstrations(1, 0, move=True))
+    cut = torch.tensor([False, True, False])
+    with pytest.raises(ValueError, match=rf"trace 1, step {int(traces.lengths[1]) - 1}: the trace was cut off, not te"):
+        small().check(dataclasses.replace(traces, truncated=cut, terminated=~cut))
+    box = dataclasses.replace(traces, actions=torch.zeros(*traces.actions.shape, 2), action_space=Box(-1, 1, (2,)))
+    with pytest.raises(ValueError, match="the actions must be Discrete, numbered and with a null, these are Box"):
+        small().check(box)
 
 
 def test_bad_sizes_are_refused() -> None:

@@ -13,6 +13,7 @@ from .bubble_sort import (
     BubbleSortEnv,
     BubbleSortMoveEnv,
 )
+from .collect import CollectionError, CollectionInterrupted, collect
 from .demonstrations import Demonstrations, Episode
 from .evaluate import evaluate_policy
 from .lane import LaneEnv, LaneTeacher
@@ -30,6 +31,8 @@ __all__ = [
     "BubbleSortEnv",
     "BubbleSortMoveEnv",
     "CartPoleTeacher",
+    "CollectionError",
+    "CollectionInterrupted",
     "Demonstrations",
     "Episode",
     "GoalReacher",
@@ -38,6 +41,7 @@ __all__ = [
     "TMazeEnv",
     "TMazeTeacher",
     "Transitions",
+    "collect",
     "evaluate_policy",
 ]
 

@@ -424,19 +424,24 @@ class Demonstrations:
             ValueError: if it chooses nothing.
         """
         rows = chosen_rows(index, len(self), "trace")
-        steps, call_steps = self._steps[rows], self._call_steps[rows]
-        horizon, call_horizon = int(steps.max()), int(call_steps.max())
+        steps, call_steps = self._steps.index_select(0, rows), self._call_steps.index_select(0, rows)
         there = rows.to(self.device, non_blocking=True)
+
+        # index_select is several times as fast as indexing with a tensor, and this stands in every training loop.
+        def take(tensor: Tensor, horizon: int | None = None) -> Tensor:
+            return (tensor if horizon is None else tensor[:, :horizon]).index_select(0, there)
+
+        horizon, call_horizon = int(steps.max()), int(call_steps.max())
         return self._replace(
-            observations=self.observations[there, :horizon],
-            actions=self.actions[there, :horizon],
-            lengths=self.lengths[there],
-            task=self.task[there],
-            arguments=self.arguments[there, :horizon],
-            calls=None if self.calls is None or call_horizon == 0 else self.calls[there, :call_horizon],
-            rewards=None if self.rewards is None else self.rewards[there, :horizon],
-            terminated=self.terminated[there],
-            truncated=self.truncated[there],
+            observations=take(self.observations, horizon),
+            actions=take(self.actions, horizon),
+            lengths=take(self.lengths),
+            task=take(self.task),
+            arguments=take(self.arguments, horizon),
+            calls=None if self.calls is None or call_horizon == 0 else take(self.calls, call_horizon),
+            rewards=None if self.rewards is None else take(self.rewards, horizon),
+            terminated=take(self.terminated),
+            truncated=take(self.truncated),
             _steps=steps,
             _call_steps=call_steps,
         )

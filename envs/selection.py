@@ -42,9 +42,8 @@ def chosen_rows(index: Index, count: int, name: str) -> Tensor:
             raise ValueError(f"no {name}s: the selection is empty")
     if rows.dim() != 1 or rows.is_floating_point():
         raise IndexError(f"{name}s are chosen by integers [N] or a mask, got {rows.dtype} {list(rows.shape)}")
-    least, greatest = rows.aminmax()
-    if least < -count or greatest >= count:
-        raise IndexError(f"{name} {int(least if least < -count else greatest)} of {count}")
-    # The rows of a data set are long, and from the front.
     rows = rows.long()
+    least, greatest = (int(end) for end in rows.aminmax())
+    if least < -count or greatest >= count:
+        raise IndexError(f"{name} {least if least < -count else greatest} of {count}")
     return torch.where(rows < 0, rows + count, rows) if least < 0 else rows

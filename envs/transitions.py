@@ -112,9 +112,9 @@ class Transitions:
         """
         rows = chosen_rows(index, len(self), "transition").to(self.device, non_blocking=True)
         return self._replace(
-            observations=self.observations[rows],
-            actions=self.actions[rows],
-            goals=None if self.goals is None else self.goals[rows],
+            observations=self.observations.index_select(0, rows),  # faster than indexing with a tensor
+            actions=self.actions.index_select(0, rows),
+            goals=None if self.goals is None else self.goals.index_select(0, rows),
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Transitions:

@@ -600,7 +600,7 @@ def test_what_is_no_dataset_is_refused(given):
 
 def test_data_without_what_the_check_reads_is_refused():
     run = Recurrent(demonstrations(3, 0))
-    with pytest.raises(TypeError, match="RecurrentController learns from: Tensor has no attribute 'observations'"):
+    with pytest.raises(TypeError, match="RecurrentController learns from: Tensor has no attribute 'action_space'"):
         run.fit(DATA)
     run.module.check = lambda data: run.module.unknown  # an error of the check itself stays as it is
     with pytest.raises(AttributeError, match="unknown"):

@@ -242,8 +242,11 @@ def test_summary() -> None:
     assert move.returns is None
 
 
-@pytest.mark.parametrize("observation_space", [VECTOR, NAMED, spaces.Box(-1, 1, (0,))], ids=str)
-@pytest.mark.parametrize("action_space", ACTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("action_space", "observation_space"),
+    [(ACTIONS[1], VECTOR), (ACTIONS[2], NAMED), (ACTIONS[4], NAMED), (ACTIONS[5], spaces.Box(-1, 1, (0,)))],
+    ids=str,
+)
 def test_plot(action_space: Space, observation_space: Space, tmp_path: Path) -> None:
     path = tmp_path / "new" / "demonstrations.png"
     episodes = recorded(action_space, observation_space)

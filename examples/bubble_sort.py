@@ -107,8 +107,8 @@ def main(arguments: Arguments) -> None:
         seed=arguments.seed,
         out=arguments.out,
         device=arguments.device,
-        # The recurrent networks' loss spikes late in training; clipped, rnn-full at 100 demonstrations went from 0.85 to
-        # 0.99 on a development seed.
+        # The recurrent networks' loss spikes late in training; clipped, rnn-full at 100 demonstrations went from 0.85
+        # to 0.99 on a development seed.
         clip=None if arguments.method == "hvil" else 1.0,
     )
     if result.interrupted:

@@ -18,6 +18,7 @@ from .demonstrations import Demonstrations, Episode
 from .evaluate import evaluate_policy
 from .lane import LaneEnv, LaneTeacher
 from .reacher_goal import GoalReacher
+from .storage import StoredDemonstrations, StoredTransitions
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
 from .teachers import CartPoleTeacher
 from .transitions import Transitions
@@ -38,6 +39,8 @@ __all__ = [
     "GoalReacher",
     "LaneEnv",
     "LaneTeacher",
+    "StoredDemonstrations",
+    "StoredTransitions",
     "TMazeEnv",
     "TMazeTeacher",
     "Transitions",

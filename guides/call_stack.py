@@ -13,11 +13,9 @@ from ..models.control_program import ControlProgram
 from ..models.process import Sequence
 from ..models.registration import register
 from ..models.traces import Traces, split_annotated
-from .encoders import BiLSTMEncoder, LSTMEncoder, TraceEncoder, TransformerEncoder
+from .encoders import TraceEncoder, make_encoder
 
 __all__ = ["CallStackGuide"]
-
-_ENCODERS = {"bilstm": BiLSTMEncoder, "lstm": LSTMEncoder, "transformer": TransformerEncoder}
 
 
 class CallStackGuide(nn.Module):
@@ -51,13 +49,9 @@ class CallStackGuide(nn.Module):
         tree = program.tree
         # One-hot previous action (none at first), observation, one-hot action (null at last), its argument.
         self.input_size = program.obs_size + 2 * len(tree.actions) + 1 + tree.action_arg_size
-        if isinstance(encoder, str):
-            if encoder not in _ENCODERS:
-                raise ValueError(f"encoder must be one of {', '.join(_ENCODERS)}, got {encoder!r}")
-            encoder = _ENCODERS[encoder](self.input_size, encoder_size)
-        self.encoder = encoder
+        self.encoder = make_encoder(encoder, self.input_size, encoder_size)
         self.process = CallStack(
-            tree, encoder.size, hidden=program.hidden, argument_hidden=program.argument_hidden, posterior=True
+            tree, self.encoder.size, hidden=program.hidden, argument_hidden=program.argument_hidden, posterior=True
         )
         self.process.compile_walk = compile
         self._program = (program,)  # in a tuple, so that its parameters are not the guide's

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BiLSTMEncoder", "LSTMEncoder", "TransformerEncoder", "TraceEncoder"]
+__all__ = ["BiLSTMEncoder", "LSTMEncoder", "TransformerEncoder", "TraceEncoder", "make_encoder"]
 
 
 class TraceEncoder(nn.Module):
@@ -82,3 +82,24 @@ class TransformerEncoder(TraceEncoder):
         angles = step.unsqueeze(-1).to(inputs.dtype) * rates.to(inputs.dtype)
         positions = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
         return self.layers(self.embed(inputs) + positions, src_key_padding_mask=padding)
+
+
+_ENCODERS = {"bilstm": BiLSTMEncoder, "lstm": LSTMEncoder, "transformer": TransformerEncoder}
+
+
+def make_encoder(encoder: str | TraceEncoder, input_size: int, size: int) -> TraceEncoder:
+    """Return an encoder of inputs ``[B, T, input_size]`` by name; one that is made already is returned as it is.
+
+    Args:
+        encoder: ``"bilstm"``, ``"lstm"``, ``"transformer"``, or a :class:`TraceEncoder`.
+        input_size: X.
+        size: units of a named encoder (a direction).
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(encoder, TraceEncoder):
+        return encoder
+    if encoder not in _ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(_ENCODERS)}, got {encoder!r}")
+    return _ENCODERS[encoder](input_size, size)

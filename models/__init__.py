@@ -3,7 +3,26 @@
 from .call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .call_trace import Boundary, CallTrace, Interval, plot_call_stack
 from .control_program import ControlProgram, Execution
+from .heads import (
+    CategoricalHead,
+    DeterministicHead,
+    GaussianHead,
+    Head,
+    MixtureHead,
+    MultiCategoricalHead,
+    SquashedHead,
+    make_head,
+)
+from .memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
 from .observation import FieldEncoder
+from .policies import (
+    GoalConditionedPolicy,
+    LatentMemoryPolicy,
+    Policy,
+    ReactivePolicy,
+    RecurrentPolicy,
+    RecurrentState,
+)
 from .procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
 from .process import Emission, Process, Sequence, Steps
 from .recurrent import RecurrentController
@@ -31,21 +50,39 @@ __all__ = [
     "CallStackContext",
     "CallStackState",
     "CallTrace",
+    "CategoricalHead",
     "ControlProgram",
+    "DeterministicHead",
+    "DiscreteMemory",
     "Emission",
     "Execution",
     "Field",
     "FieldEncoder",
+    "GaussianHead",
+    "GaussianMemory",
+    "GoalConditionedPolicy",
+    "Head",
     "Interval",
+    "LatentMemoryPolicy",
+    "Memory",
+    "MemoryContext",
+    "MemoryState",
+    "MixtureHead",
+    "MultiCategoricalHead",
     "PlacedField",
+    "Policy",
     "Procedure",
     "ProcedureNetworks",
     "ProcedureStep",
     "ProcedureTree",
     "Process",
+    "ReactivePolicy",
     "RecurrentController",
+    "RecurrentPolicy",
+    "RecurrentState",
     "Sequence",
     "SpaceError",
+    "SquashedHead",
     "Steps",
     "Traces",
     "action_size",
@@ -55,6 +92,7 @@ __all__ = [
     "decode_actions",
     "encode_actions",
     "flatten_observations",
+    "make_head",
     "observation_dtype",
     "observation_parts",
     "observation_size",

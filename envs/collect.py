@@ -30,7 +30,7 @@ from ..models.spaces import (
 )
 from .demonstrations import Demonstrations, Episode
 
-__all__ = ["CollectionError", "CollectionInterrupted", "Collector", "Policy", "collect", "predict_along"]
+__all__ = ["CollectionError", "CollectionInterrupted", "Collector", "Policy", "as_policy", "collect", "predict_along"]
 
 Env = gymnasium.Env[Any, Any]
 Space = spaces.Space[Any]
@@ -132,7 +132,7 @@ def predict_along(
     Raises:
         ValueError: if an action is not in its space.
     """
-    actor, seen, space = _actor(policy), demonstrations.observation_space, demonstrations.action_space
+    actor, seen, space = as_policy(policy), demonstrations.observation_space, demonstrations.action_space
     observations, lengths = demonstrations.observations.cpu().numpy(), demonstrations.lengths.cpu().numpy()
     state: Any = None
     predicted = []
@@ -211,6 +211,15 @@ class Collector:
             return None
         return Demonstrations.from_episodes(episodes, space, self.env.observation_space)
 
+    def kept(self) -> str:
+        """What was collected so far, in words."""
+        kept = [trace for trace in self._traces if trace.steps]
+        if not kept:
+            return "nothing was collected"
+        unfinished = sum(not any(trace.ended) for trace in kept)
+        aside = f" ({unfinished} unfinished)" if unfinished else ""
+        return f"kept {len(kept)} episode{'s' * (len(kept) > 1)}{aside}, {self.labels} steps in all"
+
     def encode(self, action: Any) -> np.ndarray:
         """An action of the environment as it is stored."""
         return encode_actions(self.env.action_space, action)
@@ -218,6 +227,15 @@ class Collector:
     def decode(self, stored: Any) -> Any:
         """A stored action as the environment takes it, clipped to the bounds of a Box."""
         return _clipped(self.env.action_space, decode_actions(self.env.action_space, stored))
+
+    def executable(self, action: Any) -> Any:
+        """An action that somebody else than the policy of a run chose, clipped to the bounds of a Box and checked.
+
+        Raises:
+            ValueError: if it is not in the action space.
+        """
+        space = self.env.action_space
+        return decode_actions(space, encode_actions(space, _clipped(space, action)))
 
     def run(
         self,
@@ -249,7 +267,7 @@ class Collector:
         for name, number in (("episodes", episodes), ("max_steps", max_steps), ("max_labels", max_labels)):
             if number is not None and operator.index(number) < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
-        actor, start = _actor(policy), len(self._traces)
+        actor, start = as_policy(policy), len(self._traces)
         left = math.inf if max_labels is None else max_labels
         outside = _random_state()
         try:
@@ -258,10 +276,10 @@ class Collector:
                 while left > 0 and (episodes is None or len(self._traces) - start < episodes):
                     left -= self._episode(actor, execute, max_steps, left, deterministic, bar)
         except KeyboardInterrupt as error:
-            raise CollectionInterrupted(f"interrupted in {self._place()}; {self._kept()}", self.collected()) from error
+            raise CollectionInterrupted(f"interrupted in {self._place()}; {self.kept()}", self.collected()) from error
         except Exception as error:
             raised = "" if isinstance(error, SpaceError) else f" raised {type(error).__name__}"
-            what = f"{self._place()}: {self._doing}{raised}: {error}; {self._kept()}"
+            what = f"{self._place()}: {self._doing}{raised}: {error}; {self.kept()}"
             raise CollectionError(what, self.collected()) from error
         finally:
             self._random = _random_state()
@@ -331,15 +349,6 @@ class Collector:
         """Where the collection is, for an error."""
         return f"episode {self._at[0]}, step {self._at[1]}"
 
-    def _kept(self) -> str:
-        """What was collected, for an error."""
-        kept = [trace for trace in self._traces if trace.steps]
-        if not kept:
-            return "nothing was collected"
-        unfinished = sum(not any(trace.ended) for trace in kept)
-        aside = f" ({unfinished} unfinished)" if unfinished else ""
-        return f"kept {len(kept)} episode{'s' * (len(kept) > 1)}{aside}, {self.labels} steps in all"
-
 
 class _Function:
     """A function from an observation to an action, as a policy."""
@@ -353,7 +362,12 @@ class _Function:
         return self.function(observation), None
 
 
-def _actor(policy: Any) -> Policy:
+def as_policy(policy: Any) -> Policy:
+    """Return what has a method `predict` as it is, and a function from an observation to an action as a policy.
+
+    Raises:
+        TypeError: if it is neither.
+    """
     if callable(getattr(policy, "predict", None)):
         return policy
     if callable(policy):

@@ -3,21 +3,37 @@
 from .checkpoint import load_checkpoint
 from .evaluate import GreedyPolicy, Structured, boundary_f1, exact_match
 from .fit import Examples, FitResult, fit
+from .forward import ChainPosterior, chain_posterior, forward_log_likelihood
+from .interactive import InteractiveResult, Round, constant, dagger, dart, geometric, linear
+from .noise import ConfusionNoise, GaussianNoise, Noise
 from .results import Summary, mean_interval, read_rows, row, select, summary, write_results
 from .stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
 
 __all__ = [
+    "ChainPosterior",
+    "ConfusionNoise",
     "Examples",
     "FitResult",
+    "GaussianNoise",
     "GreedyPolicy",
     "InexactKLError",
+    "InteractiveResult",
+    "Noise",
+    "Round",
     "StepTerm",
     "StepwiseKL_ELBO",
     "Structured",
     "Summary",
     "boundary_f1",
+    "chain_posterior",
+    "constant",
+    "dagger",
+    "dart",
     "exact_match",
     "fit",
+    "forward_log_likelihood",
+    "geometric",
+    "linear",
     "load_checkpoint",
     "mean_interval",
     "read_rows",

@@ -46,6 +46,7 @@ METHODS: dict[str, list[str]] = {
     "untrained": ["--method", "hvil", "--updates", "0"],
     "rnn": ["--method", "rnn"],
     "rnn-full": ["--method", "rnn-full"],
+    "rnn-full-clipped": ["--method", "rnn-full", "--clip", "1"],
 }
 
 

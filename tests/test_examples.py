@@ -35,6 +35,13 @@ EXAMPLES: dict[str, list[list[str]]] = {
         ["--method", "rnn", "--demos", "2", "--updates", "2"],
         ["--method", "rnn-full", "--demos", "2", "--updates", "2"],
     ],
+    "imitation_basics.py": [
+        ["--algo", "bc", "--env", "CartPole-v1", "--episodes", "2", "--updates", "2"],
+        ["--algo", "rnn", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4", "--updates", "2"],
+        ["--algo", "latent", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4", "--updates", "2"],
+        ["--algo", "dagger", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4", "--rounds", "2", "--updates", "2"],
+        ["--algo", "dart", "--env", "CartPole-v1", "--episodes", "2", "--rounds", "2", "--updates", "2"],
+    ],
 }
 
 

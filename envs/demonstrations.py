@@ -398,6 +398,11 @@ class Demonstrations:
         return torch.arange(1, self.actions.shape[1] + 1, device=self.lengths.device) < self.lengths.unsqueeze(1)
 
     @property
+    def observation_parts(self) -> dict[str, slice]:
+        """Where in an observation each of its parts stands, by name; see `pyrocontrol.models.observation_parts`."""
+        return observation_parts(self.observation_space)
+
+    @property
     def returns(self) -> Tensor | None:
         """`[B]` floats: the sum of each trace's rewards, in float64; None where there are none."""
         return None if self.rewards is None else self.rewards.double().sum(1)
@@ -501,7 +506,7 @@ class Demonstrations:
     def summary(self) -> str:
         """One line: how many, how long, of which spaces, how good, how ended."""
         counts, width = self._steps - 1, self.observations.shape[-1]
-        parts = observation_parts(self.observation_space)
+        parts = self.observation_parts
         named = f" ({', '.join(parts)})" if 1 < len(parts) <= 8 else ""
         box = f"Box of {self.actions.shape[-1]}" if isinstance(self.action_space, spaces.Box) else self.action_space
         words = [

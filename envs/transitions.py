@@ -125,6 +125,14 @@ class Transitions:
             goals=None if self.goals is None else self.goals.to(device, dtype),
         )
 
+    def with_goals(self, goals: Tensor) -> Transitions:
+        """The same transitions with other goals, `[N, G]` floats; checked as at construction.
+
+        Raises:
+            ValueError: if they are not as many, not finite, or not floats.
+        """
+        return Transitions(self.observations, self.actions, self.action_space, self.observation_space, goals)
+
     def fingerprint(self) -> str:
         """A short hash of the transitions and their spaces, the same on every device."""
         digest = hashlib.blake2b(digest_size=8)

@@ -4,6 +4,7 @@ from .checkpoint import load_checkpoint
 from .evaluate import GreedyPolicy, Structured, boundary_f1, exact_match
 from .fit import Examples, FitResult, fit
 from .forward import ChainPosterior, chain_posterior, forward_log_likelihood
+from .hindsight import GoalData, GoalTraces, hindsight
 from .interactive import InteractiveResult, Round, constant, dagger, dart, geometric, linear
 from .noise import ConfusionNoise, GaussianNoise, Noise
 from .results import Summary, mean_interval, read_rows, row, select, summary, write_results
@@ -15,6 +16,8 @@ __all__ = [
     "Examples",
     "FitResult",
     "GaussianNoise",
+    "GoalData",
+    "GoalTraces",
     "GreedyPolicy",
     "InexactKLError",
     "InteractiveResult",
@@ -33,6 +36,7 @@ __all__ = [
     "fit",
     "forward_log_likelihood",
     "geometric",
+    "hindsight",
     "linear",
     "load_checkpoint",
     "mean_interval",

@@ -69,10 +69,9 @@ def test_future_goals_are_uniform(horizon: int | None) -> None:
 
 
 def test_draws_of_a_step_are_independent() -> None:
-    found = hindsight(traces([10]), slice(0, 1), per_step=2)
-    many = torch.cat([hindsight(traces([10]), slice(0, 1), per_step=2, seed=s).goals for s in range(1000)])  # type: ignore
+    found = [hindsight(traces([10]), slice(0, 1), per_step=2, seed=seed) for seed in range(1000)]
+    many = torch.cat([one.goals for one in found if one.goals is not None])
     pairs = many.reshape(1000, 10, 2)[:, 0]  # the first step, uniform over 1..10
-    assert len(found) == 20
     assert abs(np.corrcoef(pairs.T)[0, 1]) < 4 / np.sqrt(1000)
     assert abs(float((pairs[:, 0] == pairs[:, 1]).float().mean()) - 0.1) < 4 * np.sqrt(0.09 / 1000)
 
@@ -145,11 +144,8 @@ def test_goals_take_part_in_all_that_transitions_do() -> None:
     plain = traces([3, 1]).transitions()
     goals = torch.arange(8.0).reshape(4, 2)
     found = plain.with_goals(goals)
-    assert (
-        plain.goals is None
-        and found.goals is not None
-        and torch.equal(found[torch.tensor([2, 0])].goals, goals[[2, 0]])
-    )  # type: ignore
+    chosen = found[torch.tensor([2, 0])].goals
+    assert plain.goals is None and chosen is not None and torch.equal(chosen, goals[[2, 0]])
     assert found.fingerprint() != plain.fingerprint()
     with pytest.raises(ValueError, match=r"goals must have shape \[4, G\]"):
         plain.with_goals(goals[:3])

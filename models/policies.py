@@ -130,16 +130,13 @@ class Policy(nn.Module):
         for rows in torch.arange(len(data)).split(_NORMALIZE_ROWS):
             batch = data[rows]
             values = self.inputs_of(batch)[batch.acted].detach().cpu().double()
-            difference = values.mean(0) - mean
-            total = count + len(values)
             # Chan, Golub, LeVeque (1979): a part is added without loss of precision.
-            square = (
-                square + (values - values.mean(0)).square().sum(0) + difference.square() * count * len(values) / total
-            )
-            mean = mean + difference * len(values) / total
-            count = total
+            center, share = values.mean(0), len(values) / (count + len(values))
+            square = square + (values - center).square().sum(0) + (center - mean).square() * count * share
+            mean = mean + (center - mean) * share
+            count += len(values)
         deviation = (square / count).sqrt()
-        deviation[deviation <= 1e-6 * mean.abs()] = 1.0  # does not vary but by rounding
+        deviation[deviation <= 1e-9 * mean.abs()] = 1.0  # does not vary but by rounding
         with torch.no_grad():
             self.factor.copy_(1 / deviation)
             self.offset.copy_(-mean / deviation)
@@ -200,9 +197,7 @@ class Policy(nn.Module):
     def _act(self, inputs: np.ndarray, state: Any, episode_start: Any, deterministic: bool) -> tuple[np.ndarray, Any]:
         """Predict from inputs ``[X]`` or ``[B, X]``."""
         if inputs.ndim > 2:
-            raise ValueError(
-                f"predict takes one observation or a batch [B], got leading dimensions {inputs.shape[:-1]}"
-            )
+            raise ValueError(f"predict takes one observation or a batch of them, got shape {inputs.shape[:-1]}")
         batch = torch.as_tensor(np.atleast_2d(inputs), dtype=self.factor.dtype, device=self.factor.device)
         distribution, state = self.step(
             self.scaled(batch), self._begun(state, episode_start, len(batch)), deterministic
@@ -454,19 +449,19 @@ class GoalConditionedPolicy(ReactivePolicy):
         Raises:
             ValueError: if there is no goal, or it has another size.
         """
-        if goal is None:
-            if not (isinstance(observation, Mapping) and "desired_goal" in observation):
-                raise ValueError("there is no goal: give goal=..., or an observation with a desired_goal")
-            goal = observation["desired_goal"]
-        if isinstance(observation, Mapping) and not isinstance(self.observation_space, spaces.Dict):
-            observation = observation["observation"]
-        elif isinstance(observation, Mapping):
-            observation = {name: observation[name] for name in self.observation_space.spaces}
+        given = observation
+        if isinstance(given, Mapping):
+            space = self.observation_space
+            named = isinstance(space, spaces.Dict)
+            observation = {name: given[name] for name in space.spaces} if named else given["observation"]
         flat = flatten_observations(self.observation_space, observation)
+        if goal is None:
+            if not (isinstance(given, Mapping) and "desired_goal" in given):
+                raise ValueError("there is no goal: give goal=..., or an observation with a desired_goal")
+            goal = np.reshape(given["desired_goal"], (*flat.shape[:-1], -1))
         if self.has_goal:
             flat = flat[..., self.columns.cpu().numpy()]
         goal = np.asarray(goal, flat.dtype)
-        goal = goal.reshape(goal.shape[: flat.ndim - 1] + (-1,))
         if goal.shape[-1] != self.goal_size:
             raise ValueError(f"a goal has {self.goal_size} numbers, got {goal.shape[-1]}")
         goal = np.broadcast_to(goal, flat.shape[:-1] + goal.shape[-1:])

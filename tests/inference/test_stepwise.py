@@ -25,9 +25,9 @@ from torch.distributions import kl_divergence
 
 from pyrocontrol.envs import bubble_sort
 from pyrocontrol.envs.demonstrations import Demonstrations, Episode
-from pyrocontrol.guides import CallStackGuide
+from pyrocontrol.guides import CallStackGuide, MemoryGuide
 from pyrocontrol.inference import InexactKLError, StepwiseKL_ELBO
-from pyrocontrol.models import ControlProgram, Emission, Process, Sequence
+from pyrocontrol.models import ControlProgram, Emission, LatentMemoryPolicy, Process, Sequence
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -421,6 +421,21 @@ def action_arguments() -> Pair:
     return program_pair(tree, double(Demonstrations.from_episodes([episode], 2)))
 
 
+def latent_memory(memory: str) -> Pair:
+    """A policy whose memory is latent, on traces of three and two actions."""
+    generator = np.random.default_rng(2)
+    episodes = [Episode(generator.normal(size=(n + 1, 2)), generator.integers(0, 2, n)) for n in (3, 2)]
+    traces = double(Demonstrations.from_episodes(episodes, 2))
+    size = 2 if memory == "discrete" else 1
+    policy = LatentMemoryPolicy(traces.observation_space, traces.action_space, memory=memory, size=size, hidden=(3,))
+    guide = MemoryGuide(policy, encoder_size=2)
+    parameters = [*policy.parameters(), *guide.parameters()]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(1.5)
+    return Pair(policy.model, guide, parameters, (traces,))
+
+
 PAIRS: dict[str, Callable[[], Pair]] = {
     "loop": loop,
     "mixed": mixed,
@@ -448,6 +463,8 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "scaled and masked emission in a plate of its own": lambda: emission(scaled=True, wide=True),
     "emission taken for one observation": lambda: emission(whole=True),
     "small emission": lambda: small_emission(),
+    "discrete memory": lambda: latent_memory("discrete"),
+    "gaussian memory": lambda: latent_memory("gaussian"),
     "call stack": call_stack,
     "call stack with arguments": arguments,
     "call stack with one argument": lambda: arguments(1),
@@ -649,6 +666,7 @@ def test_scaling_and_masking_the_score_once_more_makes_the_gradient_wrong(name: 
         "scaled and masked emission",
         "emission in a plate of its own",
         "small emission",
+        "discrete memory",
     ],
 )
 def test_crediting_an_observation_to_its_own_step_alone_makes_the_gradient_wrong(name: str) -> None:

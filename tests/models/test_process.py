@@ -19,7 +19,18 @@ from torch.utils import _pytree as pytree
 
 from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE
 from pyrocontrol.inference import StepwiseKL_ELBO
-from pyrocontrol.models import CallStack, CallStackContext, Emission, ProcedureTree, Process, Sequence
+from pyrocontrol.models import (
+    CallStack,
+    CallStackContext,
+    DiscreteMemory,
+    Emission,
+    GaussianMemory,
+    Memory,
+    MemoryContext,
+    ProcedureTree,
+    Process,
+    Sequence,
+)
 
 REAL_TREE = """\
 actions: left, right, push(force: real[1])
@@ -197,12 +208,22 @@ def stack(text: str, posterior: bool, native: bool = True) -> Callable[[torch.dt
     return make
 
 
+def memory(kind: type[Memory]) -> Callable[[torch.dtype], Case]:
+    def make(dtype: torch.dtype) -> Case:
+        context = MemoryContext(torch.randn(BATCH, 8, 2, dtype=dtype), torch.tensor([4, 1, 6]))
+        return Case(kind(2, 3, (5,)).to(dtype), kind(2, 3, (5,), keep=1.0).to(dtype), context, 8)
+
+    return make
+
+
 CASES: dict[str, Callable[[torch.dtype], Case]] = {
     "chain": small(Chain, 5),
     "parallel chain": small(ParallelChain, 5),
     "drift": small(Drift, 5),
     "dice": small(Dice, 9),
     "decay": small(Decay, 60),
+    "discrete memory": memory(DiscreteMemory),
+    "gaussian memory": memory(GaussianMemory),
     "prior": stack(BUBBLE_SORT_TREE, False),
     "posterior": stack(BUBBLE_SORT_TREE, True),
     "prior move": stack(BUBBLE_SORT_MOVE_TREE, False),
@@ -575,9 +596,14 @@ def tiny_stack(native: bool, posterior: bool = True) -> Sequence:
     return Sequence(process, CallStackContext(torch.randn(1, 3, 2), torch.zeros(1, 2), actions), 60)
 
 
+def tiny_memory() -> Sequence:
+    return Sequence(DiscreteMemory(2, 2, (3,), keep=0.5), MemoryContext(torch.randn(1, 4, 2), torch.tensor([3])), 4)
+
+
 TINY_SEQUENCES: dict[str, Callable[[], Sequence]] = {
     "chain": lambda: Sequence(Chain(), Features(torch.randn(1, 2), torch.tensor([2])), 3),
     "dice": lambda: Sequence(Dice(), Features(torch.randn(1, 2), torch.tensor([3])), 9),
+    "discrete memory": lambda: tiny_memory(),
     "posterior, native walk": lambda: tiny_stack(True),
     "posterior, tensor walk": lambda: tiny_stack(False),
     "prior, native walk": lambda: tiny_stack(True, posterior=False),
@@ -594,7 +620,7 @@ def test_samples_are_as_frequent_as_probable(name: str) -> None:
     found, counts = z.flatten(1).unique(dim=0, return_counts=True)
     probability = sequence.log_prob(found.reshape(-1, 1, *z.shape[1:]))[:, 0].exp().detach()
     assert probability.sum() <= 1 + 1e-5
-    if name in ("chain", "dice"):
+    if name in ("chain", "dice", "discrete memory"):
         assert probability.sum() > 0.99
     common = draws * probability > 5
     assert draws * probability[common].sum() > draws / 2

@@ -30,14 +30,14 @@ from ..models.spaces import (
 )
 from .demonstrations import Demonstrations, Episode
 
-__all__ = ["CollectionError", "CollectionInterrupted", "Collector", "Policy", "as_policy", "collect", "predict_along"]
+__all__ = ["Actor", "CollectionError", "CollectionInterrupted", "Collector", "as_actor", "collect", "predict_along"]
 
 Env = gymnasium.Env[Any, Any]
 Space = spaces.Space[Any]
 Execute = Callable[[Any, Any, np.ndarray], Any]
 
 
-class Policy(Protocol):
+class Actor(Protocol):
     """Whatever acts: the signature is that of stable-baselines3's policies."""
 
     def predict(
@@ -66,7 +66,7 @@ class CollectionInterrupted(CollectionError, KeyboardInterrupt):
 
 def collect(
     env: Env,
-    policy: Policy | Callable[[Any], Any],
+    policy: Actor | Callable[[Any], Any],
     episodes: int | None,
     *,
     seed: int = 0,
@@ -114,7 +114,7 @@ def collect(
 
 
 def predict_along(
-    policy: Policy | Callable[[Any], Any], demonstrations: Demonstrations, *, deterministic: bool = True
+    policy: Actor | Callable[[Any], Any], demonstrations: Demonstrations, *, deterministic: bool = True
 ) -> np.ndarray:
     """Ask a policy what it would have done along demonstrations, its memory fed with their observations.
 
@@ -132,7 +132,7 @@ def predict_along(
     Raises:
         ValueError: if an action is not in its space.
     """
-    actor, seen, space = as_policy(policy), demonstrations.observation_space, demonstrations.action_space
+    actor, seen, space = as_actor(policy), demonstrations.observation_space, demonstrations.action_space
     observations, lengths = demonstrations.observations.cpu().numpy(), demonstrations.lengths.cpu().numpy()
     state: Any = None
     predicted = []
@@ -186,7 +186,8 @@ class Collector:
     """
 
     def __init__(self, env: Env, *, seed: int = 0, progress: bool = True) -> None:
-        if isinstance(env, gymnasium.vector.VectorEnv):
+        given: Any = env
+        if isinstance(given, gymnasium.vector.VectorEnv):
             raise TypeError("collecting takes one environment, not a vector of them")
         check_action_space(env.action_space)
         observation_size(env.observation_space)
@@ -239,7 +240,7 @@ class Collector:
 
     def run(
         self,
-        policy: Policy | Callable[[Any], Any],
+        policy: Actor | Callable[[Any], Any],
         episodes: int | None,
         *,
         execute: Execute | None = None,
@@ -267,7 +268,7 @@ class Collector:
         for name, number in (("episodes", episodes), ("max_steps", max_steps), ("max_labels", max_labels)):
             if number is not None and operator.index(number) < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
-        actor, start = as_policy(policy), len(self._traces)
+        actor, start = as_actor(policy), len(self._traces)
         left = math.inf if max_labels is None else max_labels
         outside = _random_state()
         try:
@@ -290,7 +291,7 @@ class Collector:
 
     def _episode(
         self,
-        actor: Policy,
+        actor: Actor,
         execute: Execute | None,
         max_steps: int | None,
         left: float,
@@ -362,7 +363,7 @@ class _Function:
         return self.function(observation), None
 
 
-def as_policy(policy: Any) -> Policy:
+def as_actor(policy: Any) -> Actor:
     """Return what has a method `predict` as it is, and a function from an observation to an action as a policy.
 
     Raises:

@@ -1,5 +1,6 @@
 """ELBOs, the training loop and evaluation."""
 
+from .augmentation import Augmented, compose, jitter, shifted
 from .checkpoint import load_checkpoint
 from .evaluate import GreedyPolicy, Structured, boundary_f1, exact_match
 from .fit import Examples, FitResult, fit
@@ -11,6 +12,7 @@ from .results import Summary, mean_interval, read_rows, row, select, summary, wr
 from .stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
 
 __all__ = [
+    "Augmented",
     "ChainPosterior",
     "ConfusionNoise",
     "Examples",
@@ -29,6 +31,7 @@ __all__ = [
     "Summary",
     "boundary_f1",
     "chain_posterior",
+    "compose",
     "constant",
     "dagger",
     "dart",
@@ -37,12 +40,14 @@ __all__ = [
     "forward_log_likelihood",
     "geometric",
     "hindsight",
+    "jitter",
     "linear",
     "load_checkpoint",
     "mean_interval",
     "read_rows",
     "row",
     "select",
+    "shifted",
     "summary",
     "write_results",
 ]

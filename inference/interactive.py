@@ -16,7 +16,7 @@ import numpy as np
 import pyro
 from gymnasium import spaces
 
-from ..envs.collect import CollectionError, CollectionInterrupted, Collector, as_policy, predict_along
+from ..envs.collect import CollectionError, CollectionInterrupted, Collector, as_actor, predict_along
 from ..envs.demonstrations import Demonstrations
 from . import checkpoint
 from .noise import ConfusionNoise, GaussianNoise, Noise
@@ -170,7 +170,7 @@ def dagger(
         _check_probability(beta, "beta")
     interaction = _Interaction(
         Collector(env, seed=seed, progress=progress),
-        as_policy(teacher),
+        as_actor(teacher),
         learn,
         total=rounds,
         episodes=episodes,
@@ -178,7 +178,7 @@ def dagger(
         max_steps=max_steps,
         deterministic=deterministic,
         initial=initial if isinstance(initial, Demonstrations) else None,
-        policy=None if initial is None or isinstance(initial, Demonstrations) else as_policy(initial),
+        policy=None if isinstance(initial, Demonstrations) else initial,
     )
     for beta in betas:
         if interaction.policy is None:
@@ -255,7 +255,7 @@ def dart(
         raise TypeError(f"initial must be demonstrations, got {type(initial).__name__}")
     interaction = _Interaction(
         Collector(env, seed=seed, progress=progress),
-        as_policy(teacher),
+        as_actor(teacher),
         learn,
         total=rounds,
         episodes=episodes,
@@ -308,6 +308,8 @@ class _Interaction:
                 if theirs != ours:
                     raise ValueError(f"the {name} of initial is {theirs}, that of the environment {ours}")
             self._learn()
+        elif self.policy is not None:
+            as_actor(self.policy)
 
     def round(
         self, execute: Callable[[Any, Any, Any], Any] | None, *, beta: float | None = None, noise: Noise | None = None
@@ -358,7 +360,9 @@ class _Interaction:
     def _learn(self) -> None:
         assert self.demonstrations is not None
         with self._keeping("learning"):
-            self.policy = as_policy(self.learn(self.demonstrations))
+            policy = self.learn(self.demonstrations)
+            as_actor(policy)  # or it could not act in the next round
+            self.policy = policy
 
     def _aggregate(self) -> Demonstrations:
         collected = self.collector.collected()
@@ -402,12 +406,12 @@ class _Mixture:
 
     def __init__(self, interaction: _Interaction, beta: float) -> None:
         self.interaction, self.beta = interaction, beta
+        self.learner = as_actor(interaction.policy)
         self.state: Any = None
 
     def __call__(self, observation: Any, action: Any, episode_start: Any) -> Any:
-        learner = self.interaction.policy
         state = None if episode_start else self.state
-        predicted, self.state = learner.predict(observation, state, episode_start, self.interaction.deterministic)
+        predicted, self.state = self.learner.predict(observation, state, episode_start, self.interaction.deterministic)
         if self.interaction.rng.random() < self.beta:
             return action
         return self.interaction.collector.executable(predicted)

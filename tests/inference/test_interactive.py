@@ -124,8 +124,13 @@ def test_executed_actions_are_the_teachers_as_often_as_beta_says_and_labels_alwa
 
 def test_data_are_aggregated_and_learnt_from_once_a_round() -> None:
     data: list[Demonstrations] = []
+
+    def learner(_: Any) -> int:
+        return 2
+
     env = Walk(ACTION_SPACES["discrete"])
-    found = dagger(env, Constant(np.int64(3)), recorded(data, lambda _: 2), rounds=3, episodes=2, progress=False)
+    found = dagger(env, Constant(np.int64(3)), recorded(data, learner), rounds=3, episodes=2, progress=False)
+    assert found.policy is learner
     assert [len(d) for d in data] == [2, 4, 6] and data[-1] is found.demonstrations
     assert same(data[0], data[2][:2]) and same(data[1], data[2][:4])
     assert [r.round for r in found.rounds] == [0, 1, 2] and [r.labels for r in found.rounds] == [20, 40, 60]
@@ -493,6 +498,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_asked() -> None:
         dart(env, teacher, learn, rounds=1, episodes=1, noise="gaussian")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="alpha goes with noise='auto'"):
         dart(env, teacher, learn, rounds=1, episodes=1, noise=ConfusionNoise(np.eye(4)), alpha=0.1)
+    with pytest.raises(TypeError, match="a policy has a method predict"):
+        dagger(env, teacher, learn, rounds=1, episodes=1, initial=3)
     with pytest.raises(TypeError, match="initial must be demonstrations"):
         dart(env, teacher, learn, rounds=1, episodes=1, initial=teacher)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="there is no noise for actions of"):

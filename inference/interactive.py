@@ -25,6 +25,7 @@ __all__ = ["InteractiveResult", "Round", "constant", "dagger", "dart", "geometri
 
 Learn = Callable[[Demonstrations], Any]
 Schedule = Callable[[int], float]
+Pairs = tuple[np.ndarray, np.ndarray]  # stored actions of teacher and learner
 
 
 class Round(NamedTuple):
@@ -196,6 +197,7 @@ def dart(
     episodes: int | None,
     noise: Noise | Literal["auto"] = "auto",
     alpha: float | None = None,
+    fit_to: Literal["all", "new"] = "all",
     initial: Demonstrations | None = None,
     max_labels: int | None = None,
     max_steps: int | None = None,
@@ -224,6 +226,10 @@ def dart(
             `sample(actions, rng)`. `"auto"` begins without noise, Gaussian for a Box, confusion for numbered actions.
         alpha: of the noise `"auto"`: the error that the learner is expected to have in the end, to which fitted noise
             is scaled; None leaves it as fitted.
+        fit_to: which errors the noise is fitted to. `"all"`: those of the new learner on all demonstrations, as above.
+            It has learnt from these, so that the teacher of one which fits them closely is hardly disturbed, however
+            the learner errs elsewhere. `"new"`: those of the learner of the round before on this round's
+            demonstrations, which it has not learnt from; in the first round, where there is none, as `"all"`.
         initial: demonstrations to begin with, from which a first learner is learnt and the first noise is fitted.
         max_labels: stop at exactly so many labels of the teacher. The rounds share them evenly: round i ends, within an
             episode if need be, at `max_labels (i + 1) / rounds` labels in all.
@@ -253,6 +259,8 @@ def dart(
         current = noise
     if initial is not None and not isinstance(initial, Demonstrations):
         raise TypeError(f"initial must be demonstrations, got {type(initial).__name__}")
+    if fit_to not in ("all", "new"):
+        raise ValueError(f"fit_to must be 'all' or 'new', not {fit_to!r}")
     interaction = _Interaction(
         Collector(env, seed=seed, progress=progress),
         as_actor(teacher),
@@ -267,8 +275,8 @@ def dart(
     if interaction.policy is not None:
         current = interaction.fitted(current)
     for _ in range(rounds):
-        interaction.round(_Disturbed(interaction, current), noise=current)
-        current = interaction.fitted(current)
+        unseen = interaction.round(_Disturbed(interaction, current), noise=current)
+        current = interaction.fitted(current, unseen if fit_to == "new" else None)
     return interaction.result(current)
 
 
@@ -313,8 +321,13 @@ class _Interaction:
 
     def round(
         self, execute: Callable[[Any, Any, Any], Any] | None, *, beta: float | None = None, noise: Noise | None = None
-    ) -> None:
-        """Collect with `execute` changing the executed actions, and learn."""
+    ) -> Pairs | None:
+        """Collect with `execute` changing the executed actions, and learn.
+
+        Returns:
+            What teacher and learner would do at each new step, the learner before it learnt from it; None if there was
+            none.
+        """
         index, share = len(self.rounds), None
         if self.max_labels is not None:
             share = self.max_labels * (index + 1) // self.total - self.collector.labels
@@ -326,11 +339,11 @@ class _Interaction:
             max_labels=share,
             title=f"round {index + 1}/{self.total}",
         )
-        disagreement = None
+        pairs = None
         with self._keeping("comparing the learner with the teacher"):
             self.demonstrations = self._aggregate()
             if self.policy is not None:
-                disagreement = _disagreement(*self._pairs(new))
+                pairs = self._pairs(new)
         assert new.returns is not None
         returns = new.returns[new.terminated | new.truncated]
         self.rounds.append(
@@ -342,16 +355,17 @@ class _Interaction:
                 mean_return=float(returns.mean()) if len(returns) else None,
                 beta=beta,
                 noise=noise,
-                disagreement=disagreement,
+                disagreement=None if pairs is None else _disagreement(*pairs),
             )
         )
         self._learn()
+        return pairs
 
-    def fitted(self, noise: Noise) -> Noise:
-        """The noise fitted to the learner's errors along all demonstrations."""
+    def fitted(self, noise: Noise, pairs: Pairs | None = None) -> Noise:
+        """The noise fitted to the learner's errors, by default along all demonstrations."""
         assert self.demonstrations is not None
         with self._keeping("fitting the noise"):
-            return noise.fit(*self._pairs(self.demonstrations))
+            return noise.fit(*(self._pairs(self.demonstrations) if pairs is None else pairs))
 
     def result(self, noise: Noise | None = None) -> InteractiveResult:
         assert self.demonstrations is not None
@@ -373,7 +387,7 @@ class _Interaction:
             collected = dataclasses.replace(collected, rewards=None)
         return self.initial + collected
 
-    def _pairs(self, demonstrations: Demonstrations) -> tuple[np.ndarray, np.ndarray]:
+    def _pairs(self, demonstrations: Demonstrations) -> Pairs:
         """The stored actions of teacher and learner at every step of demonstrations, `[N]` or `[N, A]` each."""
         predicted = predict_along(self.policy, demonstrations, deterministic=self.deterministic)
         acted = demonstrations.acted.cpu().numpy()

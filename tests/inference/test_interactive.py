@@ -385,6 +385,24 @@ def test_an_anticipated_error_scales_the_noise() -> None:
     assert np.trace(found.rounds[0].noise.covariance) == pytest.approx(0.02)
 
 
+def test_noise_may_be_fitted_to_errors_on_what_the_learner_has_not_seen() -> None:
+    """Learners that err by 0.1, 0.2, 0.3, ... in turn."""
+    errors = iter([0.1, 0.2, 0.3])
+
+    def learn(_: Demonstrations) -> Any:
+        error = next(errors)
+        return lambda seen: np.array([0.0, error], np.float32)
+
+    def teacher(_: Any) -> np.ndarray:
+        return np.zeros(2, np.float32)
+
+    env = Walk(ACTION_SPACES["box"])
+    found = dart(env, teacher, learn, rounds=3, episodes=1, fit_to="new", progress=False)
+    fitted = [matrices(noise)[0][1, 1] for noise in (*(r.noise for r in found.rounds), found.noise)]
+    np.testing.assert_allclose(fitted, np.array([0.0, 0.1, 0.1, 0.2]) ** 2)
+    assert [r.disagreement for r in found.rounds] == [None, pytest.approx(0.1**2), pytest.approx(0.2**2)]
+
+
 def test_dart_takes_any_noise_with_fit_and_sample() -> None:
     class Flip:
         fits = 0
@@ -500,6 +518,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_asked() -> None:
         dart(env, teacher, learn, rounds=1, episodes=1, noise=ConfusionNoise(np.eye(4)), alpha=0.1)
     with pytest.raises(TypeError, match="a policy has a method predict"):
         dagger(env, teacher, learn, rounds=1, episodes=1, initial=3)
+    with pytest.raises(ValueError, match="fit_to must be"):
+        dart(env, teacher, learn, rounds=1, episodes=1, fit_to="old")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="initial must be demonstrations"):
         dart(env, teacher, learn, rounds=1, episodes=1, initial=teacher)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="there is no noise for actions of"):

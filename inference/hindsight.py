@@ -35,7 +35,15 @@ Data_co = TypeVar("Data_co", bound=GoalData, covariant=True)
 
 
 class GoalTraces(Protocol[Data_co]):
-    """Whole traces, such as `Demonstrations`: what goals are found in."""
+    """Whole traces, such as `Demonstrations`: what goals are found in.
+
+    Attributes:
+        observations: ``[B, T, O]``.
+        lengths: long ``[B]``, observations of each trace.
+        mask: bool ``[B, T]``, which observations exist.
+        acted: bool ``[B, T]``, at which steps an action was taken: all but the last of each trace.
+        observation_parts: where in an observation each of its parts stands, by name.
+    """
 
     @property
     def observations(self) -> Tensor: ...  # noqa: D102

@@ -116,7 +116,7 @@ def shifted(
             ``[B, ..., O]`` and u ``[B, ..., 1]`` to observations.
         action_correction: ``[A]``, how the actions of a Box change; or a function of stored actions (of any space,
             ``[B, ...]`` or ``[B, ..., A]``) and u, of as many dimensions as the actions, to actions.
-        amount: greatest |u|.
+        amount: greatest absolute u.
 
     Raises:
         ValueError: if the amount is negative or not finite.

@@ -40,7 +40,7 @@ class GaussianNoise:
 
     Attributes:
         covariance: Sigma `[A, A]`; zeros for no noise.
-        alpha: the error that the learner is expected to have in the end, E |pi(o) - a*|^2 a step; fitted noise is
+        alpha: the error that the learner is expected to have in the end, `E |pi(o) - a*|^2` a step; fitted noise is
             scaled to it. None leaves it as fitted. (The paper's alpha is summed over an episode of T steps: T times
             this one.)
 

@@ -119,7 +119,7 @@ def dagger(
     *,
     rounds: int,
     episodes: int | None,
-    schedule: Schedule = geometric(0.5),  # noqa: B008  (it has no state)
+    schedule: Schedule | None = None,
     initial: Any = None,
     max_labels: int | None = None,
     max_steps: int | None = None,
@@ -144,10 +144,12 @@ def dagger(
     Args:
         env: where to act.
         teacher: has `predict`, or is a function from an observation to an action; see `pyrocontrol.envs.collect`.
-        learn: maps demonstrations to a policy; called once a round with everything collected so far.
+        learn: maps demonstrations to a policy; called once a round with everything collected so far. `fit` takes
+            Ctrl-C as a wish to end the training: raise `KeyboardInterrupt` where its result says so to end all.
         rounds: how often to collect and learn.
         episodes: of each round; None for as many as `max_labels` allows.
-        schedule: beta of a round, in 0..1, given its number from 0.
+        schedule: beta of a round, in 0..1, given its number from 0, such as :func:`geometric`, :func:`linear` or
+            :func:`constant`; None for ``geometric(0.5)``.
         initial: demonstrations to begin with, from which a first learner is learnt; or a policy, as the first learner.
         max_labels: stop at exactly so many labels of the teacher. The rounds share them evenly: round i ends, within an
             episode if need be, at `max_labels (i + 1) / rounds` labels in all.
@@ -166,6 +168,7 @@ def dagger(
             is in the error.
         CollectionInterrupted: the same after Ctrl-C.
     """
+    schedule = geometric(0.5) if schedule is None else schedule
     betas = [float(schedule(index)) for index in range(rounds)]
     for beta in betas:
         _check_probability(beta, "beta")
@@ -219,7 +222,8 @@ def dart(
     Args:
         env: where to act.
         teacher: has `predict`, or is a function from an observation to an action; see `pyrocontrol.envs.collect`.
-        learn: maps demonstrations to a policy; called once a round with everything collected so far.
+        learn: maps demonstrations to a policy; called once a round with everything collected so far. `fit` takes
+            Ctrl-C as a wish to end the training: raise `KeyboardInterrupt` where its result says so to end all.
         rounds: how often to collect, learn and fit the noise.
         episodes: of each round; None for as many as `max_labels` allows.
         noise: of the first round, and the family of the others: has `fit(teacher_actions, learner_actions)` and

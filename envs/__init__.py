@@ -5,6 +5,7 @@ Importing this package registers the environments.
 
 import gymnasium as _gymnasium
 
+from .arrays import from_arrays
 from .bubble_sort import (
     ACTIONS,
     BUBBLE_SORT_MOVE_TREE,
@@ -16,6 +17,7 @@ from .bubble_sort import (
 from .collect import CollectionError, CollectionInterrupted, collect
 from .demonstrations import Demonstrations, Episode
 from .evaluate import evaluate_policy
+from .exchange import from_imitation, from_minari, to_imitation, to_minari
 from .lane import LaneEnv, LaneTeacher
 from .reacher_goal import GoalReacher
 from .storage import StoredDemonstrations, StoredTransitions
@@ -46,6 +48,11 @@ __all__ = [
     "Transitions",
     "collect",
     "evaluate_policy",
+    "from_arrays",
+    "from_imitation",
+    "from_minari",
+    "to_imitation",
+    "to_minari",
 ]
 
 _gymnasium.register("pyrocontrol/BubbleSort-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortEnv")

@@ -1,0 +1,645 @@
+"""Demonstrations from and to arrays, Minari and imitation: bit for bit, or one clear error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from pyrocontrol.envs import (
+    Demonstrations,
+    Episode,
+    bubble_sort,
+    from_arrays,
+    from_imitation,
+    from_minari,
+    to_imitation,
+    to_minari,
+)
+from pyrocontrol.models.space_json import space_to_json
+
+FIELDS = ("observations", "actions", "lengths", "task", "arguments", "calls", "rewards", "terminated", "truncated")
+
+ACTIONS: dict[str, spaces.Space[Any]] = {
+    "discrete": spaces.Discrete(3, start=-1, dtype=np.int32),
+    "multidiscrete": spaces.MultiDiscrete([2, 4], start=[0, -1], dtype=np.int16),
+    "box": spaces.Box(-2, 2, (2, 1), np.float32),
+    "double": spaces.Box(-2, 2, (2,), np.float64),
+    "half": spaces.Box(-2, 2, (2,), np.float16),
+}
+OBSERVATIONS: dict[str, spaces.Space[Any] | None] = {
+    "plain": None,
+    "double": spaces.Box(-np.inf, np.inf, (2, 2), np.float64),
+    "image": spaces.Box(0, 255, (33, 32, 3), np.uint8),
+    "room": spaces.Discrete(4, start=2, dtype=np.int16),
+    "rooms": spaces.MultiDiscrete([3, 2]),
+    "bits": spaces.MultiBinary((2, 3)),
+    "dict": spaces.Dict(
+        [
+            ("z", spaces.Box(-1, 1, (3,), np.float32)),
+            ("a", spaces.Box(-1, 1, (), np.float64)),
+            ("m", spaces.Discrete(3)),
+        ]
+    ),
+    "tuple": spaces.Tuple([spaces.Box(-1, 1, (2,), np.float32), spaces.Dict(x=spaces.Discrete(2))]),
+    "nested": spaces.Dict(a=spaces.Dict(b=spaces.Box(-1, 1, (2,), np.float16), c=spaces.MultiBinary(3))),
+}
+SPACES = [*[(name, "plain") for name in ACTIONS], *[("discrete", name) for name in OBSERVATIONS], ("box", "dict")]
+
+
+def same(left: Demonstrations, right: Demonstrations) -> bool:
+    """Equal to the last bit."""
+    pairs = [(getattr(left, name), getattr(right, name)) for name in FIELDS]
+    texts = [(space_to_json(one.action_space), space_to_json(one.observation_space)) for one in (left, right)]
+    return texts[0] == texts[1] and all(
+        a is b if a is None or b is None else a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
+    )
+
+
+def stacked(space: spaces.Space[Any], values: list[Any]) -> Any:
+    """A batch in the environment's form."""
+    if isinstance(space, spaces.Dict):
+        return {key: stacked(part, [value[key] for value in values]) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(stacked(part, [value[i] for value in values]) for i, part in enumerate(space.spaces))
+    return np.stack([np.asarray(value, space.dtype) for value in values])
+
+
+def identical(left: Any, right: Any) -> bool:
+    """Equal arrays, or dicts and tuples of them, to the type."""
+    if isinstance(left, dict):
+        return (
+            isinstance(right, dict) and left.keys() == right.keys() and all(identical(left[k], right[k]) for k in left)
+        )
+    if isinstance(left, tuple):
+        return isinstance(right, tuple) and len(left) == len(right) and all(map(identical, left, right))
+    return left.dtype == right.dtype and np.array_equal(left, right)
+
+
+def episodes_of(
+    action_space: spaces.Space[Any], observation_space: spaces.Space[Any] | None, rewarded: bool = True
+) -> list[Episode]:
+    """Five random episodes, of every way to end."""
+    rng = np.random.default_rng(0)
+    action_space.seed(0)
+    episodes = []
+    for index, steps in enumerate((3, 1, 4, 2, 5)):
+        if observation_space is None:
+            observations: Any = rng.standard_normal((steps + 1, 3), np.float32)
+        else:
+            observation_space.seed(index)
+            observations = stacked(observation_space, [observation_space.sample() for _ in range(steps + 1)])
+        actions = stacked(action_space, [action_space.sample() for _ in range(steps)])
+        rewards = rng.standard_normal(steps) if rewarded else None
+        ended = {"terminated": index in (0, 3), "truncated": index in (1, 3)}
+        episodes.append(Episode(observations, actions, rewards=rewards, **ended))
+    return episodes
+
+
+def demonstrations_of(actions: str, observations: str, rewarded: bool = True) -> Demonstrations:
+    space = OBSERVATIONS[observations]
+    return Demonstrations.from_episodes(episodes_of(ACTIONS[actions], space, rewarded), ACTIONS[actions], space)
+
+
+def joined(values: list[Any]) -> Any:
+    """Batches one after the other."""
+    if isinstance(values[0], dict):
+        return {key: joined([value[key] for value in values]) for key in values[0]}
+    if isinstance(values[0], tuple):
+        return tuple(joined([value[i] for value in values]) for i in range(len(values[0])))
+    return np.concatenate(values)
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(("actions", "observations"), SPACES)
+def test_arrays_come_and_go(actions: str, observations: str) -> None:
+    space = OBSERVATIONS[observations]
+    episodes = episodes_of(ACTIONS[actions], space)
+    wanted = Demonstrations.from_episodes(episodes, ACTIONS[actions], space)
+    of: dict[str, Any] = {"action_space": ACTIONS[actions], "observation_space": space}
+    columns = {name: [getattr(episode, name) for episode in episodes] for name in Episode._fields}
+    found = from_arrays(
+        columns["observations"],
+        columns["actions"],
+        rewards=columns["rewards"],
+        terminated=columns["terminated"],
+        truncated=columns["truncated"],
+        **of,
+    )
+    assert same(found, wanted)
+    flat = [joined(columns[name]) for name in ("observations", "actions", "rewards")]
+    found = from_arrays(
+        *flat[:2],
+        rewards=flat[2],
+        lengths=[3, 1, 4, 2, 5],
+        terminated=columns["terminated"],
+        truncated=columns["truncated"],
+        **of,
+    )
+    assert same(found, wanted)
+    for before, after in zip(episodes, found.to_episodes(), strict=True):
+        assert identical(before.observations, after.observations)
+        assert identical(before.actions, after.actions)
+        assert identical(before.rewards, after.rewards)
+        assert (before.terminated, before.truncated) == (after.terminated, after.truncated)
+
+
+def test_ways_to_say_where_episodes_end() -> None:
+    arrays = {"observations": np.arange(8.0).reshape(8, 1), "actions": np.array([0, 1, 0, 1, 1]), "action_space": 2}
+    ends = np.array([False, True, False, False, True])
+    for given in (
+        {"lengths": [2, 3]},
+        {"lengths": np.array([2, 3], np.int32)},
+        {"episode_ends": ends},
+        {"episode_ends": [2, 5]},
+        {"terminated": ends},
+        {"terminated": ends[:], "truncated": np.zeros(5)[:] > 0},
+    ):
+        # Two episodes have seven observations.
+        found = from_arrays(arrays["observations"][:7], arrays["actions"], action_space=2, **given)  # type: ignore[arg-type]
+        assert found.lengths.tolist() == [3, 4] and found.terminated.all() and not found.truncated.any()
+        assert found.observations[:, :, 0].tolist() == [[0, 1, 2, 0], [3, 4, 5, 6]]
+    mixed = from_arrays(
+        arrays["observations"],
+        arrays["actions"],
+        action_space=2,
+        terminated=np.array([1, 0, 0, 0, 0], bool),
+        truncated=np.array([0, 0, 1, 0, 0], bool),
+    )
+    assert mixed.lengths.tolist() == [2, 3, 3]
+    assert mixed.terminated.tolist() == [True, False, False] and mixed.truncated.tolist() == [False, True, False]
+    for given in ({"truncated": ends & False | (np.arange(5) == 1)}, {"episode_ends": np.arange(5) == 1}):
+        last = from_arrays(arrays["observations"][:7], arrays["actions"], action_space=2, **given)  # type: ignore[arg-type]
+        assert last.lengths.tolist() == [3, 4]
+        assert not last.terminated[1] and not last.truncated[1], "what follows the last end is a fragment"
+
+
+def test_d4rl_arrays() -> None:
+    observations = np.arange(10.0).reshape(5, 2)
+    arrays: dict[str, Any] = {
+        "observations": observations,
+        "actions": np.linspace(-1, 1, 5)[:, None],
+        "rewards": np.arange(5.0),
+        "terminated": np.array([0, 1, 0, 0, 0], bool),
+        "truncated": np.array([0, 0, 0, 0, 1], bool),
+        "action_space": spaces.Box(-1, 1, (1,), np.float64),
+    }
+    with pytest.raises(ValueError, match="no observation follows the last action.*next_observations.*drop_last_action"):
+        from_arrays(**arrays)
+    whole = from_arrays(**arrays, next_observations=observations + 100)
+    assert whole.lengths.tolist() == [3, 4]
+    assert whole.observations[0].tolist() == [[0, 1], [2, 3], [102, 103], [0, 0]]
+    assert whole.rewards is not None and whole.rewards.tolist() == [[0, 1, 0, 0], [2, 3, 4, 0]]
+    assert whole.terminated.tolist() == [True, False] and whole.truncated.tolist() == [False, True]
+    short = from_arrays(**arrays, drop_last_action=True)
+    assert short.lengths.tolist() == [2, 3]
+    assert short.observations[1].tolist() == [[4, 5], [6, 7], [8, 9]]
+    assert short.rewards is not None and short.rewards.tolist() == [[0, 0, 0], [2, 3, 0]]
+    assert not short.terminated.any() and not short.truncated.any()
+    single = from_arrays(
+        **arrays | {"terminated": np.eye(5, dtype=bool)[1] | np.eye(5, dtype=bool)[2]}, drop_last_action=True
+    )
+    assert single.lengths.tolist() == [2, 2], "an episode of a single action vanishes"
+
+
+def test_dicts_of_d4rl_arrays() -> None:
+    space = spaces.Dict(a=spaces.Box(-9, 9, (1,), np.float64), b=spaces.Discrete(5))
+    observations = {"a": np.arange(4.0)[:, None], "b": np.arange(4)}
+    following = {"a": np.arange(4.0)[:, None] + 1, "b": np.arange(4) + 1}
+    found = from_arrays(
+        observations,
+        np.zeros(4, int),
+        action_space=1,
+        observation_space=space,
+        lengths=[1, 3],
+        next_observations=following,
+    )
+    last = found.to_episodes()[1].observations
+    assert last["a"][:, 0].tolist() == [1, 2, 3, 4] and last["b"].tolist() == [1, 2, 3, 4]
+
+
+def test_tensors_are_arrays_too() -> None:
+    data = from_arrays(torch.zeros(4, 2), torch.tensor([0, 1, 1]), action_space=2, lengths=torch.tensor([3]))
+    assert data.actions.tolist() == [[0, 1, 1, 2]] and data.observations.dtype == torch.float32
+
+
+GOOD: dict[str, Any] = {
+    "observations": np.zeros((7, 2)),
+    "actions": np.zeros(5, int),
+    "action_space": 2,
+    "lengths": [2, 3],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": np.zeros((8, 2))}, "8 observations for 5 actions in 2 episodes: there must be one more than"),
+        ({"lengths": [2, 2]}, "lengths must be positive and add up to 5.*got .2, 2"),
+        ({"lengths": [5, 0]}, "lengths must be positive and add up to 5"),
+        ({"lengths": [2.0, 3.0]}, "lengths must be integers"),
+        ({"lengths": None}, "where do episodes end"),
+        ({"lengths": None, "terminated": [True, False]}, "where do episodes end"),
+        ({"lengths": None, "episode_ends": [5, 2]}, "episode_ends must increase and end with 5"),
+        ({"lengths": None, "episode_ends": [2, 4]}, "episode_ends must increase and end with 5"),
+        ({"lengths": None, "episode_ends": np.array([True])}, "episode_ends has shape .1. for 5 actions"),
+        ({"episode_ends": [2, 5]}, "not both"),
+        ({"rewards": np.zeros(4)}, "4 rewards for 5 actions"),
+        ({"rewards": np.full(5, np.nan)}, "trace 0, step 0: the reward is NaN or infinite"),
+        (
+            {"observations": np.zeros((5, 2)), "next_observations": np.zeros((4, 2))},
+            "4 next_observations for 5 actions",
+        ),
+        ({"terminated": [True, True, True]}, r"terminated must have shape \[2\] or \[5\], got \[3\]"),
+        (
+            {"terminated": np.array([0, 0, 1, 0, 1], bool)},
+            "trace 1, step 0: the episode goes on although it is terminated",
+        ),
+        ({"truncated": [0.5, 1]}, "truncated must be bool"),
+        ({"actions": np.array([0, 0, 0, 0, 2])}, r"trace 1, step 2: an action outside 0\.\.1 \(it is 2\)"),
+        ({"actions": np.zeros(5)}, "trace 0, step 0: actions must be integers"),
+        ({"observations": np.array([[{}, {}]] * 7)}, "trace 0, step 0: observations must be numbers, got object"),
+        ({"actions": np.array([{}] * 5)}, "trace 0, step 0: actions must be numbers, got object"),
+        ({"observations": {"a": np.zeros(7)}}, "the observations are dicts: give their observation_space"),
+        ({"observation_space": spaces.Dict(a=spaces.Discrete(2))}, "not of the form of their space"),
+        (
+            {
+                "observation_space": spaces.Dict(a=spaces.Discrete(2), b=spaces.Discrete(2)),
+                "observations": {"a": np.zeros(7, int), "b": np.zeros(6, int)},
+            },
+            r"the parts of the observations have \[6, 7\] rows",
+        ),
+        ({"actions": [np.zeros(2, int), np.zeros(3, int)]}, "lengths is for one array of all episodes"),
+        ({"actions": [np.zeros(2, int)], "lengths": None}, "7 observations for 1 episodes of actions"),
+        ({"actions": [], "observations": [], "lengths": None}, "the data set is empty"),
+    ],
+)
+def test_arrays_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_arrays(**{**GOOD, **changes})
+
+
+def test_nan_names_trace_and_step() -> None:
+    observations = np.zeros((7, 2))
+    observations[5, 1] = np.nan
+    with pytest.raises(ValueError, match="trace 1, step 2: the observation is NaN or infinite"):
+        from_arrays(**{**GOOD, "observations": observations})
+
+
+def test_mismatched_lists() -> None:
+    with pytest.raises(ValueError, match="trace 1, step 2: 2 observations for 2 actions"):
+        from_arrays([np.zeros((3, 1)), np.zeros((2, 1))], [np.zeros(2, int), np.zeros(2, int)], action_space=2)
+    with pytest.raises(ValueError, match="1 rewards for 2 episodes"):
+        from_arrays([np.zeros((2, 1))] * 2, [np.zeros(1, int)] * 2, rewards=[np.zeros(1)], action_space=2)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    [
+        (
+            np.full(3, 0.1),
+            np.zeros((2, 1), np.float32),
+            "trace 0, step 0: the observation is float64, its space float32",
+        ),
+        (
+            np.zeros(3, np.float32),
+            np.array([[0.5], [0.1]]),
+            "trace 0, step 1: the action is float64, its space float32",
+        ),
+        (
+            np.array([1, 2**24 + 1, 1]),
+            np.zeros((2, 1), np.float32),
+            "step 1: the observation is int64, its space float32",
+        ),
+    ],
+)
+def test_numbers_are_not_rounded(observations: Any, actions: Any, message: str) -> None:
+    box = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    with pytest.raises(ValueError, match=f"{message}, which does not hold it"):
+        from_arrays([observations[:, None]], [actions], action_space=box, observation_space=box)
+    named = spaces.Dict(x=spaces.Tuple([box]))
+    if "observation" in message:
+        with pytest.raises(ValueError, match=r"the observation\['x'\]\[0\] is"):
+            from_arrays([{"x": (observations[:, None],)}], [actions], action_space=box, observation_space=named)
+    exact = np.zeros((3, 1))  # what float32 holds is welcome in any type
+    assert len(from_arrays([exact], [exact[:2]], action_space=box, observation_space=box)) == 1
+
+
+# The file
+
+
+@pytest.mark.parametrize(("actions", "observations"), SPACES)
+def test_through_a_file(actions: str, observations: str, tmp_path: Path) -> None:
+    data = demonstrations_of(actions, observations)
+    for compressed in (True, False):
+        data.save(tmp_path / "data.npz", compressed=compressed)
+        assert same(Demonstrations.load(tmp_path / "data.npz"), data)
+
+
+# Minari
+
+
+@pytest.fixture
+def minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Minari, its data sets in a folder of their own."""
+    module = pytest.importorskip("minari")
+    pytest.importorskip("h5py")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return module
+
+
+@pytest.mark.parametrize(("actions", "observations"), SPACES)
+def test_through_minari(minari: Any, actions: str, observations: str) -> None:
+    data = demonstrations_of(actions, observations)
+    dataset = to_minari(data, "test/spaces-v0", author="me", algorithm_name="random")
+    assert dataset.id == "test/spaces-v0" and dataset.total_episodes == 5 and dataset.total_steps == 15
+    assert same(from_minari("test/spaces-v0"), data)
+    assert same(from_minari(dataset), data)
+    for episode, theirs in zip(data.to_episodes(), minari.load_dataset("test/spaces-v0"), strict=True):
+        assert identical(episode.observations, theirs.observations)
+        assert identical(episode.actions, theirs.actions)
+        assert identical(episode.rewards, theirs.rewards)
+        assert theirs.terminations.tolist() == [False] * (len(theirs) - 1) + [episode.terminated]
+        assert theirs.truncations.tolist() == [False] * (len(theirs) - 1) + [episode.truncated]
+    assert dataset.storage.metadata["author"] == {"me"} and dataset.storage.metadata["algorithm_name"] == "random"
+
+
+def test_minari_without_rewards(minari: Any) -> None:
+    data = demonstrations_of("box", "plain", rewarded=False)
+    assert np.isnan(to_minari(data, "none-v0")[0].rewards).all()
+    assert same(from_minari("none-v0"), data)
+
+
+def test_minari_keeps_the_environment(minari: Any) -> None:
+    env = gymnasium.make("CartPole-v1")
+    episodes = [Episode(np.zeros((3, 4), np.float32), np.array([0, 1]), rewards=np.ones(2))]
+    data = Demonstrations.from_episodes(episodes, env.action_space, env.observation_space)
+    for given in ("CartPole-v1", env.spec, env):
+        made = to_minari(data, "cart-v0", env=given, overwrite=True).recover_environment()
+        assert made.spec.id == "CartPole-v1"
+        made.close()
+    env.close()
+
+
+def test_minari_overwrites_only_when_told(minari: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = demonstrations_of("box", "plain"), demonstrations_of("discrete", "plain")
+    to_minari(first, "ns/b-v0")
+    with pytest.raises(FileExistsError, match="there is a Minari data set ns/b-v0 at .*: pass overwrite=True"):
+        to_minari(second, "ns/b-v0")
+    assert same(from_minari("ns/b-v0"), first)
+    with monkeypatch.context() as patch:  # the old one stands when the new one fails
+        patch.setattr(minari.dataset.minari_storage.MinariStorage, "update_metadata", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            to_minari(second, "ns/b-v0", overwrite=True)
+        with pytest.raises(ZeroDivisionError):
+            to_minari(second, "ns/c-v0")
+    assert same(from_minari("ns/b-v0"), first)
+    to_minari(second, "ns/b-v0", overwrite=True)
+    assert same(from_minari("ns/b-v0"), second)
+    assert list(minari.list_local_datasets()) == ["ns/b-v0"]
+    assert sorted(path.name for path in (tmp_path / "minari" / "ns").iterdir()) == ["b-v0", "namespace_metadata.json"]
+
+
+@pytest.mark.parametrize("name", ["noversion", "a b-v0", "../up-v0", "x-v"])
+def test_minari_names(minari: Any, name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a Minari data set is called"):
+        to_minari(demonstrations_of("box", "plain"), name)
+    assert not (tmp_path / "minari").exists()
+
+
+def test_what_minari_has_no_place_for(minari: Any) -> None:
+    with pytest.raises(ValueError, match="a Minari data set has no place for the task and calls of these"):
+        to_minari(bubble_sort.demonstrations(2, 0, annotate=True), "sort-v0")
+    with pytest.raises(FileNotFoundError, match="none-v3"):
+        from_minari("none-v3")
+    with pytest.raises(TypeError, match="given by its id or as a MinariDataset, got list"):
+        from_minari([1])
+
+
+def collect(minari: Any, env: gymnasium.Env[Any, Any], count: int, **settings: Any) -> tuple[list[Episode], Any]:
+    """Episodes of random actions, as seen here, and as Minari's own collector keeps them."""
+    collector = minari.DataCollector(env)
+    collector.action_space.seed(0)
+    episodes = []
+    for index in range(count):
+        observation, _ = collector.reset(seed=index)
+        observations, actions, rewards, terminated, truncated = [observation], [], [], False, False
+        while not (terminated or truncated):
+            actions.append(collector.action_space.sample())
+            observation, reward, terminated, truncated, _ = collector.step(actions[-1])
+            observations.append(observation)
+            rewards.append(float(reward))
+        seen = stacked(env.observation_space, observations)
+        acted = stacked(env.action_space, actions)
+        episodes.append(Episode(seen, acted, rewards=np.array(rewards), terminated=terminated, truncated=truncated))
+    dataset = collector.create_dataset("collected/test-v0", **settings)
+    collector.close()
+    return episodes, dataset
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "pyrocontrol/ReacherGoal-v0"])
+# Minari warns of each piece of metadata that one does not give, and lets its temporary folders go unclosed.
+@pytest.mark.filterwarnings("ignore:`\\w+` is set to None:UserWarning")
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning")
+def test_what_minari_collects(minari: Any, name: str) -> None:
+    if "Reacher" in name:
+        pytest.importorskip("mujoco")
+    pytest.importorskip("jax")
+    env = gymnasium.make(name, max_episode_steps=15)
+    episodes, dataset = collect(minari, env, 4)
+    wanted = Demonstrations.from_episodes(episodes, env.action_space, env.observation_space)
+    for given in (dataset, "collected/test-v0"):
+        found = from_minari(given)
+        assert same(found, wanted)
+    assert found.terminated.any() == (name == "CartPole-v1") and found.truncated.any()
+    for before, after in zip(episodes, found.to_episodes(), strict=True):
+        assert identical(before.observations, after.observations) and identical(before.actions, after.actions)
+    chosen = dataset.filter_episodes(lambda episode: episode.id in (1, 3))
+    assert same(from_minari(chosen), wanted[[1, 3]])
+    to_minari(found, "copied/test-v0")
+    assert same(from_minari("copied/test-v0"), wanted)
+
+
+def minari_of(minari: Any, action_space: Any, observation_space: Any, **changes: Any) -> Any:
+    """A data set of two actions that Minari itself wrote."""
+    episode = {
+        "observations": np.zeros((3, 1), np.float32),
+        "actions": np.zeros((2, 1), np.float32),
+        "rewards": np.zeros(2),
+        "terminations": np.array([False, True]),
+        "truncations": np.zeros(2, bool),
+        "infos": {},
+    }
+    return minari.create_dataset_from_buffers(
+        "raw-v0",
+        [minari.data_collector.EpisodeBuffer(**{**episode, **changes})],
+        action_space=action_space,
+        observation_space=observation_space,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`\\w+` is set to None:UserWarning")
+@pytest.mark.filterwarnings("ignore:env_spec is None, no environment spec:UserWarning")
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"observation_space": spaces.Text(5), "observations": ["a", "b", "c"]}, TypeError, "raw-v0 cannot.*Text"),
+        (
+            {"action_space": spaces.Text(5), "actions": ["a", "b"]},
+            TypeError,
+            "raw-v0 cannot be read: action spaces are",
+        ),
+        ({"action_space": spaces.MultiBinary(1), "actions": np.zeros((2, 1), np.int8)}, TypeError, "MultiBinary"),
+        ({"actions": np.array([[0], [3]], np.float32)}, ValueError, r"trace 0, step 1: an action outside -1\.\.1"),
+        (
+            {"actions": np.array([[0.0], [0.1]])},
+            ValueError,
+            "trace 0, step 1: the action is float64, its space float32",
+        ),
+        ({"observations": np.full((3, 1), np.nan, np.float32)}, ValueError, "trace 0, step 0: the observation is NaN"),
+        ({"observations": np.zeros((2, 1), np.float32)}, ValueError, "trace 0, step 2: 2 observations for 2 actions"),
+        (
+            {"terminations": np.array([True, False])},
+            ValueError,
+            "trace 0, step 0: the episode goes on although it is term",
+        ),
+    ],
+)
+def test_bad_minari_data(minari: Any, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    box = spaces.Box(-1, 1, (1,), np.float32)
+    dataset = minari_of(minari, **{"action_space": box, "observation_space": box, **changes})
+    with pytest.raises(error, match=message):
+        from_minari(dataset)
+
+
+@pytest.mark.filterwarnings("ignore:`\\w+` is set to None:UserWarning")
+@pytest.mark.filterwarnings("ignore:env_spec is None, no environment spec:UserWarning")
+def test_other_spaces_for_minari_data(minari: Any) -> None:
+    box = spaces.Box(-1, 1, (1,), np.float32)
+    dataset = minari_of(minari, box, box, actions=np.array([[0.1], [3]]))
+    wide = spaces.Box(-5, 5, (1,), np.float64)
+    found = from_minari(dataset, action_space=wide, observation_space=spaces.Box(-1, 1, (1,), np.float64))
+    assert found.actions[0, :, 0].tolist() == [0.1, 3, 0] and found.observations.dtype == torch.float64
+    assert found.action_space == wide
+
+
+# imitation
+
+
+def types() -> Any:
+    return pytest.importorskip("imitation.data.types")
+
+
+FLAT = [pair for pair in SPACES if pair[1] not in ("tuple", "nested")]
+
+
+@pytest.mark.parametrize("rewarded", [True, False])
+@pytest.mark.parametrize(("actions", "observations"), FLAT)
+def test_through_imitation(actions: str, observations: str, rewarded: bool) -> None:
+    imitation = types()
+    data = demonstrations_of(actions, observations, rewarded)
+    trajectories = to_imitation(data)
+    assert same(from_imitation(trajectories, data.action_space, data.observation_space), data)
+    assert [trajectory.terminal for trajectory in trajectories] == [True, True, False, True, False]
+    assert [trajectory.infos[-1]["TimeLimit.truncated"] for trajectory in trajectories] == [False, True, *[False] * 3]
+    for trajectory, episode in zip(trajectories, data.to_episodes(), strict=True):
+        assert type(trajectory) is (imitation.TrajectoryWithRew if rewarded else imitation.Trajectory)
+        assert isinstance(trajectory.obs, imitation.DictObs) == (observations == "dict")
+        seen = trajectory.obs.unwrap() if observations == "dict" else trajectory.obs
+        assert identical(seen, episode.observations) and identical(trajectory.acts, episode.actions)
+        assert all(info == {} for info in trajectory.infos[:-1])
+
+
+def test_imitation_takes_them() -> None:
+    """Its own functions work on what it is given."""
+    types()
+    rollout = pytest.importorskip("imitation.data.rollout")
+    data = demonstrations_of("box", "plain")
+    transitions = rollout.flatten_trajectories(to_imitation(data))
+    assert np.array_equal(transitions.obs, data.transitions().observations.numpy())
+    assert transitions.dones.sum() == 3
+
+
+def test_infos_say_how_a_trajectory_ended() -> None:
+    imitation = types()
+    arrays = {"obs": np.zeros((3, 2), np.float32), "acts": np.array([0, 1])}
+    cut, other = (np.array([{}, info]) for info in ({"TimeLimit.truncated": True}, {"reward": 1}))
+    trajectories = [
+        imitation.Trajectory(**arrays, infos=infos, terminal=terminal)
+        for infos, terminal in ((None, True), (None, False), (cut, True), (other, True))
+    ]
+    found = from_imitation(trajectories, 2)
+    assert found.terminated.tolist() == [True, False, False, True]
+    assert found.truncated.tolist() == [False, False, True, False]
+
+
+def test_what_imitation_has_no_place_for() -> None:
+    imitation = types()
+    for observations in ("tuple", "nested"):
+        with pytest.raises(TypeError, match="arrays or dicts of arrays"):
+            to_imitation(demonstrations_of("box", observations))
+    with pytest.raises(ValueError, match="a trajectory of imitation has no place for the task of these"):
+        to_imitation(bubble_sort.demonstrations(2, 0))
+    with pytest.raises(TypeError, match="trace 1 must be a Trajectory of imitation, got dict"):
+        from_imitation([imitation.Trajectory(np.zeros((2, 1)), np.zeros(1, int), None, True), {}], 2)
+    observations = imitation.DictObs({"a": np.zeros((2, 1))})
+    with pytest.raises(ValueError, match="give the observation_space"):
+        from_imitation([imitation.Trajectory(observations, np.zeros(1, int), None, True)], 2)
+    with pytest.raises(ValueError, match="trace 0, step 0: an action outside"):
+        from_imitation([imitation.Trajectory(np.zeros((2, 1)), np.array([7]), None, True)], 2)
+    with pytest.raises(ValueError, match="the data set is empty"):
+        from_imitation([], 2)
+
+
+# All of them, and none of them
+
+
+def test_from_one_to_the_next(minari: Any, tmp_path: Path) -> None:
+    types()
+    data = demonstrations_of("box", "dict")
+    data.save(tmp_path / "data.npz")
+    loaded = Demonstrations.load(tmp_path / "data.npz")
+    to_minari(loaded, "round/trip-v0")
+    trajectories = to_imitation(from_minari("round/trip-v0"))
+    episodes = from_imitation(trajectories, data.action_space, data.observation_space).to_episodes()
+    columns = {name: [getattr(one, name) for one in episodes] for name in Episode._fields}
+    found = from_arrays(
+        **{name: columns[name] for name in ("observations", "actions", "rewards", "terminated", "truncated")},
+        action_space=data.action_space,
+        observation_space=data.observation_space,
+    )
+    assert same(found, data) and found.fingerprint() == data.fingerprint()
+
+
+def test_import_stays_light() -> None:
+    script = "import sys, pyrocontrol.envs; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "numpy" in loaded and not {"minari", "h5py", "imitation", "jax", "seals", "datasets"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "install"),
+    [
+        ("minari", lambda data: from_minari("a-v0"), r"pip install 'pyrocontrol\[data\]'"),
+        ("minari", lambda data: to_minari(data, "a-v0"), r"pip install 'pyrocontrol\[data\]'"),
+        ("imitation", to_imitation, "pip install --no-deps imitation seals"),
+        ("imitation", lambda data: from_imitation([], 2), "pip install --no-deps imitation seals"),
+    ],
+)
+def test_what_to_install(
+    package: str, call: Callable[[Any], Any], install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [package, *[name for name in sys.modules if name.startswith(f"{package}.")]]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=f"^{package} is not installed: {install}$"):
+        call(demonstrations_of("box", "plain"))

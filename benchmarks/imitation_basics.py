@@ -7,7 +7,7 @@
 A part is one question, and runs once a seed in a process of one thread; what it finds is kept under RUNS.
 
     error_growth     the imitation loss against the horizon, cloning against DAgger
-    data_collection  cloning, DAgger and DART at equal numbers of teacher labels
+    collect_*        cloning, DAgger and DART at equal numbers of teacher labels: lane, cart_pole, reacher
     t_maze           a task that takes memory: reactive, recurrent, latent
     goals            hindsight goals: success against the distance of the goal
     peer             cloning by the package `imitation` (pip install --no-deps imitation seals), and its speed
@@ -55,7 +55,15 @@ Rows = list[dict[str, Any]]
 class Arguments:
     """Which parts to run."""
 
-    parts: tuple[str, ...] = ("t_maze", "error_growth", "peer", "data_collection", "goals")
+    parts: tuple[str, ...] = (
+        "t_maze",
+        "error_growth",
+        "peer",
+        "collect_lane",
+        "collect_cart_pole",
+        "collect_reacher",
+        "goals",
+    )
     """which parts"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """trials"""
@@ -220,40 +228,59 @@ def slope(means: list[float]) -> float:
 # -- data collection ----------------------------------------------------------------------------------------------
 
 
-def data_collection(seed: int) -> Rows:
-    """Cloning, DAgger and DART with equally many labels of the teacher, on three tasks."""
+def collect_lane(seed: int) -> Rows:
+    """Cloning, DAgger and DART at equal numbers of labels: stay in the lane."""
+    options = {"hidden": (32, 32), "head": "gaussian-shared"}
+    return compare_collection(seed, LANE, lambda env: pc.envs.LaneTeacher(), 2_000, EPISODE, options)
+
+
+def collect_cart_pole(seed: int) -> Rows:
+    """The same: balance a pole."""
+    return compare_collection(
+        seed, "CartPole-v1", lambda env: pc.envs.CartPoleTeacher(), 500, 100, {"hidden": (32, 32)}
+    )
+
+
+def collect_reacher(seed: int) -> Rows:
+    """The same: reach with an arm in MuJoCo, the teacher being a planner."""
+    options = {"head": "gaussian-shared"}
+    return compare_collection(seed, "Reacher-v5", lambda env: pc.envs.MPPITeacher(env, seed=seed), 1_000, 50, options)
+
+
+def compare_collection(
+    seed: int, task: str, teacher_of: Callable[[Any], Any], labels: int, horizon: int, options: dict[str, Any]
+) -> Rows:
+    """Return what policies come to that were learnt from equally many labels, collected in different ways."""
+
+    def learn(demonstrations: Any) -> Any:
+        return cloned(demonstrations, seed, **options)
+
+    methods = {
+        "dagger": (pc.inference.dagger, {}),
+        "dart": (pc.inference.dart, {}),  # as in the lecture: noise fitted on what the learner was trained on
+        "dart-new": (pc.inference.dart, {"fit_to": "new"}),  # noise fitted on what it has not seen
+    }
     rows: Rows = []
-    for task, teacher_of, labels, horizon, options in (
-        (LANE, lambda env: pc.envs.LaneTeacher(), 2_000, 100, {"hidden": (32, 32), "head": "gaussian-shared"}),
-        ("CartPole-v1", lambda env: pc.envs.CartPoleTeacher(), 1_000, 100, {"hidden": (32, 32)}),
-        ("Reacher-v5", lambda env: pc.envs.MPPITeacher(env, seed=seed), 1_000, 50, {"head": "gaussian-shared"}),
-    ):
-        for method in ("bc", "dagger", "dart"):
-            start = time.perf_counter()
-            env = gymnasium.make(task, max_episode_steps=horizon)
-            teacher = teacher_of(env)
-
-            def learn(demonstrations: Any, options: dict[str, Any] = options) -> Any:
-                return cloned(demonstrations, seed, **options)
-
-            if method == "bc":
-                policy = learn(pc.envs.collect(env, teacher, labels // horizon, seed=seed, progress=False))
-            else:
-                loop = pc.inference.dagger if method == "dagger" else pc.inference.dart
-                found = loop(
-                    env, teacher, learn, rounds=5, episodes=labels, max_labels=labels, seed=seed, progress=False
-                )
-                policy = found.policy
-            outcome = pc.envs.evaluate_policy(gymnasium.make(task), policy, 50, seed=TEST_SEED)
-            seconds = time.perf_counter() - start
-            for metric in ("return", "imitation_loss"):
-                if metric in outcome:
-                    value = statistics.mean(outcome[metric])
-                    rows.append(row(method, task, metric, value, seed=seed, seconds=seconds, labels=labels))
+    for method in ("bc", *methods):
         start = time.perf_counter()
-        env = gymnasium.make(task)
-        value = statistics.mean(pc.envs.evaluate_policy(env, teacher_of(env), 20, seed=TEST_SEED)["return"])
-        rows.append(row("teacher", task, "return", value, seed=seed, seconds=time.perf_counter() - start))
+        env = gymnasium.make(task, max_episode_steps=horizon)
+        teacher = teacher_of(env)
+        if method == "bc":
+            policy = learn(pc.envs.collect(env, teacher, None, max_labels=labels, seed=seed, progress=False))
+        else:
+            loop, extra = methods[method]
+            shared = {"rounds": 5, "episodes": None, "max_labels": labels, "seed": seed, "progress": False}
+            policy = loop(env, teacher, learn, **shared, **extra).policy
+        outcome = pc.envs.evaluate_policy(gymnasium.make(task), policy, 50, seed=TEST_SEED)
+        seconds = time.perf_counter() - start
+        for metric in ("return", "imitation_loss"):
+            if metric in outcome:
+                value = statistics.mean(outcome[metric])
+                rows.append(row(method, task, metric, value, seed=seed, seconds=seconds, labels=labels))
+    start = time.perf_counter()
+    env = gymnasium.make(task)
+    value = statistics.mean(pc.envs.evaluate_policy(env, teacher_of(env), 20, seed=TEST_SEED)["return"])
+    rows.append(row("teacher", task, "return", value, seed=seed, seconds=time.perf_counter() - start))
     return rows
 
 
@@ -403,7 +430,9 @@ def peer(seed: int) -> Rows:
 
 PARTS: dict[str, Callable[[int], Rows]] = {
     "error_growth": error_growth,
-    "data_collection": data_collection,
+    "collect_lane": collect_lane,
+    "collect_cart_pole": collect_cart_pole,
+    "collect_reacher": collect_reacher,
     "t_maze": t_maze,
     "goals": goals,
     "peer": peer,
@@ -475,12 +504,11 @@ def plot_error_growth(rows: Rows, path: Path) -> None:
 
 def plot_overview(rows: Rows, path: Path) -> None:
     """Draw data collection, the T-maze and goals, a panel each, with every seed."""
-    tasks = [
-        t for t in (LANE, "CartPole-v1", "Reacher-v5") if select(rows, "bc", "return", task=t, part="data_collection")
-    ]
+    parts = {LANE: "collect_lane", "CartPole-v1": "collect_cart_pole", "Reacher-v5": "collect_reacher"}
+    tasks = [task for task, part in parts.items() if select(rows, "bc", "return", task=task, part=part)]
     figure, panels = plt.subplots(1, len(tasks) + 2, figsize=(3.2 * (len(tasks) + 2), 3.6), layout="constrained")
     for axes, task in zip(panels, tasks, strict=False):
-        bars(axes, rows, ("bc", "dagger", "dart", "teacher"), "return", task=task, part="data_collection")
+        bars(axes, rows, ("bc", "dagger", "dart", "dart-new", "teacher"), "return", task=task, part=parts[task])
         axes.set_title(task, loc="left", fontsize=10)
         axes.set_ylabel("return")
     bars(panels[-2], rows, ("reactive", "recurrent", "latent"), "success", part="t_maze")

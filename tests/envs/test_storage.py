@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from gymnasium import spaces
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyrocontrol.envs import Demonstrations, Episode, bubble_sort
 from pyrocontrol.envs.storage import StoredDemonstrations, StoredTransitions
 from pyrocontrol.inference import fit
+from pyrocontrol.models import ReactivePolicy, RecurrentPolicy
 from pyrocontrol.models.space_json import space_to_json
 
 FIELDS = ("observations", "actions", "lengths", "task", "arguments", "calls", "rewards", "terminated", "truncated")
@@ -247,28 +250,27 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="getrusage counts kilobytes on Linux")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak of this process from /proc")
 def test_memory_stays_flat(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        episodes = [Episode(rng.standard_normal((101, 500), np.float32), np.zeros(100, int)) for _ in range(50)]
+        Demonstrations.from_episodes(episodes, 2).save(tmp_path / f"{index}.npz", compressed=False)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 120e6
     script = f"""
-import resource, numpy as np, torch
-from pyrocontrol.envs import Demonstrations, Episode
-from pyrocontrol.envs.storage import StoredDemonstrations
+import torch
+from pyrocontrol.envs import StoredDemonstrations
 torch.set_num_threads(1)
-rng = np.random.default_rng(0)
-for index in range(12):
-    episodes = [Episode(rng.standard_normal((101, 500)), np.zeros(100, int)) for _ in range(50)]
-    part = Demonstrations.from_episodes(episodes, 2).to(dtype=torch.float32)
-    part.save(f"{tmp_path}/{{index}}.npz", compressed=False)
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak(): return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 before = peak()
 stored = StoredDemonstrations([f"{tmp_path}/{{index}}.npz" for index in range(12)])
 for _ in range(40):
     stored[torch.randint(len(stored), (16,))]
+    stored.transitions()[torch.randint(60000, (256,))]
 print(peak() - before)
 """
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 120e6
-    assert found.stdout and int(found.stdout) < 40e6, found.stderr
+    assert found.stdout and int(found.stdout) < 50e6, found.stderr
 
 
 # Training
@@ -300,6 +302,21 @@ def test_it_trains_as_in_memory(of: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="data_fingerprint"):
             fit(update, of(data[::-1] if number == 0 else StoredDemonstrations(paths[::-1])), steps=13, **settings)
     assert losses[0] == losses[1] and len(losses[0]) == 12
+
+
+def test_policies_learn_from_it_as_from_memory(tmp_path: Path) -> None:
+    data = recorded("dict", 30).to(dtype=torch.float32)
+    stored = StoredDemonstrations(saved(tmp_path, data[:11], data[11:]))
+    weights = []
+    for source in (data, stored):
+        for kind, of in ((RecurrentPolicy, source), (ReactivePolicy, source.transitions()), (ReactivePolicy, source)):
+            pyro.set_rng_seed(0)
+            policy = kind(source.observation_space, source.action_space, hidden=5 if kind is RecurrentPolicy else (5,))
+            policy.normalize(of)
+            loss = Trace_ELBO()(policy, policy.guide)
+            fit((loss, torch.optim.Adam(loss.parameters())), of, steps=6, batch_size=4, progress=False)
+            weights.append(torch.cat([value.flatten() for value in policy.state_dict().values()]))
+    assert all(map(torch.equal, weights[:3], weights[3:])), "to the last bit"
 
 
 # Bad files

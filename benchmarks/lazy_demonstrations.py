@@ -30,13 +30,13 @@ import tyro
 from gymnasium import spaces
 from pyro.infer import Trace_ELBO
 
-from pyrocontrol.envs import Demonstrations, Episode, StoredDemonstrations
+from pyrocontrol.envs import Demonstrations, StoredDemonstrations
+from pyrocontrol.envs.flat_traces import FlatTraces
 from pyrocontrol.inference import fit, row, write_results
 from pyrocontrol.models import ReactivePolicy, RecurrentPolicy
 
 HERE = Path(__file__).parent
 OBSERVATION, ACTION = 100, 6
-EPISODES = 250  # generated at a time
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (OBSERVATION,), np.float32)
 ACTION_SPACE = spaces.Box(-1, 1, (ACTION,), np.float32)
 # What is trained on what, in batches of how many.
@@ -53,7 +53,7 @@ class Arguments:
     """results file"""
     gigabytes: float = 10.0
     """size of all files"""
-    files: int = 20
+    files: int = 40
     """how many there are"""
     steps: int = 400
     """longest episode; the shortest has half of its actions"""
@@ -69,19 +69,25 @@ def generate(path: str, size: float, steps: int, seed: int) -> None:
     """Write one file of about ``size`` bytes: a linear teacher among coloured noise."""
     rng = np.random.default_rng(seed)
     weights = np.random.default_rng(0).standard_normal((OBSERVATION, ACTION)).astype(np.float32) / OBSERVATION**0.5
-    data, written = None, 0.0
-    while written < size:
-        episodes: list[Episode] = []
-        while len(episodes) < EPISODES and written < size:
-            count = int(rng.integers(steps // 2, steps + 1))
-            observations = rng.standard_normal((count + 1, OBSERVATION), np.float32)
-            observations[1:] = (observations[1:] + observations[:-1]) / 2**0.5
-            actions = np.tanh(observations[:-1] @ weights)
-            episodes.append(Episode(observations, actions, rewards=actions[:, 0], terminated=False, truncated=True))
-            written += observations.nbytes + actions.nbytes * (1 + 1 / ACTION)
-        part = Demonstrations.from_episodes(episodes, ACTION_SPACE, OBSERVATION_SPACE)
-        data = part if data is None else data + part
-    assert data is not None
+    width = 4 * (OBSERVATION + ACTION + 1)  # bytes of a step: observation, action, reward
+    counts = rng.integers(steps // 2, steps + 1, max(2, round(size / (0.75 * steps * width))))
+    ends = np.cumsum(counts + 1)
+    observations = rng.standard_normal((ends[-1], OBSERVATION), np.float32)
+    observations[1:] = (observations[1:] + observations[:-1]) / 2**0.5
+    actions = np.tanh(np.delete(observations @ weights, ends - 1, axis=0))  # none at an episode's last step
+    flat = FlatTraces(
+        counts=counts,
+        observations=observations,
+        actions=actions,
+        rewards=actions[:, 0].copy(),
+        task=np.zeros((len(counts), 0), np.float32),
+        arguments=np.zeros((len(actions), 0), np.float32),
+        calls=np.zeros((0, 0), np.float32),
+        call_counts=np.zeros_like(counts),
+        terminated=np.zeros(len(counts), bool),
+        truncated=np.ones(len(counts), bool),
+    )
+    data = Demonstrations.from_flat(flat, ACTION_SPACE, OBSERVATION_SPACE, check=False)
     data.save(path, compressed=False)
 
 

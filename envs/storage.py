@@ -281,8 +281,8 @@ class StoredDemonstrations:
     Args:
         path: a file written by ``Demonstrations.save(path, compressed=False)``, or several, of equal spaces, whose
             traces follow each other.
-        check: whether to read everything once, in parts, for damaged files and for the errors of `Demonstrations`;
-            without, a bad number in a file goes unnoticed.
+        check: whether to read everything once, in parts of at least a trace, for damaged files and for the errors of
+            `Demonstrations`; without, a bad number behind a file's first trace goes unnoticed.
 
     Raises:
         FileNotFoundError: if one is missing.

@@ -304,9 +304,9 @@ def t_maze(seed: int) -> Rows:
         elif method == "recurrent":
             policy = pc.models.RecurrentPolicy(*spaces, hidden=32)
         else:
-            policy = pc.models.LatentMemoryPolicy(*spaces, memory="discrete", size=4)
+            policy = pc.models.LatentMemoryPolicy(*spaces, memory="discrete")
             guide = pc.guides.MemoryGuide(policy)
-        train(policy, train_set, seed, updates=3_000, batch_size=16, guide=guide, lr=3e-3)
+        train(policy, train_set, seed, updates=2_000, batch_size=32, guide=guide, lr=3e-3)
         outcome = pc.envs.evaluate_policy(env, policy, 500, seed=TEST_SEED)
         seconds = time.perf_counter() - start
         values = {"success": statistics.mean(outcome["success"])}

@@ -71,7 +71,7 @@ class Memory(Process):
     width: int
     keep: float
 
-    def __init__(self, context_size: int, size: int, hidden: Several[int] = (64,), *, keep: float = 3.0):
+    def __init__(self, context_size: int, size: int, hidden: Several[int] = (64,), *, keep: float = 6.0):
         super().__init__()
         if size < 1:
             raise ValueError(f"the size of a memory must be positive, got {size}")
@@ -136,7 +136,7 @@ class DiscreteMemory(Memory):
         keep: added at first to the logit of staying in a state.
     """
 
-    def __init__(self, context_size: int, size: int, hidden: Several[int] = (64,), *, keep: float = 3.0):
+    def __init__(self, context_size: int, size: int, hidden: Several[int] = (64,), *, keep: float = 6.0):
         super().__init__(context_size, size, hidden, keep=keep)
         self.width = size
         self.support = constraints.integer_interval(0, size - 1)
@@ -196,7 +196,7 @@ class GaussianMemory(Memory):
 
     has_rsample = True
 
-    def __init__(self, context_size: int, size: int, hidden: Several[int] = (64,), *, keep: float = 3.0):
+    def __init__(self, context_size: int, size: int, hidden: Several[int] = (64,), *, keep: float = 6.0):
         super().__init__(context_size, size, hidden, keep=keep)
         self.width = size
         self.event_shape = torch.Size((size,))

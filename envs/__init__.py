@@ -19,6 +19,7 @@ from .demonstrations import Demonstrations, Episode
 from .evaluate import evaluate_policy
 from .exchange import from_imitation, from_minari, to_imitation, to_minari
 from .lane import LaneEnv, LaneTeacher
+from .planning import MPPITeacher
 from .reacher_goal import GoalReacher
 from .storage import StoredDemonstrations, StoredTransitions
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
@@ -41,6 +42,7 @@ __all__ = [
     "GoalReacher",
     "LaneEnv",
     "LaneTeacher",
+    "MPPITeacher",
     "StoredDemonstrations",
     "StoredTransitions",
     "TMazeEnv",

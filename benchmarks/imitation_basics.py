@@ -330,7 +330,7 @@ def goals(seed: int) -> Rows:
     task = "pyrocontrol/ReacherGoal-v0"
     env = gymnasium.make(task)
     start = time.perf_counter()
-    demonstrations = pc.envs.collect(env, pc.envs.MPPITeacher(env, seed=seed), 200, seed=seed, progress=False)
+    demonstrations = pc.envs.collect(env, pc.envs.MPPITeacher(env, seed=seed), 100, seed=seed, progress=False)
     data = pc.inference.hindsight(demonstrations.to(dtype=torch.float32), "achieved_goal", strategy="future", seed=seed)
     spaces = demonstrations.observation_space, demonstrations.action_space
     rows: Rows = []
@@ -340,7 +340,7 @@ def goals(seed: int) -> Rows:
         pyro.set_rng_seed(seed)
         policy = pc.models.GoalConditionedPolicy(*spaces, goal_size=2, hidden=(128, 128), head="gaussian-shared")
         policy.normalize(data)
-        train(policy, data, seed, updates=10_000, batch_size=256)
+        train(policy, data, seed, updates=5_000, batch_size=256)
         found = [trial(env, policy, index, told=method == "gcbc") for index in range(200)]
         seconds = time.perf_counter() - start
         for low, high in zip(DISTANCES, DISTANCES[1:], strict=False):

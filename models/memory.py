@@ -134,9 +134,14 @@ class DiscreteMemory(Memory):
         size: K.
         hidden: sizes of the hidden layers.
         keep: added at first to the logit of staying in a state.
+        code: factor of the initial weights of the first step's logits. Well above 1, memory begins as a random code of
+            what is seen first: what comes of it can be learnt at once. From weights near 0, nothing that happens later
+            depends on memory at first, and learning may not leave that saddle.
     """
 
-    def __init__(self, context_size: int, size: int, hidden: Several[int] = (64,), *, keep: float = 6.0):
+    def __init__(
+        self, context_size: int, size: int, hidden: Several[int] = (64,), *, keep: float = 6.0, code: float = 8.0
+    ):
         super().__init__(context_size, size, hidden, keep=keep)
         self.width = size
         self.support = constraints.integer_interval(0, size - 1)
@@ -144,6 +149,11 @@ class DiscreteMemory(Memory):
         self.transition = nn.Linear(self.hidden[-1] if self.hidden else context_size, (size + 1) * size)
         with torch.no_grad():
             self.transition.bias.view(size + 1, size)[:size].diagonal().add_(keep)
+            self.transition.weight.view(size + 1, size, -1)[size].mul_(code)
+
+    def like(self, context_size: int) -> DiscreteMemory:
+        """Return memory of the same size, over other contexts and with parameters of its own, for a posterior."""
+        return DiscreteMemory(context_size, self.size, self.hidden, keep=self.keep, code=1.0)
 
     def blank(self, rows: int) -> Tensor:
         """Return K, which is none of the states, ``[B]``."""

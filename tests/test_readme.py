@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "docs/methods/hvil.md"]
+PAGES = ["README.md", "docs/methods/hvil.md", "docs/methods/imitation.md"]
 
 
 def blocks(page: str) -> list[str]:

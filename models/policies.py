@@ -9,7 +9,7 @@ numbers, K memory states, D memory numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
 from typing import Any, NamedTuple, Protocol
 
@@ -109,7 +109,8 @@ class Policy(nn.Module):
             raise ValueError(
                 f"the {type(self).__name__} takes observations of {self.observation_size} numbers, the data has {found}"
             )
-        mine, theirs = self.action_space, data.action_space
+        mine: Any = self.action_space
+        theirs = data.action_space
         if _kind_of(mine) != _kind_of(theirs):
             raise ValueError(f"the {type(self).__name__} acts in {mine}, the data's actions are in {theirs}")
         if isinstance(self.head, SquashedHead) and not ((mine.low <= theirs.low) & (theirs.high <= mine.high)).all():
@@ -369,6 +370,8 @@ class GoalConditionedPolicy(ReactivePolicy):
         ValueError: for an unknown head or activation, or a goal without numbers.
     """
 
+    columns: Tensor
+
     def __init__(
         self,
         observation_space: Space,
@@ -452,8 +455,10 @@ class GoalConditionedPolicy(ReactivePolicy):
         given = observation
         if isinstance(given, Mapping):
             space = self.observation_space
-            named = isinstance(space, spaces.Dict)
-            observation = {name: given[name] for name in space.spaces} if named else given["observation"]
+            if isinstance(space, spaces.Dict):
+                observation = {name: given[name] for name in space.spaces}
+            else:
+                observation = given["observation"]
         flat = flatten_observations(self.observation_space, observation)
         if goal is None:
             if not (isinstance(given, Mapping) and "desired_goal" in given):
@@ -515,7 +520,7 @@ class RecurrentPolicy(_WithoutLatents):
         normalize: Any = None,
     ):
         super().__init__(observation_space, action_space)
-        cells: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+        cells: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
         if cell not in cells:
             raise ValueError(f"cell must be one of {', '.join(cells)}, got {cell!r}")
         if min(hidden, layers) < 1:

@@ -258,7 +258,7 @@ def compare_collection(
     def learn(demonstrations: Any) -> Any:
         return cloned(demonstrations, seed, **options)
 
-    methods = {
+    methods: dict[str, tuple[Any, dict[str, Any]]] = {
         "dagger": (pc.inference.dagger, {}),
         "dart": (pc.inference.dart, {}),  # as in the lecture: noise fitted on what the learner was trained on
         "dart-alpha": (pc.inference.dart, {"alpha": ALPHA}),  # scaled to an anticipated error, as in Laskey et al.
@@ -272,7 +272,13 @@ def compare_collection(
             policy = learn(pc.envs.collect(env, teacher, None, max_labels=labels, seed=seed, progress=False))
         else:
             loop, extra = methods[method]
-            shared = {"rounds": 5, "episodes": None, "max_labels": labels, "seed": seed, "progress": False}
+            shared: dict[str, Any] = {
+                "rounds": 5,
+                "episodes": None,
+                "max_labels": labels,
+                "seed": seed,
+                "progress": False,
+            }
             policy = loop(env, teacher, learn, **shared, **extra).policy
         outcome = pc.envs.evaluate_policy(gymnasium.make(task), policy, 50, seed=TEST_SEED)
         seconds = time.perf_counter() - start
@@ -352,7 +358,7 @@ def goals(seed: int) -> Rows:
     rows: Rows = []
     for method in ("gcbc", "bc"):  # bc: the same without being told
         if method == "bc":
-            data = dataclasses.replace(data, goals=torch.zeros_like(data.goals))
+            data = dataclasses.replace(data, goals=torch.zeros(len(data), 2))
         pyro.set_rng_seed(seed)
         policy = pc.models.GoalConditionedPolicy(*spaces, goal_size=2, hidden=(128, 128), head="gaussian-shared")
         policy.normalize(data)
@@ -419,7 +425,8 @@ def peer(seed: int) -> Rows:
         policy = pc.models.ReactivePolicy(
             env.observation_space, env.action_space, hidden=(32, 32), activation="tanh", head=head
         )
-        loss = pyro.infer.Trace_ELBO()(policy, policy.guide)
+        elbo: Any = pyro.infer.Trace_ELBO()
+        loss = elbo(policy, policy.guide)
         optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
         seconds: dict[str, list[float]] = {"bc": [], "imitation-bc": []}
         for done in range(0, PEER_UPDATES, PEER_BLOCK):

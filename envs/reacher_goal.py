@@ -22,7 +22,7 @@ class GoalReacher(gymnasium.Wrapper):
 
     Observation: ``observation`` `[6]`, the cosines and sines of both joint angles and both angular velocities (rad/s);
     ``achieved_goal`` and ``desired_goal`` `[2]`, where the fingertip is and where it is to be (m). Action: the torques
-    at both joints, `[2]` in [-1, 1] (N m). Reward: -distance (m) - |action|^2. ``info["distance"]`` is the distance
+    at both joints, `[2]` in [-1, 1] (N m). Reward: -distance (m) - action^2. ``info["distance"]`` is the distance
     after the step, ``info["is_success"]`` whether it is at most ``tolerance``.
 
     Args:
@@ -36,7 +36,9 @@ class GoalReacher(gymnasium.Wrapper):
     def __init__(self, tolerance: float = 0.02, render_mode: str | None = None) -> None:
         super().__init__(gymnasium.make("Reacher-v5", render_mode=render_mode).unwrapped)
         self.tolerance = tolerance
-        vector = {name: spaces.Box(-np.inf, np.inf, (size,), np.float64) for name, size in _PARTS.items()}
+        vector: dict[str, spaces.Space[Any]] = {
+            name: spaces.Box(-np.inf, np.inf, (size,), np.float64) for name, size in _PARTS.items()
+        }
         self.observation_space = spaces.Dict(vector)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -240,19 +240,10 @@ class StepwiseKL_ELBO(ELBO):
                 continue
             reaches[name] = seen
             seen = max(seen, number.get(name, -1))
-            if not site["is_observed"]:
-                continue
-            if _is_emission(site):
-                along = _along(name, model_trace, reaches)
-                term = _weighed(site["fn"].step_log_prob(site["value"]), site, steps=True)
-                value = term.sum(-1)
-                last = along in number and number[along] == reaches[name]
-                by_step = last and _has_steps(model_trace.nodes[along], guide_trace.nodes[along])
-                apart = {number[along]: term.cumsum(-1) - term} if by_step else {}
-            else:
-                term = value = site["log_prob"]
-                apart = {}
-            costs[name] = _Cost(StepTerm("log_likelihood", term), value, _frames(site), reaches[name], apart)
+            if site["is_observed"]:
+                likelihood, apart = _likelihood(name, model_trace, guide_trace, number, reaches)
+                total = likelihood.sum(-1) if _is_emission(site) else likelihood
+                costs[name] = _Cost(StepTerm("log_likelihood", likelihood), total, _frames(site), reaches[name], apart)
         for name in latent:
             guide_site, model_site = guide_trace.nodes[name], model_trace.nodes.get(name)
             term, value, score, untouched = _latent_term(model_site, guide_site)
@@ -398,10 +389,10 @@ def _along(name: str, model_trace: Trace, before: Container[str]) -> str:
     Raises:
         ValueError: if the model has no such site before it, or one of other steps.
     """
-    fn = model_trace.nodes[name]["fn"]
+    fn: Any = model_trace.nodes[name]["fn"]
     if fn.along not in before:
         raise ValueError(f"{name!r} goes along {fn.along!r}, but the model has no site of that name before it")
-    site = model_trace.nodes[fn.along]
+    site: Any = model_trace.nodes[fn.along]
     if hasattr(site["fn"], "step_kl"):
         steps = site["value"].shape[-len(site["fn"].event_shape)]
         if steps != fn.event_shape[0]:
@@ -409,11 +400,26 @@ def _along(name: str, model_trace: Trace, before: Container[str]) -> str:
     return fn.along
 
 
+def _likelihood(
+    name: str, model_trace: Trace, guide_trace: Trace, number: dict[str, int], reaches: dict[str, int]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Return the terms of an observed site, step by step for an emission, and what of them is apart (see `_Cost`)."""
+    site: Any = model_trace.nodes[name]
+    if not _is_emission(site):
+        return site["log_prob"], {}
+    along = _along(name, model_trace, reaches)
+    terms = _weighed(site["fn"].step_log_prob(site["value"]), site, steps=True)
+    # Through a site in between, later steps might influence it after all.
+    last = along in number and number[along] == reaches[name]
+    by_step = last and _has_steps(model_trace.nodes[along], guide_trace.nodes[along])
+    return terms, {number[along]: terms.cumsum(-1) - terms} if by_step else {}
+
+
 def _weighed(value: Tensor, by: Any, *, steps: bool) -> Tensor:
     """Scale and mask a site's value, ``[..., I]`` if it has steps, as the site is; plates are left of the steps."""
-    weights = (by["scale"], by["mask"])
+    weights = [by["scale"], by["mask"]]
     if steps:
-        weights = tuple(x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() else x for x in weights)
+        weights = [x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() else x for x in weights]
     return scale_and_mask(value, *weights)
 
 

@@ -49,7 +49,8 @@ class LaneEnv(gymnasium.Env[np.ndarray, Any]):
 
     Observation: `[16]` float32: the offset from the middle of the lane in which the car is, -1 to 1; the number of that
     lane, half of -2 to 2; the direction of the next gust, -1, 0 or 1; its force, one-hot of 13. Action: `[1]`
-    float32, the steering, clipped to -1 to 1. The reward is 1 for a step that ends in the own lane (-1 <= p' <= 1), else 0.
+    float32, the steering, clipped to -1 to 1. The reward is 1 for a step that ends in the own lane (-1 <= p' <= 1), and
+    0 for any other.
 
     `info` holds `position` and `lane` (-2 to 2) and, after a step, what it costs that the action was not the one that
     the teacher would have taken there, a*. With e = 3.5 abs(a - a*), how far that puts the car from where the teacher

@@ -15,19 +15,29 @@ Shapes: K samples, H steps of the horizon, A actuators.
 
 from __future__ import annotations
 
-import copy
-from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .mujoco_rewards import Reward, Trajectories, reward_of
+from .mujoco_rollouts import Guidance, Rollouts, Simulation, Steps, load_mujoco
 
 __all__ = ["MPPITeacher"]
 
 
 class _Settings(NamedTuple):
-    """What suits a task: the defaults of `MPPITeacher`'s arguments of these names."""
+    """What suits a task.
+
+    The first six are the defaults of `MPPITeacher`'s arguments of these names. The others are for tasks that end when
+    the robot falls, where torques without feedback fall in every sample and a horizon is short against an episode.
+
+    Attributes:
+        rescues: further iterations at a step from which the plan and nearly all samples fall.
+        end_cost: what each step counts that an episode ended too early.
+        guidance: what is added to the rewards `[K, H]` of an environment's trajectories.
+        servo: if positive, the samples are targets of joint servos that give their full torque at this error (rad).
+        substeps: if positive, how many time steps of Euler's method simulate a step, for speed.
+    """
 
     horizon: int = 25
     samples: int = 64
@@ -35,10 +45,26 @@ class _Settings(NamedTuple):
     noise: tuple[float, float] = (0.05, 0.5)
     correlation: float = 0.8
     iterations: int = 1
+    rescues: int = 0
+    end_cost: float = 0.0
+    guidance: Guidance | None = None
+    servo: float = 0.0
+    substeps: int = 0
+
+
+def _steady(env: Any, t: Trajectories) -> np.ndarray:
+    """Nothing for a speed above 1.5 m/s, and an upright torso at the horizon: who runs faster soon falls."""
+    speed = np.diff(t.positions[..., 0], axis=1) / env.dt
+    bonus = -env._forward_reward_weight * np.maximum(speed - 1.5, 0)
+    bonus[:, -1] -= 2000 * t.positions[:, -1, 2] ** 2 + 50 * t.velocities[:, -1, 2] ** 2
+    return bonus
 
 
 _SUITED = {
     "ReacherEnv": _Settings(15, 20, 0.05, (0.05, 0.05), 0.9, 2),
+    "HalfCheetahEnv": _Settings(15, 64, 0.1, (0.2, 1.0), 0.3),
+    "PusherEnv": _Settings(30, 64, 0.1, (0.02, 0.2), 0.9),
+    "HopperEnv": _Settings(100, 40, 0.02, (0.02, 0.2), 0.95, 1, 6, 5.0, _steady, 0.25, 2),
 }
 
 
@@ -47,6 +73,10 @@ class MPPITeacher:
 
     The tasks of `mujoco_rewards` are simulated in MuJoCo's own threads of C; any other environment that derives from
     Gymnasium's `MujocoEnv` is stepped in a private copy, which is slower.
+
+    Falling is what is hard about Hopper; for it the planner does more. It plans targets of joint servos, simulates with
+    larger time steps, counts a fall as much worse than the horizon shows, does not ask for more than 1.5 m/s, and goes
+    on improving a plan that falls.
 
     The teacher reads the environment's present state, not the observation: it can only be asked about the state in
     which the environment is. Rewards are those of the environment without its wrappers; time limits are not looked at.
@@ -88,13 +118,13 @@ class MPPITeacher:
         seed: int = 0,
         threads: int = 1,
     ) -> None:
-        mujoco = _mujoco()
+        load_mujoco()
         from gymnasium.envs.mujoco import MujocoEnv
 
         simulator: Any = env.unwrapped
         if not isinstance(simulator, MujocoEnv):
             raise TypeError(f"MPPITeacher needs a MuJoCo environment of Gymnasium, got {type(simulator).__name__}")
-        given = {
+        given: dict[str, Any] = {
             "horizon": horizon,
             "samples": samples,
             "temperature": temperature,
@@ -108,18 +138,28 @@ class MPPITeacher:
         _check(settings, threads)
         self.settings, self.seed = settings, seed
         self._env = simulator
-        self._observed = simulator if _shows_observations(env) else None
-        self._low, self._high = simulator.model.actuator_ctrlrange.T.copy()
+        self._observed: Any = simulator if _shows_observations(env) else None
+        self._simulation: Simulation = Steps(simulator)
+        if reward is not None:
+            self._simulation = Rollouts(
+                simulator,
+                reward,
+                samples=settings.samples,
+                horizon=settings.horizon,
+                threads=threads,
+                end_cost=settings.end_cost,
+                guidance=settings.guidance,
+                servo=settings.servo,
+                substeps=settings.substeps,
+            )
+        low, high = self._simulation.bounds
         # Standard deviations [K, 1, A]; the first sample is the plan itself.
         spread = np.geomspace(*settings.noise, settings.samples)
         spread[0] = 0.0
-        self._deviation = spread[:, None, None] * (self._high - self._low) / 2
+        self._deviation = spread[:, None, None] * (high - low) / 2
         steps = np.arange(settings.horizon)
         covariance = settings.correlation ** np.abs(steps[:, None] - steps)
         self._colour = np.linalg.cholesky(covariance)  # [H, H]: white noise times this has that covariance
-        self._simulation: _Simulation = (
-            _Rollouts(mujoco, simulator, reward, settings, threads) if reward else _Steps(simulator)
-        )
 
     def predict(
         self,
@@ -145,27 +185,31 @@ class MPPITeacher:
         """
         self._check_observation(observation)
         forget = state is None or (episode_start is not None and bool(np.any(episode_start)))
-        plan, age = (self._rest(), 0) if forget else (np.asarray(state[0]), int(state[1]))
+        if forget:
+            plan, age = np.tile(self._simulation.rest(), (self.settings.horizon, 1)), 0
+        else:
+            plan, age = np.asarray(state[0]), int(state[1])
         generator = np.random.default_rng((self.seed, age))
-        for _ in range(self.settings.iterations):
-            plan = self._improve(plan, generator)
-        action = plan[0].astype(self._env.action_space.dtype)
+        safe = False
+        for iteration in range(self.settings.iterations + self.settings.rescues):
+            if safe and iteration >= self.settings.iterations:
+                break
+            plan, safe = self._improve(plan, generator)
+        action = self._simulation.control(plan[0]).astype(self._env.action_space.dtype)
         return action, (np.concatenate([plan[1:], plan[-1:]]), np.array(age + 1))
 
-    def _rest(self) -> np.ndarray:
-        return np.tile(np.clip(0.0, self._low, self._high), (self.settings.horizon, 1))
-
-    def _improve(self, plan: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The mean `[H, A]` of the sequences around a plan, weighted by their returns."""
+    def _improve(self, plan: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """The mean `[H, A]` of the sequences around a plan, weighted by their returns; whether that is safe."""
         white = generator.standard_normal((self.settings.samples, *plan.shape))
-        sequences = np.clip(plan + self._deviation * (self._colour @ white), self._low, self._high)
-        returns = self._simulation.returns(sequences)
+        sequences = np.clip(plan + self._deviation * (self._colour @ white), *self._simulation.bounds)
+        returns, survives = self._simulation.returns(sequences)
+        safe = bool(survives[0]) or bool(survives.mean() > 0.1)
         sound = np.isfinite(returns)  # where the simulation did not blow up
         if not sound.any():
-            return plan
+            return plan, safe
         sequences, returns = sequences[sound], returns[sound]
         weights = np.exp((returns - returns.max()) / (self.settings.temperature * returns.std() + 1e-12))
-        return np.tensordot(weights / weights.sum(), sequences, 1)
+        return np.tensordot(weights / weights.sum(), sequences, 1), safe
 
     def _check_observation(self, observation: Any) -> None:
         if self._observed is None or not isinstance(observation, np.ndarray):
@@ -176,15 +220,6 @@ class MPPITeacher:
                 "the observation is not that of the state in which the environment is; "
                 "MPPITeacher can only be asked about the environment it was made for, where that is now"
             )
-
-
-def _mujoco() -> ModuleType:
-    try:
-        import mujoco
-        import mujoco.rollout
-    except ImportError as error:
-        raise ImportError("MPPITeacher needs MuJoCo: pip install 'pyrocontrol[mujoco]'") from error
-    return mujoco
 
 
 def _check(settings: _Settings, threads: int) -> None:
@@ -208,82 +243,3 @@ def _shows_observations(env: Any) -> bool:
             return False
         env = env.env
     return hasattr(env, "_get_obs")
-
-
-# ---------------------------------------------------------------------- simulating
-
-
-class _Simulation(Protocol):
-    """Tries sequences of controls from the state in which an environment is."""
-
-    def returns(self, sequences: np.ndarray) -> np.ndarray:
-        """Sums of rewards `[K]` of controls `[K, H, A]`, up to where the episode ends."""
-
-
-class _Rollouts:
-    """MuJoCo's own batched simulation, and rewards of whole arrays.
-
-    It works on simulator data of its own, so nothing of the environment is ever changed.
-    """
-
-    def __init__(self, mujoco: ModuleType, env: Any, reward: Reward, settings: _Settings, threads: int) -> None:
-        self._mujoco, self._env, self._reward = mujoco, env, reward
-        self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
-        self._data = [mujoco.MjData(env.model) for _ in range(threads)]
-        self._physics = mujoco.mjtState.mjSTATE_FULLPHYSICS
-        size = mujoco.mj_stateSize(env.model, self._physics)
-        self._start = np.empty(size)
-        self._states = np.empty((settings.samples, settings.horizon * env.frame_skip, size))
-
-    def returns(self, sequences: np.ndarray) -> np.ndarray:
-        rewards, ended = self._reward(self.trajectories(sequences))
-        alive = np.ones_like(ended)
-        alive[:, 1:] = np.logical_and.accumulate(~ended[:, :-1], 1)
-        return (rewards * alive).sum(1)
-
-    def trajectories(self, sequences: np.ndarray) -> Trajectories:
-        """Simulate controls `[K, H, A]`; the arrays are overwritten by the next call."""
-        env, model, skip = self._env, self._env.model, self._env.frame_skip
-        self._mujoco.mj_getState(model, env.data, self._start, self._physics)
-        self._pool.rollout(
-            model,
-            self._data,
-            self._start,
-            np.repeat(sequences, skip, axis=1),
-            initial_warmstart=env.data.qacc_warmstart,
-            state=self._states,
-        )
-        # A state is: time, positions, velocities, and what no reward needs.
-        first = np.broadcast_to(self._start, (len(sequences), 1, len(self._start)))
-        states = np.concatenate([first, self._states], 1)
-        positions, velocities = states[..., 1 : 1 + model.nq], states[..., 1 + model.nq : 1 + model.nq + model.nv]
-        # The last stage of a Runge-Kutta step places bodies where the step ends (to third order); other integrators
-        # leave them where it began.
-        lag = 0 if model.opt.integrator == self._mujoco.mjtIntegrator.mjINT_RK4 else 1
-        seen = positions[:, skip - lag : positions.shape[1] - lag : skip]
-        return Trajectories(positions[:, ::skip], velocities[:, ::skip], seen, sequences)
-
-
-class _Steps:
-    """The steps of a private copy of the environment, for rewards that are known to the environment only."""
-
-    def __init__(self, env: Any) -> None:
-        self._env, self._copy = env, copy.deepcopy(env)
-
-    def returns(self, sequences: np.ndarray) -> np.ndarray:
-        return np.array([self._return(controls) for controls in sequences])
-
-    def _return(self, controls: np.ndarray) -> float:
-        # What the environment has beside its simulator, a goal or a counter, is part of its state too.
-        for name, value in vars(self._env).items():
-            if value is None or isinstance(value, int | float | str | tuple | np.generic | np.ndarray):
-                setattr(self._copy, name, value.copy() if isinstance(value, np.ndarray) else value)
-        self._copy.render_mode = None
-        self._copy.model, self._copy.data = self._env.model, copy.copy(self._env.data)
-        total = 0.0
-        for control in controls.astype(self._env.action_space.dtype):
-            _, reward, terminated, _, _ = self._copy.step(control)
-            total += float(reward)
-            if terminated:
-                break
-        return total

@@ -12,7 +12,7 @@ import pytest
 
 from pyrocontrol.envs import MPPITeacher
 from pyrocontrol.envs.mujoco_rewards import Trajectories, body_position, reward_of
-from pyrocontrol.envs.planning import _Rollouts, _Steps
+from pyrocontrol.envs.mujoco_rollouts import Rollouts, Steps
 
 mujoco = pytest.importorskip("mujoco")
 
@@ -27,6 +27,11 @@ def make(name: str, steps: int = 0, seed: int = 0) -> gymnasium.Env:
     for _ in range(steps):
         env.step(env.action_space.sample())
     return env
+
+
+def rollouts(env: gymnasium.Env, samples: int, horizon: int, **options: Any) -> Rollouts:
+    inner = env.unwrapped
+    return Rollouts(inner, reward_of(inner), samples=samples, horizon=horizon, **options)
 
 
 def everything(env: gymnasium.Env) -> dict[str, Any]:
@@ -74,16 +79,14 @@ def test_planning_leaves_the_environment_bit_for_bit_as_it_was(name: str) -> Non
 @pytest.mark.parametrize("name", KNOWN)
 def test_rollouts_and_rewards_are_those_of_step(name: str) -> None:
     env = make(name, 7)
-    teacher = MPPITeacher(env, horizon=12, samples=3)
+    simulation = rollouts(env, 3, 12)
     generator = np.random.default_rng(0)
-    size = 0.3 if name == "Reacher-v5" else 1.0  # stronger torques slam the elbow into its stop, see below
-    sequences = size * generator.uniform(teacher._low, teacher._high, (3, 12, len(teacher._low)))
+    size = 0.3 if name == "Reacher-v5" else 1.0  # stronger torques slam the elbow into its stop, where bodies lag
+    sequences = size * generator.uniform(*simulation.bounds, (3, 12, env.action_space.shape[0]))
     sequences = sequences.astype(np.float32).astype(np.float64)
-    simulation = teacher._simulation
-    assert isinstance(simulation, _Rollouts)
     found = Trajectories(*(part.copy() for part in simulation.trajectories(sequences)))
     rewards, ended = reward_of(env.unwrapped)(found)
-    returns = simulation.returns(sequences)
+    returns, survives = simulation.returns(sequences)
     for sample in range(3):
         twin = make(name, 7)
         total = 0.0
@@ -97,22 +100,27 @@ def test_rollouts_and_rewards_are_those_of_step(name: str) -> None:
             if terminated:
                 break
         assert returns[sample] == pytest.approx(total, abs=2e-5)
+        assert survives[sample] == (not terminated)
 
 
 def test_episodes_that_end_are_among_those_compared() -> None:
     env = make("Hopper-v5", 12)
-    teacher = MPPITeacher(env, horizon=60, samples=4)
+    simulation = rollouts(env, 4, 60)
     sequences = np.random.default_rng(1).uniform(-1, 1, (4, 60, 3)).astype(np.float32).astype(np.float64)
-    _, ended = reward_of(env.unwrapped)(teacher._simulation.trajectories(sequences))
+    _, ended = reward_of(env.unwrapped)(simulation.trajectories(sequences))
     assert ended.any(1).all() and not ended[:, 0].any()
-    vectorised, stepped = teacher._simulation.returns(sequences), _Steps(env.unwrapped).returns(sequences)
-    assert np.allclose(vectorised, stepped, atol=1e-4)
+    returns, survives = simulation.returns(sequences)
+    assert not survives.any()
+    stepped, survived = Steps(env.unwrapped).returns(sequences)
+    assert np.allclose(returns, stepped, atol=1e-4) and not survived.any()
+    lost = 60 - 1 - ended.argmax(1)  # steps after the one that ends the episode
+    assert np.allclose(rollouts(env, 4, 60, end_cost=2.0).returns(sequences)[0], returns - 2 * lost)
 
 
 def test_constants_of_the_environment_count() -> None:
     env = gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=3.0, forward_reward_weight=2.0)
     env.reset(seed=0)
-    found = MPPITeacher(env, horizon=2, samples=2)._simulation.returns(np.full((2, 2, 6), 0.5))
+    found, _ = rollouts(env, 2, 2).returns(np.full((2, 2, 6), 0.5))
     total = sum(env.step(np.full(6, 0.5, np.float32))[1] for _ in range(2))
     assert found[0] == pytest.approx(total, abs=1e-5)
 
@@ -147,8 +155,9 @@ def test_rewards_of_derived_classes_are_not_assumed() -> None:
     env = Lazy()
     env.reset(seed=0)
     assert reward_of(env) is None and reward_of(ReacherEnv()) is not None
-    teacher = MPPITeacher(env, horizon=3, samples=2)
-    assert teacher._simulation.returns(np.full((2, 3, 2), 0.5)).tolist() == pytest.approx([-1.5, -1.5])
+    simulation = MPPITeacher(env)._simulation
+    assert isinstance(simulation, Steps)
+    assert simulation.returns(np.full((2, 3, 2), 0.5))[0].tolist() == pytest.approx([-1.5, -1.5])
 
 
 def test_a_private_copy_follows_what_the_environment_keeps_beside_its_simulator() -> None:
@@ -164,10 +173,10 @@ def test_a_private_copy_follows_what_the_environment_keeps_beside_its_simulator(
 
     env = Counted()
     env.reset(seed=0)
-    teacher = MPPITeacher(env, horizon=3, samples=2)
+    simulation = Steps(env)
     for _ in range(4):
         env.step(np.zeros(1, np.float32))
-    assert teacher._simulation.returns(np.zeros((2, 3, 1))).tolist() == [5 + 6 + 7] * 2 and env.count == 4
+    assert simulation.returns(np.zeros((2, 3, 1)))[0].tolist() == [5 + 6 + 7] * 2 and env.count == 4
 
 
 def test_a_reward_of_ones_own() -> None:
@@ -179,6 +188,45 @@ def test_a_reward_of_ones_own() -> None:
     env = make("Reacher-v5")
     action, _ = MPPITeacher(env, horizon=4, samples=3, noise=0.5, iterations=20, reward=speed).predict(None)
     assert action[0] > 0.5
+
+
+# Servos and larger time steps
+
+
+def test_larger_time_steps_stay_close() -> None:
+    env = make("Hopper-v5", 3)
+    sequences = np.random.default_rng(0).uniform(-0.3, 0.3, (4, 10, 3))
+    exact = rollouts(env, 4, 10).trajectories(sequences)
+    coarse = rollouts(env, 4, 10, substeps=2).trajectories(sequences)
+    assert exact.positions.shape == coarse.positions.shape
+    assert not np.array_equal(exact.positions, coarse.positions)
+    assert np.allclose(exact.positions, coarse.positions, atol=0.02)
+
+
+def test_servos_hold_a_pose_and_their_controls_are_what_moves_the_robot() -> None:
+    env = make("Hopper-v5")
+    inner: Any = env.unwrapped
+    simulation = rollouts(env, 2, 20, servo=0.25)
+    pose = simulation.rest()
+    assert np.array_equal(pose, np.clip(inner.data.qpos[3:], *simulation.bounds))
+    bent = np.clip(pose + np.array([-0.3, -0.5, 0.2]), *simulation.bounds)
+    trajectories = simulation.trajectories(np.stack([np.tile(pose, (20, 1)), np.tile(bent, (20, 1))]))
+    held, reached = trajectories.positions[:, -1, 3:]
+    assert np.allclose(held, pose, atol=0.1) and np.abs(reached - bent).max() < np.abs(pose - bent).max() / 2
+    # The same joint torques in the environment, renewed each step instead of each time step.
+    for step in range(3):
+        control = simulation.control(bent)
+        assert np.allclose(control, trajectories.controls[1, step], atol=0.15) and np.abs(control).max() > 0.3
+        env.step(control.astype(np.float32))
+    assert np.allclose(inner.data.qpos, trajectories.positions[1, 3], atol=0.02)
+    assert not inner.model.actuator_biasprm.any()  # its own motors are as they were
+
+
+def test_hopper_hops_on() -> None:
+    env = gymnasium.make("Hopper-v5")
+    total, actions = run(env, MPPITeacher(env), 0, steps=60)
+    assert len(actions) == 60 and total > 70
+    assert env.unwrapped.is_healthy
 
 
 # How it plans
@@ -241,7 +289,7 @@ def test_more_iterations_find_better_plans() -> None:
         teacher = MPPITeacher(env, iterations=iterations)
         action, (plan, _) = teacher.predict(None)
         sequence = np.concatenate([action[None], plan[:-1]])
-        found.append(teacher._simulation.returns(np.tile(sequence, (teacher.settings.samples, 1, 1)))[0])
+        found.append(teacher._simulation.returns(np.tile(sequence, (teacher.settings.samples, 1, 1)))[0][0])
     assert found[0] < found[1]
 
 

@@ -491,7 +491,7 @@ def table(rows: Rows) -> str:
         name = {"horizon": extra} if "horizon" in item["setting"] else {"distance": extra}
         found = summary(rows, item["method"], item["metric"], task=item["task"], part=part, **name)
         where = "" if extra is None else f", T = {extra}" if "horizon" in item["setting"] else f", goal at {extra}"
-        interval = f" ± {found.half:.3g}" if found.seeds > 1 else ""
+        interval = f" ± {found.half:.3g}" if found.seeds >= 4 else ""
         value = f"{found.mean:.4g}{interval} ({found.seeds})"
         lines.append(f"| {item['task']} | {item['metric']}{where} | {item['method']} | {value} |")
     for method in ("bc", "dagger"):
@@ -541,9 +541,8 @@ def plot_overview(rows: Rows, path: Path) -> None:
     for number, method in enumerate(("gcbc", "bc")):
         found = [summary(rows, method, "success", part="goals", distance=name) for name in names]
         places = np.arange(len(names)) + 0.1 * number
-        panels[-1].errorbar(
-            places, [f.mean for f in found], [f.half for f in found], marker="o", capsize=3, label=method
-        )
+        half = [f.half if f.seeds >= 4 else math.nan for f in found]
+        panels[-1].errorbar(places, [f.mean for f in found], half, marker="o", capsize=3, label=method)
     panels[-1].set_xticks(range(len(names)), [name.removesuffix(" m").replace(" to ", "-") for name in names])
     panels[-1].set_title("goals in hindsight", loc="left", fontsize=10)
     panels[-1].set(xlabel="distance of the goal (m)", ylabel="success", ylim=(0, 1.05))
@@ -557,10 +556,11 @@ def bars(axes: Any, rows: Rows, methods: tuple[str, ...], metric: str, **setting
     for place, method in enumerate(methods):
         values = select(rows, method, metric, **setting)
         if values:
-            mean, half, _ = mean_interval(values)
-            axes.errorbar([place], [mean], [half], marker="o", capsize=4, color=f"C{place}")
+            mean, half, seeds = mean_interval(values)
+            # An interval from fewer than four seeds says nothing; the seeds themselves are shown instead.
+            axes.errorbar([place], [mean], [half if seeds >= 4 else math.nan], marker="o", capsize=4, color=f"C{place}")
             axes.scatter([place + 0.15] * len(values), values, s=8, color=f"C{place}", alpha=0.6)
-    axes.set_xticks(range(len(methods)), methods)
+    axes.set_xticks(range(len(methods)), methods, rotation=25, fontsize=8)
     axes.set_xlim(-0.5, len(methods) - 0.5)
 
 

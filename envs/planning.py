@@ -132,8 +132,11 @@ class MPPITeacher:
             "correlation": correlation,
             "iterations": iterations,
         }
-        reward = reward or reward_of(simulator)
-        suited = _SUITED.get(type(simulator).__name__, _Settings()) if reward else _Settings()
+        known = reward_of(simulator)
+        suited = _SUITED.get(type(simulator).__name__, _Settings()) if known else _Settings()
+        if reward is not None:
+            suited = suited._replace(guidance=None)  # which is for the task's own reward
+        reward = reward or known
         settings = suited._replace(**{name: value for name, value in given.items() if value is not None})
         _check(settings, threads)
         self.settings, self.seed = settings, seed

@@ -188,6 +188,8 @@ def test_a_reward_of_ones_own() -> None:
     env = make("Reacher-v5")
     action, _ = MPPITeacher(env, horizon=4, samples=3, noise=0.5, iterations=20, reward=speed).predict(None)
     assert action[0] > 0.5
+    hopper = make("Hopper-v5")
+    assert MPPITeacher(hopper).settings.guidance and not MPPITeacher(hopper, reward=speed).settings.guidance
 
 
 # Servos and larger time steps

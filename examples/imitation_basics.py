@@ -56,8 +56,8 @@ class Arguments:
     """of everything"""
     device: str = "cpu"
     """where to train"""
-    out: Path = Path("out/imitation_basics")
-    """folder for results; a run that was stopped goes on from its checkpoint"""
+    out: Path | None = None
+    """folder for results, by default out/imitation_basics/ALGO-ENV-SEED; a run that was stopped goes on from there"""
 
 
 def main(arguments: Arguments) -> None:
@@ -65,28 +65,22 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     pyro.set_rng_seed(arguments.seed)
     pyro.enable_validation(False)
-    env = gymnasium.make(arguments.env)
+    env = checked(arguments)
     teacher = teacher_of(arguments.env, env)
+    name = f"{arguments.algo}-{arguments.env.split('/')[-1]}-{arguments.seed}"
+    out = arguments.out or Path("out/imitation_basics") / name
+    out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    learner = Learner(arguments)
-    if arguments.algo in ("dagger", "dart"):
-        loop = pc.inference.dagger if arguments.algo == "dagger" else pc.inference.dart
-        found = loop(
-            env,
-            teacher,
-            learner,
-            rounds=arguments.rounds,
-            episodes=max(1, arguments.episodes // arguments.rounds),
-            seed=arguments.seed,
-        )
-        policy, demonstrations = found.policy, found.demonstrations
-    else:
-        demonstrations = pc.envs.collect(env, teacher, arguments.episodes, seed=arguments.seed)
-        policy = learner(demonstrations)
+    learner = Learner(arguments, out)
+    try:
+        policy, demonstrations = learnt(arguments, env, teacher, learner, out)
+    except pc.envs.CollectionError as error:
+        if error.collected is not None:
+            error.collected.save(out / "demonstrations.npz")
+        raise SystemExit(f"{error}\nwhat was collected is in {out / 'demonstrations.npz'}") from error
+    demonstrations.save(out / "demonstrations.npz")
+    demonstrations.plot(out / "demonstrations.png")
     print(demonstrations.summary())
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    demonstrations.save(arguments.out / "demonstrations.npz")
-    demonstrations.plot(arguments.out / "demonstrations.png")
     if policy is None:
         print("stopped; the same command goes on from its checkpoint")
         return
@@ -100,29 +94,65 @@ def main(arguments: Arguments) -> None:
                 pc.inference.row(method, arguments.env, metric, value, seed=arguments.seed, seconds=seconds, **setting)
             )
             print(f"{method:>8} {metric:>16} {value:9.3f}")
-    pc.inference.write_results(arguments.out / "result.json", "imitation_basics", rows)
-    plot_learning_curve(arguments.out / "learning_curve.png", learner.losses)
-    print(f"done in {time.perf_counter() - start:.0f} s; results in {arguments.out}")
+    pc.inference.write_results(out / "result.json", "imitation_basics", rows)
+    plot_learning_curve(out / "learning_curve.png", learner.losses)
+    print(f"done in {time.perf_counter() - start:.0f} s; results in {out}")
+
+
+def checked(arguments: Arguments) -> gymnasium.Env[Any, Any]:
+    """Return the environment, or exit with one line that says what is wrong, before anything is collected."""
+    for name in ("episodes", "rounds", "updates", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1")
+    if arguments.algo in ("dagger", "dart") and arguments.episodes < arguments.rounds:
+        raise SystemExit(f"{arguments.algo} needs an episode for each of its {arguments.rounds} rounds: --episodes")
+    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
+        raise SystemExit(f"--out {arguments.out} is a file, not a folder")
+    if arguments.env not in TASKS:
+        raise SystemExit(f"there is no teacher for {arguments.env}; there is one for {', '.join(TASKS)}")
+    env = gymnasium.make(arguments.env)
+    if arguments.algo == "gcbc" and "achieved_goal" not in pc.models.observation_parts(env.observation_space):
+        raise SystemExit(f"gcbc needs a task with goals, such as pyrocontrol/ReacherGoal-v0; {arguments.env} has none")
+    try:
+        pc.models.ReactivePolicy(env.observation_space, env.action_space, head=arguments.head)
+        torch.zeros(1, device=arguments.device)
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--head {arguments.head} on {arguments.env}, --device {arguments.device}: {error}") from error
+    return env
+
+
+def learnt(arguments: Arguments, env: Any, teacher: Any, learner: Learner, out: Path) -> tuple[Any, Any]:
+    """Return the policy, None if Ctrl-C stopped its training, and the demonstrations that it was learnt from."""
+    if arguments.algo in ("dagger", "dart"):
+        loop: Any = pc.inference.dagger if arguments.algo == "dagger" else pc.inference.dart
+        episodes = arguments.episodes // arguments.rounds
+        found = loop(env, teacher, learner, rounds=arguments.rounds, episodes=episodes, seed=arguments.seed)
+        return found.policy, found.demonstrations
+    demonstrations = pc.envs.collect(env, teacher, arguments.episodes, seed=arguments.seed)
+    demonstrations.save(out / "demonstrations.npz")
+    return learner(demonstrations), demonstrations
 
 
 def teacher_of(name: str, env: gymnasium.Env[Any, Any]) -> Any:
     """Return who shows how it is done in a task."""
-    if name == "CartPole-v1":
-        return pc.envs.CartPoleTeacher()
-    if name == "pyrocontrol/TMaze-v0":
-        return pc.envs.TMazeTeacher()
-    if name == "pyrocontrol/Lane-v0":
-        return pc.envs.LaneTeacher()
-    if name in ("Reacher-v5", "Hopper-v5", "pyrocontrol/ReacherGoal-v0"):
-        return pc.envs.MPPITeacher(env)
-    raise SystemExit(f"there is no teacher for {name}; see --help for the tasks that have one")
+    return TASKS[name](env)
+
+
+TASKS: dict[str, Any] = {
+    "CartPole-v1": lambda env: pc.envs.CartPoleTeacher(),
+    "pyrocontrol/TMaze-v0": lambda env: pc.envs.TMazeTeacher(),
+    "pyrocontrol/Lane-v0": lambda env: pc.envs.LaneTeacher(),
+    "Reacher-v5": pc.envs.MPPITeacher,
+    "Hopper-v5": pc.envs.MPPITeacher,
+    "pyrocontrol/ReacherGoal-v0": pc.envs.MPPITeacher,
+}
 
 
 class Learner:
     """What a person writes to learn from demonstrations: a policy, its guide, a bound, an optimiser."""
 
-    def __init__(self, arguments: Arguments) -> None:
-        self.arguments = arguments
+    def __init__(self, arguments: Arguments, out: Path) -> None:
+        self.arguments, self.out = arguments, out
         self.trainings = 0
         self.losses: list[tuple[int, float]] = []
 
@@ -156,7 +186,7 @@ class Learner:
             steps=arguments.updates,
             batch_size=min(arguments.batch_size, len(data)),
             seed=arguments.seed,
-            out=arguments.out / f"round-{self.trainings}" if several else arguments.out,
+            out=self.out / f"round-{self.trainings}" if several else self.out,
             device=arguments.device,
         )
         self.losses += [(arguments.updates * (self.trainings - 1) + step, value) for step, value in result.losses]

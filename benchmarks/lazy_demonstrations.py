@@ -40,7 +40,7 @@ OBSERVATION, ACTION = 100, 6
 OBSERVATION_SPACE = spaces.Box(-np.inf, np.inf, (OBSERVATION,), np.float32)
 ACTION_SPACE = spaces.Box(-1, 1, (ACTION,), np.float32)
 # What is trained on what, in batches of how many.
-TRAININGS = (("recurrent", "traces", 32), ("reactive", "transitions", 256), ("reactive", "traces", 8))
+TRAININGS = (("recurrent", "traces", 16), ("reactive", "transitions", 256), ("reactive", "traces", 8))
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Arguments:
     """how many there are"""
     steps: int = 400
     """longest episode; the shortest has half of its actions"""
-    updates: int = 300
+    updates: int = 200
     """training updates a measurement"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """repetitions"""
@@ -106,8 +106,10 @@ def check(paths: list[str]) -> dict[str, float]:
     return {"check_seconds": time.perf_counter() - start, "transitions": float(len(data.transitions()))}
 
 
-def train(paths: list[str], method: str, policy: str, data: str, batch: int, updates: int, seed: int) -> float:
-    """Train a policy, from the files or from the first of them in memory; updates per second."""
+def train(
+    paths: list[str], method: str, policy: str, data: str, batch: int, updates: int, seed: int
+) -> dict[str, float]:
+    """Train a policy, from the files or from the first of them in memory."""
     pyro.set_rng_seed(seed)
     traces: Any = StoredDemonstrations(paths, check=False) if method == "stored" else Demonstrations.load(paths[0])
     kind = RecurrentPolicy if policy == "recurrent" else ReactivePolicy
@@ -116,8 +118,26 @@ def train(paths: list[str], method: str, policy: str, data: str, batch: int, upd
     examples = traces if data == "traces" else traces.transitions()
     loss = Trace_ELBO()(learner, learner.guide)
     update = (loss, torch.optim.Adam(loss.parameters(), lr=1e-3))
-    fit(update, examples, steps=max(1, updates // 10), batch_size=batch, seed=seed + 1, progress=False)  # not counted
-    return updates / fit(update, examples, steps=updates, batch_size=batch, seed=seed, progress=False).seconds
+    marks: list[tuple[int, float, float]] = []
+
+    def mark(step: int) -> dict[str, float]:
+        marks.append((step, time.perf_counter(), time.process_time()))
+        return {}
+
+    # The first updates, among them the shuffling of an epoch, are not counted.
+    first = max(1, updates // 10)
+    fit(
+        update,
+        examples,
+        steps=first + updates,
+        batch_size=batch,
+        seed=seed,
+        evaluate=mark,
+        evaluate_every=first,
+        progress=False,
+    )
+    steps, seconds, cpu = (end - start for start, end in zip(marks[0], marks[-1], strict=True))
+    return {"updates_per_second": steps / seconds, "update_cpu_seconds": cpu / steps}
 
 
 def perform(what: str, **task: Any) -> dict[str, float]:
@@ -127,7 +147,7 @@ def perform(what: str, **task: Any) -> dict[str, float]:
     if what == "generate":
         generate(**task)
         return {}
-    found = check(**task) if what == "check" else {"updates_per_second": train(**task)}
+    found = check(**task) if what == "check" else train(**task)
     return found | {"peak_memory_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
 
 
@@ -195,9 +215,9 @@ def main(arguments: Arguments) -> None:
             in_a_process(what="generate", path=str(path), size=size, steps=arguments.steps, seed=index)
         for seed in arguments.seeds:
             measure(paths, seed, rows, arguments)
+            write_results(arguments.out, "lazy_demonstrations", rows.rows)
     finally:
         shutil.rmtree(folder)
-    write_results(arguments.out, "lazy_demonstrations", rows.rows)
 
 
 if __name__ == "__main__":

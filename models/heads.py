@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -60,6 +61,15 @@ class Head(nn.Module):
     def draw(self, distribution: TorchDistribution) -> Tensor:
         """Return an action at random, ``[...]`` or ``[..., A]``, without a graph."""
         return distribution.sample()
+
+    def settings(self) -> dict[str, Any]:
+        """What two heads of a kind share exactly when they can share weights, the sizes apart."""
+        return {}
+
+    def signature(self) -> str:
+        """Return the kind of the head and its settings in a line."""
+        given = ", ".join(f"{name}={value}" for name, value in self.settings().items())
+        return f"{type(self).__name__}({given})"
 
 
 class CategoricalHead(Head):
@@ -115,6 +125,10 @@ class GaussianHead(Head):
         raw = self.scale(features) if isinstance(self.scale, nn.Linear) else self.scale.expand_as(loc)
         return dist.Normal(loc, _scale(raw, self.min_scale)).to_event(1)
 
+    def settings(self) -> dict[str, Any]:
+        """What two heads of a kind share exactly when they can share weights, the sizes apart."""
+        return {"shared": isinstance(self.scale, nn.Parameter), "min_scale": self.min_scale}
+
 
 class DeterministicHead(Head):
     """The action mu(f) itself; a normal of variance 1 around it, so that maximum likelihood is least squares."""
@@ -158,6 +172,10 @@ class MixtureHead(Head):
         likeliest = distribution.mixture_distribution.probs.argmax(-1)
         return means.gather(-2, likeliest[..., None, None].expand(means.shape[:-2] + (1, means.shape[-1]))).squeeze(-2)
 
+    def settings(self) -> dict[str, Any]:
+        """What two heads of a kind share exactly when they can share weights, the sizes apart."""
+        return {"components": self.components, "min_scale": self.min_scale}
+
 
 class SquashedHead(Head):
     """Normals squashed into finite bounds, ``low + (high - low) (1 + tanh u) / 2`` with u ~ N(mu(f), sigma(f)^2).
@@ -172,6 +190,7 @@ class SquashedHead(Head):
         super().__init__(features)
         self.gaussian = GaussianHead(features, len(low), min_scale=min_scale)
         low, high = low.astype(np.float64), high.astype(np.float64)
+        self.low, self.high = low.tolist(), high.tolist()
         # Kept in the precision of the parameters, which the buffers follow.
         dtype = torch.get_default_dtype()
         self.register_buffer("middle", torch.as_tensor((low + high) / 2, dtype=dtype), persistent=False)
@@ -189,6 +208,10 @@ class SquashedHead(Head):
         for transform in distribution.transforms:
             action = transform(action)
         return action
+
+    def settings(self) -> dict[str, Any]:
+        """What two heads of a kind share exactly when they can share weights, the sizes apart."""
+        return {"low": self.low, "high": self.high, "min_scale": self.gaussian.min_scale}
 
 
 class _ClampedTanh(transforms.TanhTransform):

@@ -81,6 +81,10 @@ class Memory(Process):
         """Return memory of the same kind and size, over other contexts and with parameters of its own."""
         return type(self)(context_size, self.size, self.hidden, keep=self.keep)
 
+    def signature(self) -> str:
+        """Return in a line what two memories share exactly when they can share weights, the contexts apart."""
+        return f"{type(self).__name__}({self.size}, hidden={self.hidden})"
+
     def blank(self, rows: int) -> Tensor:
         """Return what stands for the memory before the first step, ``[B]`` or ``[B, D]``."""
         raise NotImplementedError

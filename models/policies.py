@@ -9,6 +9,7 @@ numbers, K memory states, D memory numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from gymnasium import spaces
 from pyro.distributions import TorchDistribution
@@ -190,7 +192,8 @@ class Policy(nn.Module):
             The action, one or a batch, in the environment's form (a Box's is clipped to its bounds), and the state.
 
         Raises:
-            ValueError: for observations of another space.
+            ValueError: for observations of another space, that are not finite, or none at all; for a state of another
+                policy or another number of rows; for an ``episode_start`` that is neither one bool nor one a row.
         """
         return self._act(flatten_observations(self.observation_space, observation), state, episode_start, deterministic)
 
@@ -199,6 +202,11 @@ class Policy(nn.Module):
         """Predict from inputs ``[X]`` or ``[B, X]``."""
         if inputs.ndim > 2:
             raise ValueError(f"predict takes one observation or a batch of them, got shape {inputs.shape[:-1]}")
+        if not len(inputs):
+            raise ValueError("predict takes at least one observation, the batch is empty")
+        if not (finite := np.isfinite(inputs)).all():
+            row = int(np.atleast_2d(finite).all(-1).argmin())
+            raise ValueError(f"the observation (or goal) of row {row} is not finite")
         batch = torch.as_tensor(np.atleast_2d(inputs), dtype=self.factor.dtype, device=self.factor.device)
         distribution, state = self.step(
             self.scaled(batch), self._begun(state, episode_start, len(batch)), deterministic
@@ -213,17 +221,25 @@ class Policy(nn.Module):
 
     def _begun(self, state: Any, episode_start: Any, rows: int) -> Any:
         """The state, begun anew in the rows where an episode starts."""
+        if episode_start is not None and np.shape(episode_start) not in ((), (rows,)):
+            raise ValueError(f"episode_start must be one bool or [{rows}], got shape {[*np.shape(episode_start)]}")
         fresh = self.begin(rows)
         if state is None or fresh is None:
             return fresh
+        # Leaf by leaf, in the form of the fresh one: named tuples may have become plain, tensors arrays.
+        begun, form = pytree.tree_flatten(fresh)
+        given = pytree.tree_leaves(state)
+        if [leaf.shape for leaf in begun] != [np.shape(leaf) for leaf in given]:
+            raise ValueError(f"the state is of another policy, or not of {rows} rows")
         device = self.factor.device
-        state = pytree.tree_map(lambda leaf: torch.as_tensor(leaf, device=device), state)
-        if episode_start is None:
-            return state
-        anew = torch.as_tensor(episode_start, dtype=torch.bool, device=device).expand(rows)
-        return pytree.tree_map(
-            lambda new, old: torch.where(anew.reshape((rows,) + (1,) * (old.dim() - 1)), new, old), fresh, state
-        )
+        leaves = [torch.as_tensor(old, dtype=new.dtype, device=device) for new, old in zip(begun, given, strict=True)]
+        if episode_start is not None:
+            anew = torch.as_tensor(episode_start, dtype=torch.bool, device=device).expand(rows)
+            leaves = [
+                torch.where(anew.reshape((rows,) + (1,) * (old.dim() - 1)), new, old)
+                for new, old in zip(begun, leaves, strict=True)
+            ]
+        return pytree.tree_unflatten(leaves, form)
 
     # -- telling apart ----------------------------------------------------------------------------------------------
 
@@ -302,6 +318,7 @@ class ReactivePolicy(_WithoutLatents):
         activation: ``"tanh"`` or ``"relu"``.
         head: see :func:`~pyrocontrol.models.heads.make_head`.
         normalize: data to :meth:`normalize` by.
+        inputs: X, width of what a subclass's :meth:`inputs_of` returns; by default O.
 
     Raises:
         TypeError: for spaces of other kinds.
@@ -347,7 +364,7 @@ class ReactivePolicy(_WithoutLatents):
 
     def settings(self) -> dict[str, Any]:
         """What two policies share exactly when they can share weights, the spaces apart."""
-        return {"hidden": self.hidden, "activation": self.activation, "head": type(self.head).__name__}
+        return {"hidden": self.hidden, "activation": self.activation, "head": self.head.signature()}
 
 
 class GoalConditionedPolicy(ReactivePolicy):
@@ -410,7 +427,13 @@ class GoalConditionedPolicy(ReactivePolicy):
 
     def inputs_of(self, batch: Any) -> Tensor:
         """Return observations and goals of a batch side by side, ``[..., X]``, not scaled."""
-        return self._joined(batch.observations, batch.goals)
+        return self._joined(batch.observations, self._goals_of(batch))
+
+    def _goals_of(self, data: Any) -> Tensor:
+        goals = getattr(data, "goals", None)
+        if goals is None:
+            raise ValueError(f"the {type(self).__name__} learns from transitions with goals; the data has none")
+        return goals
 
     def _joined(self, observations: Tensor, goals: Tensor) -> Tensor:
         return torch.cat([observations[..., self.columns] if self.has_goal else observations, goals], -1)
@@ -422,9 +445,7 @@ class GoalConditionedPolicy(ReactivePolicy):
             ValueError: if observations or goals have another size, actions another space, or there are no goals.
         """
         super().check(data)
-        goals = getattr(data, "goals", None)
-        if goals is None:
-            raise ValueError(f"the {type(self).__name__} learns from transitions with goals; the data has none")
+        goals = self._goals_of(data)
         if goals.shape[-1] != self.goal_size:
             raise ValueError(
                 f"the {type(self).__name__} takes goals of {self.goal_size} numbers, the data has {goals.shape[-1]}"
@@ -447,28 +468,32 @@ class GoalConditionedPolicy(ReactivePolicy):
             state: not used.
             episode_start: not used.
             deterministic: take the likeliest action instead of a random one.
-            goal: ``[G]``, or ``[B, G]``; by default the ``desired_goal`` of the observation.
+            goal: ``[G]`` (or one number, if G is 1), or ``[B, G]``; by default the ``desired_goal`` of the observation.
 
         Raises:
-            ValueError: if there is no goal, or it has another size.
+            ValueError: as :meth:`Policy.predict`, and if there is no goal, it has another size, or there are not as
+                many as observations.
         """
         given = observation
         if isinstance(given, Mapping):
             space = self.observation_space
-            if isinstance(space, spaces.Dict):
-                observation = {name: given[name] for name in space.spaces}
-            else:
-                observation = given["observation"]
+            names = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
+            if absent := [name for name in names if name not in given]:
+                raise ValueError(f"the observation has no {', '.join(map(repr, absent))}")
+            observation = {name: given[name] for name in names} if isinstance(space, spaces.Dict) else given[names[0]]
         flat = flatten_observations(self.observation_space, observation)
         if goal is None:
             if not (isinstance(given, Mapping) and "desired_goal" in given):
                 raise ValueError("there is no goal: give goal=..., or an observation with a desired_goal")
-            goal = np.reshape(given["desired_goal"], (*flat.shape[:-1], -1))
+            goal = np.asarray(given["desired_goal"])
+            goal = goal.reshape(goal.shape[: flat.ndim - 1] + (math.prod(goal.shape[flat.ndim - 1 :]),))
         if self.has_goal:
             flat = flat[..., self.columns.cpu().numpy()]
-        goal = np.asarray(goal, flat.dtype)
+        goal = np.atleast_1d(np.asarray(goal, flat.dtype))
         if goal.shape[-1] != self.goal_size:
             raise ValueError(f"a goal has {self.goal_size} numbers, got {goal.shape[-1]}")
+        if goal.ndim > 1 and goal.shape[:-1] != flat.shape[:-1]:
+            raise ValueError(f"goals of shape {goal.shape} do not go with observations of batch {flat.shape[:-1]}")
         goal = np.broadcast_to(goal, flat.shape[:-1] + goal.shape[-1:])
         return self._act(np.concatenate([flat, goal], -1), state, episode_start, deterministic)
 
@@ -586,7 +611,7 @@ class RecurrentPolicy(_WithoutLatents):
     def settings(self) -> dict[str, Any]:
         """What two policies share exactly when they can share weights, the spaces apart."""
         names = ("cell", "hidden", "layers", "see_previous_action")
-        return {name: getattr(self, name) for name in names} | {"head": type(self.head).__name__}
+        return {name: getattr(self, name) for name in names} | {"head": self.head.signature()}
 
 
 def check_traces(policy: Policy, data: Any) -> None:
@@ -595,7 +620,7 @@ def check_traces(policy: Policy, data: Any) -> None:
     Raises:
         ValueError: if they are.
     """
-    if hasattr(data, "goals"):
+    if not hasattr(data, "lengths"):
         raise ValueError(
             f"the {type(policy).__name__} remembers what came before, so it learns from whole traces "
             f"(Demonstrations), not from {type(data).__name__}"
@@ -704,6 +729,20 @@ class LatentMemoryPolicy(Policy):
         emission = torch.where(batch.acted[:, :-1, None], emission, 0.0)
         return transitions[:, 0, -1], transitions[:, 1:, :-1], emission
 
+    def exact_loss(self, batch: Any) -> Tensor:
+        """Return ``-log p(a | o)``, nats, for discrete memory: what a bound bounds, summed over memories exactly.
+
+        ``fit((policy.exact_loss, torch.optim.Adam(policy.parameters())), data, ...)`` is cloning without a guide.
+
+        Raises:
+            TypeError: for memory that is not discrete.
+        """
+        initial, transition, emission = self.tables(batch)
+        # Pyro's chain takes a step before what it emits first: from anywhere, to where this one begins.
+        first = initial[:, None, None].expand(-1, 1, self.memory.size, -1)
+        chain = dist.DiscreteHMM(torch.zeros_like(initial), torch.cat([first, transition], 1), dist.Unit(emission))
+        return -chain.log_prob(emission.new_empty(emission.shape[:2] + (0,))).sum()
+
     def check(self, data: Any) -> None:
         """Refuse data of another problem, before any training.
 
@@ -729,5 +768,4 @@ class LatentMemoryPolicy(Policy):
 
     def settings(self) -> dict[str, Any]:
         """What two policies share exactly when they can share weights, the spaces apart."""
-        memory = f"{type(self.memory).__name__}({self.memory.size})"
-        return {"memory": memory, "hidden": self.hidden, "head": type(self.head).__name__}
+        return {"memory": self.memory.signature(), "hidden": self.hidden, "head": self.head.signature()}

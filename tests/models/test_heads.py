@@ -251,3 +251,12 @@ def test_actions_as_inputs() -> None:
     assert torch.equal(action_features(PLANE, box, torch.float64), box)
     for space, size in ((spaces.Discrete(2), 2), (spaces.MultiDiscrete([2, 3]), 5), (PLANE, 2)):
         assert action_features_size(space) == size
+
+
+def test_signatures_tell_heads_apart() -> None:
+    heads = [made(name, PLANE) for name in BOX_HEADS]
+    heads += [MixtureHead(FEATURES, 2, components=2), GaussianHead(FEATURES, 2, min_scale=0.1)]
+    heads += [made("squashed", LINE), made("auto", CHOICES), made("auto", spaces.Discrete(2))]
+    signatures = [head.signature() for head in heads]
+    assert len(set(signatures)) == len(heads) and not any("\n" in signature for signature in signatures)
+    assert made("squashed", PLANE).signature() in signatures

@@ -115,3 +115,9 @@ def test_gradients_reach_every_parameter(kind: str) -> None:
 def test_bad_arguments_are_refused(make: Callable[[], Memory], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_signatures_tell_memories_apart() -> None:
+    memories = [kind(2, size, hidden) for kind in KINDS.values() for size in (2, 3) for hidden in ((4,), (4, 4), ())]
+    assert len({memory.signature() for memory in memories}) == len(memories)
+    assert DiscreteMemory(2, 3, [4]).signature() == DiscreteMemory(2, 3, (4,)).like(5).signature()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -24,6 +25,7 @@ from pyrocontrol.models import (
     GaussianHead,
     GoalConditionedPolicy,
     LatentMemoryPolicy,
+    MixtureHead,
     Policy,
     ReactivePolicy,
     RecurrentPolicy,
@@ -211,6 +213,19 @@ def test_only_discrete_memory_has_tables() -> None:
     policy = LatentMemoryPolicy(VECTOR, ACTIONS["discrete"], memory="gaussian")
     with pytest.raises(TypeError, match="only discrete memory has tables, not GaussianMemory"):
         policy.tables(demonstrations())
+    with pytest.raises(TypeError, match="only discrete memory has tables, not GaussianMemory"):
+        policy.exact_loss(demonstrations())
+
+
+def test_the_exact_loss_is_that_of_the_forward_algorithm() -> None:
+    for actions in ACTIONS.values():
+        data = demonstrations(action_space=actions, lengths=(4, 1, 3)).to(dtype=torch.float64)
+        policy = LatentMemoryPolicy(VECTOR, actions, size=3).double()
+        loss, expected = policy.exact_loss(data), -forward_log_likelihood(*policy.tables(data)).sum()
+        torch.testing.assert_close(loss, expected)
+        weights = list(policy.parameters())
+        torch.testing.assert_close(torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights))
+        torch.testing.assert_close(loss, torch.stack([policy.exact_loss(data[[row]]) for row in range(3)]).sum())
 
 
 # What they do
@@ -272,6 +287,52 @@ def test_a_state_remembers_and_may_be_kept_as_arrays(kind: str) -> None:
     np.testing.assert_array_equal(action, same)
     assert not np.allclose(action, fresh)
     np.testing.assert_allclose(begun, np.stack([fresh[0], action[1]]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_a_state_of_another_policy_or_batch_is_refused(kind: str) -> None:
+    policy = KINDS[kind](VECTOR, ACTIONS["box"])
+    others: list[Policy] = [
+        RecurrentPolicy(VECTOR, ACTIONS["box"], hidden=5),
+        LatentMemoryPolicy(VECTOR, ACTIONS["box"], memory="gaussian", size=9),
+    ]
+    three, one = np.zeros((3, 3), np.float32), np.zeros(3, np.float32)
+    states = [other.begin(3) for other in others] + [policy.predict(x)[1] for x in (one, three[:2])]
+    for state in [*states, "state", 0.0, ()]:
+        with pytest.raises(ValueError, match="the state is of another policy, or not of 3 rows"):
+            policy.predict(three, state)
+    leaves = torch.utils._pytree.tree_map(lambda leaf: leaf.double().numpy(), policy.predict(three)[1])
+    plain = tuple(tuple(part) if isinstance(part, tuple) else part for part in leaves)
+    for start in (None, False, np.array([True, False, True])):
+        assert type(policy.predict(three, plain, start)[1]) is type(policy.predict(three)[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_episode_start_is_one_or_one_a_row(kind: str) -> None:
+    policy = KINDS[kind](VECTOR, ACTIONS["box"])
+    three = np.zeros((3, 3), np.float32)
+    _, state = policy.predict(three, None, [True, True, True])
+    for given in (None, state):
+        for start in (np.ones(1, bool), np.ones((3, 1), bool), torch.ones(4, dtype=torch.bool)):
+            with pytest.raises(ValueError, match=r"episode_start must be one bool or \[3\], got shape \["):
+                policy.predict(three, given, start)
+    policy.predict(three[0], None, np.ones(1, bool))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_observations_that_are_not_there_are_refused(kind: str) -> None:
+    policy = KINDS[kind](VECTOR, ACTIONS["box"])
+    for bad in (np.nan, np.inf, -np.inf):
+        many = np.zeros((4, 3), np.float32)
+        many[2, 1] = many[3, 0] = bad
+        with pytest.raises(ValueError, match="row 2 is not finite"):
+            policy.predict(many)
+        with pytest.raises(ValueError, match="row 0 is not finite"):
+            policy.predict(many[2])
+    with pytest.raises(ValueError, match="the batch is empty"):
+        policy.predict(np.zeros((0, 3), np.float32))
+    with pytest.raises(ValueError, match=r"must be a dict of \['place', 'room'\], got \['place'\]"):
+        KINDS[kind](NAMED, ACTIONS["box"]).predict({"place": np.zeros(2, np.float32)})
 
 
 def test_predict_draws_from_the_distribution_or_takes_its_mode() -> None:
@@ -359,6 +420,28 @@ def test_a_goal_conditioned_policy_predicts_from_goal_observations(whole: bool) 
         policy.predict(GOALS.sample(), goal=[1, 2, 3])
 
 
+def test_goals_of_predict_have_the_size_and_number_of_the_observations() -> None:
+    single = GoalConditionedPolicy(VECTOR, ACTIONS["box"], 1, head="deterministic")
+    many = np.ones((4, 3), np.float32)
+    for observation in (many[0], many):
+        np.testing.assert_array_equal(single.predict(observation, goal=2)[0], single.predict(observation, goal=[2])[0])
+    policy = GoalConditionedPolicy(VECTOR, ACTIONS["box"], 2)
+    with pytest.raises(ValueError, match="a goal has 2 numbers, got 1"):
+        policy.predict(many, goal=2)
+    for observation, count in ((many, 3), (many, 1), (many[0], 4)):
+        with pytest.raises(ValueError, match="do not go with observations of batch"):
+            policy.predict(observation, goal=np.zeros((count, 2)))
+    with pytest.raises(ValueError, match="do not go with observations of batch"):
+        policy.predict({"observation": many, "desired_goal": np.zeros((2, 2))})
+    with pytest.raises(ValueError, match="row 0 is not finite"):
+        policy.predict(many, goal=[np.nan, 0])
+    with pytest.raises(ValueError, match="the observation has no 'observation'"):
+        policy.predict({"desired_goal": np.zeros(2)})
+    whole = GoalConditionedPolicy(GOALS, ACTIONS["box"], 2)
+    with pytest.raises(ValueError, match="the observation has no 'achieved_goal', 'observation'"):
+        whole.predict({"desired_goal": np.zeros(2)})
+
+
 # Scaled inputs
 
 
@@ -435,6 +518,8 @@ def test_data_of_another_problem_is_refused_before_training(kind: str) -> None:
     if kind in STATEFUL:
         with pytest.raises(ValueError, match=f"the {name} remembers .* not from Transitions"):
             policy.check(demonstrations().transitions())
+        traces: Any = SimpleNamespace(**vars(demonstrations()), goals=None)  # goals are no sign of single transitions
+        policy.check(traces)
 
 
 def test_goals_that_are_not_there_are_refused() -> None:
@@ -444,6 +529,11 @@ def test_goals_that_are_not_there_are_refused() -> None:
         GoalConditionedPolicy(VECTOR, data.action_space, 4).check(data)
     with pytest.raises(ValueError, match="learns from transitions with goals"):
         GoalConditionedPolicy(VECTOR, ACTIONS["discrete"], 2).check(demonstrations())
+    for data in (demonstrations(), demonstrations().transitions()):
+        policy: Any = GoalConditionedPolicy(VECTOR, ACTIONS["discrete"], 2)
+        for score in (policy.loss, policy.model):
+            with pytest.raises(ValueError, match="learns from transitions with goals; the data has none"):
+                score(data)
     with pytest.raises(ValueError, match="goal_size must be positive"):
         GoalConditionedPolicy(VECTOR, ACTIONS["discrete"], 0)
 
@@ -506,6 +596,12 @@ def test_signatures_tell_policies_apart() -> None:
     made += [
         ReactivePolicy(VECTOR, ACTIONS["box"], head="mixture"),
         ReactivePolicy(VECTOR, ACTIONS["box"], hidden=(3,)),
+        ReactivePolicy(VECTOR, ACTIONS["box"], head="gaussian"),
+        ReactivePolicy(VECTOR, ACTIONS["box"], head="squashed"),
+        ReactivePolicy(VECTOR, spaces.Box(-9, 9, (2, 1)), head="squashed"),
+        ReactivePolicy(VECTOR, ACTIONS["box"], head=MixtureHead(64, 2, components=3)),
+        LatentMemoryPolicy(VECTOR, ACTIONS["box"], memory=DiscreteMemory(3, 8, (7,))),
+        LatentMemoryPolicy(VECTOR, ACTIONS["box"], memory=DiscreteMemory(3, 8, (64,))),
     ]
     signatures = [policy.signature() for policy in made]
     assert len(set(signatures)) == len(made) and not any("\n" in signature for signature in signatures)

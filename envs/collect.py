@@ -181,7 +181,7 @@ class Collector:
         progress: whether runs show their progress.
 
     Raises:
-        TypeError: if a space cannot be stored.
+        TypeError: if there is no environment or no integer, or a space cannot be stored.
         ValueError: if the seed is negative or beyond 2^32 - 1.
     """
 
@@ -189,6 +189,11 @@ class Collector:
         given: Any = env
         if isinstance(given, gymnasium.vector.VectorEnv):
             raise TypeError("collecting takes one environment, not a vector of them")
+        if not all(hasattr(given, name) for name in ("reset", "step", "action_space", "observation_space")):
+            kind = f"the text {given!r}" if isinstance(given, str) else type(given).__name__
+            raise TypeError(f"env must be a Gymnasium environment, such as gymnasium.make returns, got {kind}")
+        if not hasattr(seed, "__index__"):
+            raise TypeError(f"seed must be an integer, got {seed!r}")
         check_action_space(env.action_space)
         observation_size(env.observation_space)
         if not 0 <= seed < 2**32:
@@ -266,8 +271,7 @@ class Collector:
         if episodes is None and max_labels is None:
             raise ValueError("say how many episodes or how many labels to collect")
         for name, number in (("episodes", episodes), ("max_steps", max_steps), ("max_labels", max_labels)):
-            if number is not None and operator.index(number) < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+            check_count(name, number)
         actor, start = as_actor(policy), len(self._traces)
         left = math.inf if max_labels is None else max_labels
         outside = _random_state()
@@ -349,6 +353,21 @@ class Collector:
     def _place(self) -> str:
         """Where the collection is, for an error."""
         return f"episode {self._at[0]}, step {self._at[1]}"
+
+
+def check_count(name: str, number: Any) -> None:
+    """Refuse what is neither None nor a positive integer.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is not positive.
+    """
+    if number is None:
+        return
+    if not hasattr(number, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {number!r}")
+    if operator.index(number) < 1:
+        raise ValueError(f"{name} must be at least 1, not {number}")
 
 
 class _Function:

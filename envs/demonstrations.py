@@ -344,14 +344,17 @@ class Demonstrations:
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is truncated, damaged or something else than a file of demonstrations, or if its
-                contents are bad (see the class).
+                contents are bad (see the class), naming the file.
         """
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"no demonstrations at {path}")
         try:
             # Opened here, because numpy leaves the file open when it turns out to be no archive.
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            with open(path, "rb") as file:
+                archive = np.load(file, allow_pickle=False)
+                if isinstance(archive, np.ndarray):
+                    raise ValueError("it is a single array, not an .npz file")
                 if str(archive["format"]) != FORMAT:
                     raise ValueError(f"its format is {archive['format']}, not {FORMAT}")
                 action_space, observation_space = (
@@ -360,7 +363,12 @@ class Demonstrations:
                 flat = FlatTraces.of_arrays(archive)
         except Exception as error:  # on damaged files numpy raises a dozen kinds, from BadZipFile to TypeError
             raise ValueError(f"{path} is no complete file of demonstrations: {error}") from error
-        return cls.from_flat(flat, action_space, observation_space)
+        try:
+            return cls.from_flat(flat, action_space, observation_space)
+        except TraceError as error:
+            raise ValueError(f"{path}: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is no complete file of demonstrations: {error}") from error
 
     # ------------------------------------------------------------------ reading
 

@@ -8,6 +8,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from .collect import as_actor
+
 __all__ = ["evaluate_policy"]
 
 
@@ -18,7 +20,8 @@ def evaluate_policy(
 
     Args:
         env: where to act; its first episode is reset with ``seed``, the others go on from there.
-        policy: has ``predict(observation, state, episode_start, deterministic) -> (action, state)``.
+        policy: has ``predict(observation, state, episode_start, deterministic) -> (action, state)``, or is a function
+            from an observation to an action, as in `collect`.
         episodes: how many.
         seed: of the environment.
         deterministic: take the likeliest actions instead of sampling them.
@@ -28,10 +31,12 @@ def evaluate_policy(
         ``info`` says ``is_success``, ``imitation_loss`` (its sum) where every ``info`` has one.
 
     Raises:
+        TypeError: if the policy cannot act.
         ValueError: if there are no episodes to run.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, not {episodes}")
+    actor = as_actor(policy)
     found: dict[str, list[float]] = defaultdict(list)
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed if episode == 0 else None)
@@ -39,7 +44,7 @@ def evaluate_policy(
         total, length, losses = 0.0, 0, []
         info: dict[str, Any] = {}
         while not ended:
-            action, state = policy.predict(observation, state, np.array(start), deterministic)
+            action, state = actor.predict(observation, state, np.array(start), deterministic)
             observation, reward, terminated, truncated, info = env.step(action)
             start, ended = False, terminated or truncated
             total, length = total + float(reward), length + 1

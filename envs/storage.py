@@ -71,7 +71,7 @@ class _Files:
                 self.action_space = as_action_space(space_from_json(named["action_space"]))
                 self.observation_space = space_from_json(named["observation_space"])
                 table = _table(reader)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OSError) as error:
                 raise ValueError(f"{path} is no complete file of demonstrations: {error}") from error
             self.readers.append(reader)
             texts.append(named)
@@ -274,6 +274,9 @@ def _as_tensor(actions: np.ndarray) -> Tensor:
 class StoredDemonstrations:
     """Demonstrations in files, read when they are asked for; `fit` trains on them as on `Demonstrations`.
 
+    They are for `fit` and for :meth:`transitions`; what needs all traces at once, such as hindsight or DAgger, takes a
+    batch of them.
+
     A batch is a `Demonstrations` and comes from positioned reads (``preadv``, which Linux and macOS have): only a few
     numbers a trace are kept in memory, whatever the size of the files, and no file is open in between. Any number of
     threads may read at once, and what is pickled, for a worker process, opens the files again by itself.
@@ -413,13 +416,17 @@ class StoredDemonstrations:
         changes = {name: value for name, value in self.__dict__.items() if name != "_files"}
         return _reopened, (paths, changes, self.fingerprint())
 
-    def __repr__(self) -> str:
+    def summary(self) -> str:
+        """One line: how many traces in how many files, how long, of which spaces."""
         files, counts = len(self._files.readers), self._files.counts[self._traces]
         return (
-            f"StoredDemonstrations({len(self)} traces in {files} file{'s' * (files > 1)}, {int(counts.sum())} actions "
+            f"{len(self)} traces in {files} file{'s' * (files > 1)}, {int(counts.sum())} actions "
             f"({int(counts.min())} to {int(counts.max())} each), {self._files.kinds['observations'][0][0]} observation "
-            f"numbers, actions {self.action_space})"
+            f"numbers, actions {self.action_space}"
         )
+
+    def __repr__(self) -> str:
+        return f"StoredDemonstrations({self.summary()})"
 
 
 class StoredTransitions:

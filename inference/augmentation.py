@@ -119,7 +119,8 @@ def shifted(
         amount: greatest absolute u.
 
     Raises:
-        ValueError: if the amount is negative or not finite.
+        ValueError: if the amount is negative or not finite, or numbers given are not finite or no vector; by the first
+            batch, if they are not as many as its observations or actions have.
     """
     if not 0 <= amount < float("inf"):
         raise ValueError(f"amount must be finite and not negative, got {amount}")
@@ -127,6 +128,9 @@ def shifted(
         given if callable(given) else torch.as_tensor(given, dtype=torch.float64)
         for given in (observation_shift, action_correction)
     ]
+    for name, change in zip(("observation_shift", "action_correction"), changes, strict=True):
+        if isinstance(change, Tensor) and (change.dim() > 1 or not bool(torch.isfinite(change).all())):
+            raise ValueError(f"{name} must be finite numbers, one for each of the batch's, got {change.tolist()}")
     return _Shifted(changes[0], changes[1], float(amount))
 
 
@@ -151,6 +155,7 @@ class _Jitter:
 
     def __call__(self, batch: Any) -> Any:
         seen = batch.observations
+        _check_width("std", self.std, seen, "observations")
         moved = seen + torch.randn_like(seen) * self.std.to(seen)
         return _changed(batch, observations=_where(getattr(batch, "mask", None), moved, seen))
 
@@ -163,10 +168,12 @@ class _Shifted:
 
     def __call__(self, batch: Any) -> Any:
         seen, actions = batch.observations, batch.actions
+        _check_width("observation_shift", self.observation_shift, seen, "observations")
         u = (2 * torch.rand(len(seen), dtype=seen.dtype, device=seen.device) - 1) * self.amount
         moved = _moved(self.observation_shift, seen, u)
         if isinstance(self.action_correction, Tensor) and not actions.is_floating_point():
             raise TypeError(f"numbers correct the actions of a Box, these are {batch.action_space}: give a function")
+        _check_width("action_correction", self.action_correction, actions, "actions")
         corrected = _moved(self.action_correction, actions, u)
         if isinstance(batch.action_space, spaces.Box):
             low, high = (
@@ -189,6 +196,11 @@ class _Composed:
         for transform in self.transforms:
             batch = transform(batch)
         return batch
+
+
+def _check_width(name: str, change: Tensor | Change, value: Tensor, what: str) -> None:
+    if isinstance(change, Tensor) and change.dim() and len(change) != value.shape[-1]:
+        raise ValueError(f"{name} has {len(change)} numbers, the {what} have {value.shape[-1]}")
 
 
 def _moved(change: Tensor | Change, value: Tensor, u: Tensor) -> Tensor:

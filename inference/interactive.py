@@ -16,8 +16,9 @@ import numpy as np
 import pyro
 from gymnasium import spaces
 
-from ..envs.collect import CollectionError, CollectionInterrupted, Collector, as_actor, predict_along
+from ..envs.collect import CollectionError, CollectionInterrupted, Collector, as_actor, check_count, predict_along
 from ..envs.demonstrations import Demonstrations
+from ..envs.storage import StoredDemonstrations
 from . import checkpoint
 from .noise import ConfusionNoise, GaussianNoise, Noise
 
@@ -168,6 +169,9 @@ def dagger(
             is in the error.
         CollectionInterrupted: the same after Ctrl-C.
     """
+    _check_given(learn, initial, rounds=rounds, episodes=episodes, max_labels=max_labels, max_steps=max_steps)
+    if not (schedule is None or callable(schedule)):
+        raise TypeError(f"schedule must be a function of a round's number, such as constant(0.5), got {schedule!r}")
     schedule = geometric(0.5) if schedule is None else schedule
     betas = [float(schedule(index)) for index in range(rounds)]
     for beta in betas:
@@ -216,8 +220,9 @@ def dart(
 
         psi = argmax sum_t log q_psi(pihat(o_t) | a*_t);
 
-    see `GaussianNoise` and `ConfusionNoise`. Executed actions of a Box are clipped to its bounds. M. Laskey et al.,
-    "DART: Noise Injection for Robust Imitation Learning" (2017), Algorithm 1.
+    see `GaussianNoise` and `ConfusionNoise`; for numbered actions the default adds `prior=0.1` pseudo-counts a row, and
+    `ConfusionNoise(..., prior=0)` is maximum likelihood. Executed actions of a Box are clipped to its bounds.
+    M. Laskey et al., "DART: Noise Injection for Robust Imitation Learning" (2017), Algorithm 1.
 
     Args:
         env: where to act.
@@ -252,6 +257,10 @@ def dart(
             is in the error.
         CollectionInterrupted: the same after Ctrl-C.
     """
+    _check_given(learn, initial, rounds=rounds, episodes=episodes, max_labels=max_labels, max_steps=max_steps)
+    if not isinstance(noise, str) and not all(callable(getattr(noise, name, None)) for name in ("fit", "sample")):
+        raise TypeError(f"noise must be 'auto' or have the methods fit and sample, got {noise!r}")
+    collector = Collector(env, seed=seed, progress=progress)
     current: Noise
     if isinstance(noise, str):
         if noise != "auto":
@@ -266,7 +275,7 @@ def dart(
     if fit_to not in ("all", "new"):
         raise ValueError(f"fit_to must be 'all' or 'new', not {fit_to!r}")
     interaction = _Interaction(
-        Collector(env, seed=seed, progress=progress),
+        collector,
         as_actor(teacher),
         learn,
         total=rounds,
@@ -287,6 +296,23 @@ def dart(
 # ---------------------------------------------------------------------- what they share
 
 
+def _check_given(learn: Any, initial: Any, **counts: int | None) -> None:
+    """Refuse what could not end well, before any work is done.
+
+    Raises:
+        TypeError: if something is of the wrong kind.
+        ValueError: if a number is out of range.
+    """
+    if not callable(learn):
+        raise TypeError(f"learn must be a function from demonstrations to a policy, got {learn!r}")
+    if counts["rounds"] is None:
+        raise TypeError("rounds must be an integer, got None")
+    for name, count in counts.items():
+        check_count(name, count)
+    if isinstance(initial, StoredDemonstrations):
+        raise TypeError("initial must be Demonstrations in memory, got StoredDemonstrations: take initial[:]")
+
+
 @dataclass
 class _Interaction:
     """Rounds of collecting the teacher's labels, adding them to what there is, and learning."""
@@ -305,8 +331,6 @@ class _Interaction:
     rounds: list[Round] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.total < 1:
-            raise ValueError(f"rounds must be at least 1, not {self.total}")
         if self.max_labels is not None and self.max_labels < self.total:
             raise ValueError(f"max_labels must be at least 1 for each of {self.total} rounds, not {self.max_labels}")
         if self.max_labels is None and self.episodes is None:

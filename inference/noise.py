@@ -104,7 +104,7 @@ class ConfusionNoise:
         matrix: `[K, K]`, q(ã | a) in row a and column ã; the identity for no noise. For MultiDiscrete actions a
             sequence of A of them, one for each component, which are then confused independently.
         prior: pseudo-counts in each row, spread evenly over its columns, so that an error which was not seen yet stays
-            possible: the mean under a Dirichlet prior. 0 is maximum likelihood.
+            possible: the mean under a Dirichlet prior. The default adds 0.1 of them a row; 0 is maximum likelihood.
         alpha: the rate of errors, E 1[pi(o) != a*] a step and component, that the learner is expected to have in the
             end; fitted noise is scaled to it. None leaves it as fitted.
 

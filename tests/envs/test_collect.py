@@ -383,3 +383,18 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
     collect(Counter(), nothing, 7)
     told = capsys.readouterr().err
     assert "7/7" in told and "mean return 5" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"env": "CartPole-v1"}, "env must be a Gymnasium environment, .* got the text 'CartPole-v1'"),
+        ({"env": 3}, "env must be a Gymnasium environment, .* got int"),
+        ({"episodes": 1.5}, "episodes must be an integer, got 1.5"),
+    ],
+)
+def test_other_kinds_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        collect(**{"env": Counter(), "policy": nothing, "episodes": 1, "progress": False} | given)

@@ -432,3 +432,20 @@ def test_a_killed_save_leaves_a_whole_file(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert same(Demonstrations.load(path), demonstrations(30, 1))
+
+
+def test_errors_of_loading_name_the_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"x\.npy is no complete file of demonstrations: it is a single array"):
+        Demonstrations.load(tmp_path / "x.npy")
+    path = tmp_path / "demos.npz"
+    Demonstrations.from_episodes([episode(3), episode(2)], 2).save(path)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    arrays["observations"][5] = np.nan
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=r"demos\.npz: trace 1, step 1: the observation is NaN"):
+        Demonstrations.load(path)
+    np.savez(path, **arrays | {"truncated": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"demos\.npz is no complete file of demonstrations: "):
+        Demonstrations.load(path)

@@ -62,3 +62,9 @@ def test_only_what_the_task_reports() -> None:
 def test_at_least_one_episode() -> None:
     with pytest.raises(ValueError, match="episodes must be at least 1"):
         evaluate_policy(Countdown(), Waits(0), 0)
+
+
+def test_a_function_acts_and_what_cannot_act_is_refused() -> None:
+    assert evaluate_policy(Countdown(), lambda seen: int(seen[0] <= 2), 3)["length"] == [1, 1, 2]
+    with pytest.raises(TypeError, match="a policy has a method predict or is a function of an observation, got int"):
+        evaluate_policy(Countdown(), 3, 1)

@@ -370,7 +370,7 @@ def bad(what: str, path: Path) -> Path:
 )
 def test_bad_numbers_are_refused_as_in_memory(what: str, message: str, tmp_path: Path) -> None:
     path = bad(what, tmp_path / "bad.npz")
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with pytest.raises(ValueError, match=rf"bad\.npz: {message}$"):
         Demonstrations.load(path)
     with pytest.raises(ValueError, match=rf"bad\.npz: {message}$"):
         StoredDemonstrations(path)
@@ -533,3 +533,16 @@ def test_a_file_that_changes_in_use_is_not_read(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError, match="0.npz"):
         stored.transitions()[0]
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no complete file of demonstrations: .*directory"):
+        StoredDemonstrations(tmp_path)
+
+
+def test_summary_is_one_line(tmp_path: Path) -> None:
+    one, other = recorded("box"), recorded("box", seed=1)
+    stored = StoredDemonstrations(saved(tmp_path, one, other))
+    actions = int(one.acted.sum() + other.acted.sum())
+    assert stored.summary().startswith(f"24 traces in 2 files, {actions} actions (1 to 6 each), 3 observation numbers")
+    assert repr(stored) == f"StoredDemonstrations({stored.summary()})"

@@ -225,3 +225,25 @@ def test_fit_says_what_the_data_lacks(tmp_path: Path) -> None:
     double = Augmented(traces(counts=(3,) * 7), jitter(0.1)).to(dtype=torch.float64)
     with pytest.raises(ValueError, match="the observations are torch.float64"):
         train(double, 1, tmp_path)
+
+
+@pytest.mark.parametrize("bad", [[float("nan")] * 3, [float("inf"), 0, 0], [[0.1, 0.1, 0.1]]])
+def test_shifts_by_impossible_numbers_are_refused(bad: Any) -> None:
+    with pytest.raises(ValueError, match="observation_shift must be finite numbers"):
+        shifted(bad, [0.1, 0.1])
+    with pytest.raises(ValueError, match="action_correction must be finite numbers"):
+        shifted([0.1, 0.1, 0.1], bad)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (shifted([0.1], [0.1, 0.1]), "observation_shift has 1 numbers, the observations have 3"),
+        (shifted([0.1, 0.1, 0.1], [0.1, 0.1, 0.1]), "action_correction has 3 numbers, the actions have 2"),
+        (jitter([0.1, 0.1]), "std has 2 numbers, the observations have 3"),
+    ],
+)
+def test_numbers_of_another_width_are_refused(transform: Any, message: str) -> None:
+    for data in (traces(), traces().transitions()):
+        with pytest.raises(ValueError, match=message):
+            Augmented(data, transform)[torch.arange(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from scipy.stats import chisquare
 
 from pyrocontrol.envs import Demonstrations, Episode, Transitions
+from pyrocontrol.envs.storage import StoredDemonstrations
 from pyrocontrol.inference import hindsight
 
 
@@ -149,3 +151,12 @@ def test_goals_take_part_in_all_that_transitions_do() -> None:
     assert found.fingerprint() != plain.fingerprint()
     with pytest.raises(ValueError, match=r"goals must have shape \[4, G\]"):
         plain.with_goals(goals[:3])
+
+
+def test_stored_demonstrations_are_read_first(tmp_path: Path) -> None:
+    data = traces([3, 1])
+    data.save(tmp_path / "a.npz", compressed=False)
+    stored: Any = StoredDemonstrations(tmp_path / "a.npz")
+    with pytest.raises(TypeError, match=r"got StoredDemonstrations; of StoredDemonstrations take a batch"):
+        hindsight(stored, slice(0, 1))
+    assert points(hindsight(stored[:], slice(0, 1))) == points(hindsight(data, slice(0, 1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from gymnasium import spaces
 
 from pyrocontrol.envs import CollectionError, CollectionInterrupted, Demonstrations, TMazeTeacher, collect
 from pyrocontrol.envs.collect import predict_along
+from pyrocontrol.envs.storage import StoredDemonstrations
 from pyrocontrol.inference import ConfusionNoise, GaussianNoise, constant, dagger, dart, geometric, linear
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {
@@ -522,7 +524,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_asked() -> None:
         dart(env, teacher, learn, rounds=1, episodes=1, fit_to="old")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="initial must be demonstrations"):
         dart(env, teacher, learn, rounds=1, episodes=1, initial=teacher)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="there is no noise for actions of"):
+    with pytest.raises(TypeError, match="action spaces are Discrete"):
         dart(Walk(spaces.MultiBinary(2)), teacher, learn, rounds=1, episodes=1)
     assert teacher.asked == 0
 
@@ -563,3 +565,44 @@ def test_dagger_learns_what_cloning_cannot_see() -> None:
         return float(found.observations.abs().max())
 
     assert off(plain.policy) > 0.9 and off(asked.policy) < 0.1
+
+
+@pytest.mark.parametrize("loop", [dagger, dart])
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"episodes": 0}, ValueError, "episodes must be at least 1"),
+        ({"episodes": 1.5}, TypeError, "episodes must be an integer"),
+        ({"max_steps": 0}, ValueError, "max_steps must be at least 1"),
+        ({"rounds": 0}, ValueError, "rounds must be at least 1"),
+        ({"rounds": None}, TypeError, "rounds must be an integer"),
+        ({"learn": None}, TypeError, "learn must be a function from demonstrations"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer"),
+        ({"env": "CartPole-v1"}, TypeError, "env must be a Gymnasium environment"),
+    ],
+)
+def test_everything_is_checked_before_the_first_learning(
+    loop: Any, given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    env, seen = Walk(ACTION_SPACES["discrete"]), []
+    initial = collect(env, lambda _: 3, 1, progress=False)
+    arguments = {"env": env, "teacher": lambda _: 3, "learn": seen.append, "rounds": 1, "episodes": 1}
+    with pytest.raises(error, match=message):
+        loop(**arguments | {"initial": initial} | given)
+    assert not seen
+
+
+def test_schedules_noise_and_stored_demonstrations_are_checked(tmp_path: Path) -> None:
+    env, asked = Walk(ACTION_SPACES["discrete"]), Constant(np.int64(3))
+    path = tmp_path / "a.npz"
+    collect(env, lambda _: 3, 1, progress=False).save(path, compressed=False)
+    initial: Any = StoredDemonstrations(path)
+    wrong: Any = 0.5
+    with pytest.raises(TypeError, match="schedule must be a function of a round's number"):
+        dagger(env, asked, lambda _: asked, rounds=1, episodes=1, schedule=wrong)
+    with pytest.raises(TypeError, match="noise must be 'auto' or have the methods fit and sample, got 0.5"):
+        dart(env, asked, lambda _: asked, rounds=1, episodes=1, noise=wrong)
+    for loop in (dagger, dart):
+        with pytest.raises(TypeError, match=r"initial must be Demonstrations in memory, got StoredDemonstrations"):
+            loop(env, asked, lambda _: asked, rounds=1, episodes=1, initial=initial)
+    assert not asked.asked

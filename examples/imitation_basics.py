@@ -30,7 +30,7 @@ import pyrocontrol as pc
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
 
-TEST_SEED, TEST_EPISODES = 10_000, 50
+TEST_SEED = 10_000
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Arguments:
     """batches per training (dagger and dart train once a round)"""
     batch_size: int = 64
     """examples in a batch: steps for a reactive policy, episodes for one with memory"""
+    test_episodes: int = 50
+    """episodes of which learner and teacher are judged"""
     seed: int = 0
     """of everything"""
     device: str = "cpu"
@@ -87,7 +89,7 @@ def main(arguments: Arguments) -> None:
     seconds = time.perf_counter() - start
     rows = []
     for method, actor in ((arguments.algo, policy), ("teacher", teacher)):
-        for metric, values in pc.envs.evaluate_policy(env, actor, TEST_EPISODES, seed=TEST_SEED).items():
+        for metric, values in pc.envs.evaluate_policy(env, actor, arguments.test_episodes, seed=TEST_SEED).items():
             value = sum(values) / len(values)
             setting = {"episodes": arguments.episodes, "updates": arguments.updates}
             rows.append(
@@ -101,7 +103,7 @@ def main(arguments: Arguments) -> None:
 
 def checked(arguments: Arguments) -> gymnasium.Env[Any, Any]:
     """Return the environment, or exit with one line that says what is wrong, before anything is collected."""
-    for name in ("episodes", "rounds", "updates", "batch_size"):
+    for name in ("episodes", "rounds", "updates", "batch_size", "test_episodes"):
         if getattr(arguments, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least 1")
     if arguments.algo in ("dagger", "dart") and arguments.episodes < arguments.rounds:

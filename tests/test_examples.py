@@ -1,5 +1,6 @@
 """Every script in examples/ runs at its smallest size and writes a result of the common form."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+MUJOCO = importlib.util.find_spec("mujoco") is not None
 ROOT = Path(__file__).resolve().parent.parent
 
 # For every example, the ways of running it that are tried.
@@ -36,11 +38,15 @@ EXAMPLES: dict[str, list[list[str]]] = {
         ["--method", "rnn-full", "--demos", "2", "--updates", "2"],
     ],
     "imitation_basics.py": [
-        ["--algo", "bc", "--env", "CartPole-v1", "--episodes", "2", "--updates", "2"],
-        ["--algo", "rnn", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4", "--updates", "2"],
-        ["--algo", "latent", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4", "--updates", "2"],
-        ["--algo", "dagger", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4", "--rounds", "2", "--updates", "2"],
-        ["--algo", "dart", "--env", "CartPole-v1", "--episodes", "2", "--rounds", "2", "--updates", "2"],
+        [*arguments, "--updates", "2", "--test-episodes", "2"]
+        for arguments in (
+            ["--algo", "bc", "--env", "CartPole-v1", "--episodes", "2"],
+            ["--algo", "rnn", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4"],
+            ["--algo", "latent", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4"],
+            ["--algo", "dagger", "--env", "pyrocontrol/Lane-v0", "--episodes", "2", "--rounds", "2"],
+            ["--algo", "dart", "--env", "CartPole-v1", "--episodes", "2", "--rounds", "2"],
+            *([["--algo", "gcbc", "--env", "pyrocontrol/ReacherGoal-v0", "--episodes", "2"]] if MUJOCO else []),
+        )
     ],
 }
 

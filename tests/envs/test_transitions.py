@@ -31,7 +31,7 @@ def traces(action_space: Any, actions: Any) -> Demonstrations:
         (MultiDiscrete([3, 2]), lambda n: np.stack([np.arange(n), np.ones(n, int)], -1)),
         (BOX, lambda n: np.stack([np.arange(n) / 4, -np.ones(n)], -1)),
     ],
-    ids=str,
+    ids=["discrete", "multi-discrete", "box"],
 )
 def test_transitions_are_the_steps_with_actions(space: Any, actions: Any) -> None:
     found = traces(space, actions).transitions()

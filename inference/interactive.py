@@ -18,7 +18,6 @@ from gymnasium import spaces
 
 from ..envs.collect import CollectionError, CollectionInterrupted, Collector, as_actor, check_count, predict_along
 from ..envs.demonstrations import Demonstrations
-from ..envs.storage import StoredDemonstrations
 from . import checkpoint
 from .noise import ConfusionNoise, GaussianNoise, Noise
 
@@ -309,8 +308,8 @@ def _check_given(learn: Any, initial: Any, **counts: int | None) -> None:
         raise TypeError("rounds must be an integer, got None")
     for name, count in counts.items():
         check_count(name, count)
-    if isinstance(initial, StoredDemonstrations):
-        raise TypeError("initial must be Demonstrations in memory, got StoredDemonstrations: take initial[:]")
+    if hasattr(initial, "transitions") and not isinstance(initial, Demonstrations):  # data, but on disk
+        raise TypeError(f"initial must be Demonstrations in memory, got {type(initial).__name__}: take initial[:]")
 
 
 @dataclass

@@ -27,7 +27,7 @@ from ..models.space_json import space_from_json, space_to_json
 from ..models.spaces import as_action_space, observation_parts
 from .episodes import Episode, episodes_of, flatten_episodes
 from .flat_traces import FlatTraces, TraceError, concatenate, pad
-from .selection import Index, chosen_rows
+from .selection import Index, chosen_rows, split_rows
 from .space_checks import check_action_kind, number_of_actions, observation_space_of, outside_space
 from .transitions import Transitions
 
@@ -484,11 +484,8 @@ class Demonstrations:
         Raises:
             ValueError: if a part would be empty.
         """
-        count = round(fraction * len(self))
-        if not 0 < count < len(self):
-            raise ValueError(f"a part of the split would be empty: fraction {fraction} of {len(self)} traces")
-        order = np.random.default_rng(seed).permutation(len(self))
-        return self[np.sort(order[:count])], self[np.sort(order[count:])]
+        first, second = split_rows(len(self), fraction, seed)
+        return self[first], self[second]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Demonstrations:
         """The same demonstrations on another device, or with their real numbers in another precision.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Index", "chosen_rows"]
+__all__ = ["Index", "chosen_rows", "split_rows"]
 
 Index = int | slice | Sequence[int] | Tensor | np.ndarray
 
@@ -47,3 +47,16 @@ def chosen_rows(index: Index, count: int, name: str) -> Tensor:
     if least < -count or greatest >= count:
         raise IndexError(f"{name} {least if least < -count else greatest} of {count}")
     return torch.where(rows < 0, rows + count, rows) if least < 0 else rows
+
+
+def split_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint parts of `count` traces, in order; see `Demonstrations.split`.
+
+    Raises:
+        ValueError: if a part would be empty.
+    """
+    first = round(fraction * count)
+    if not 0 < first < count:
+        raise ValueError(f"a part of the split would be empty: fraction {fraction} of {count} traces")
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[:first]), np.sort(order[first:])

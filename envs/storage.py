@@ -23,7 +23,7 @@ from ..models.spaces import as_action_space
 from .demonstrations import FORMAT, Demonstrations
 from .flat_traces import FlatTraces, TraceError
 from .npz_reader import NpzReader
-from .selection import Index, chosen_rows
+from .selection import Index, chosen_rows, split_rows
 from .space_checks import number_of_actions, outside_space
 from .transitions import Transitions
 
@@ -382,12 +382,8 @@ class StoredDemonstrations:
         Raises:
             ValueError: if a part would be empty.
         """
-        count = round(fraction * len(self))
-        if not 0 < count < len(self):
-            raise ValueError(f"a part of the split would be empty: fraction {fraction} of {len(self)} traces")
-        order = np.random.default_rng(seed).permutation(len(self))
-        first, second = (self._traces[np.sort(part)] for part in (order[:count], order[count:]))
-        return self._replace(_traces=first), self._replace(_traces=second)
+        first, second = split_rows(len(self), fraction, seed)
+        return self._replace(_traces=self._traces[first]), self._replace(_traces=self._traces[second])
 
     def transitions(self) -> StoredTransitions:
         """The pairs of an observation and the action taken there, trace after trace, as a data set on disk."""

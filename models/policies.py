@@ -84,6 +84,8 @@ class Policy(nn.Module):
         TypeError: for spaces of other kinds.
     """
 
+    #: Whether it remembers what came before, and so learns from whole traces alone.
+    remembers: bool = False
     head: Head
     #: Inputs are multiplied by the first and added to the second, `[X]`.
     factor: Tensor
@@ -104,8 +106,14 @@ class Policy(nn.Module):
         """Refuse data of another problem, before any training.
 
         Raises:
-            ValueError: if observations have another size, or actions another space.
+            ValueError: if observations have another size, actions another space, or a policy that remembers is given
+                data without traces.
         """
+        if self.remembers and not hasattr(data, "lengths"):
+            raise ValueError(
+                f"the {type(self).__name__} remembers what came before, so it learns from whole traces "
+                f"(Demonstrations), not from {type(data).__name__}"
+            )
         found = observation_size(data.observation_space)
         if found != self.observation_size:
             raise ValueError(
@@ -532,6 +540,8 @@ class RecurrentPolicy(_WithoutLatents):
         ValueError: for an unknown head or cell, or sizes that are not positive.
     """
 
+    remembers = True
+
     def __init__(
         self,
         observation_space: Space,
@@ -579,15 +589,6 @@ class RecurrentPolicy(_WithoutLatents):
         """Return the distribution of every action of a batch, batch shape ``[B, T]``."""
         return self.distribution(batch.observations, batch.actions)
 
-    def check(self, data: Any) -> None:
-        """Refuse data of another problem, before any training.
-
-        Raises:
-            ValueError: if observations have another size, actions another space, or the data has no traces.
-        """
-        super().check(data)
-        check_traces(self, data)
-
     def begin(self, rows: int) -> RecurrentState:
         """Return the state before an episode's first step: zeros."""
         zeros = self.factor.new_zeros(rows, self.layers, self.hidden)
@@ -614,19 +615,6 @@ class RecurrentPolicy(_WithoutLatents):
         return {name: getattr(self, name) for name in names} | {"head": self.head.signature()}
 
 
-def check_traces(policy: Policy, data: Any) -> None:
-    """Refuse data that are single transitions.
-
-    Raises:
-        ValueError: if they are.
-    """
-    if not hasattr(data, "lengths"):
-        raise ValueError(
-            f"the {type(policy).__name__} remembers what came before, so it learns from whole traces "
-            f"(Demonstrations), not from {type(data).__name__}"
-        )
-
-
 class LatentMemoryPolicy(Policy):
     """pi(m_t, a_t | m_{t-1}, o_t): memory as a latent variable, learnt from `Demonstrations` with a guide.
 
@@ -647,6 +635,8 @@ class LatentMemoryPolicy(Policy):
         TypeError: for spaces of other kinds.
         ValueError: for an unknown head or memory, or sizes that are not positive.
     """
+
+    remembers = True
 
     def __init__(
         self,
@@ -742,15 +732,6 @@ class LatentMemoryPolicy(Policy):
         first = initial[:, None, None].expand(-1, 1, self.memory.size, -1)
         chain = dist.DiscreteHMM(torch.zeros_like(initial), torch.cat([first, transition], 1), dist.Unit(emission))
         return -chain.log_prob(emission.new_empty(emission.shape[:2] + (0,))).sum()
-
-    def check(self, data: Any) -> None:
-        """Refuse data of another problem, before any training.
-
-        Raises:
-            ValueError: if observations have another size, actions another space, or the data has no traces.
-        """
-        super().check(data)
-        check_traces(self, data)
 
     # -- acting -----------------------------------------------------------------------------------------------------
 

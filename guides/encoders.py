@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BiLSTMEncoder", "LSTMEncoder", "TransformerEncoder", "TraceEncoder", "make_encoder"]
+from ..models.networks import mlp
+
+__all__ = ["BiLSTMEncoder", "LSTMEncoder", "MLPEncoder", "TransformerEncoder", "TraceEncoder", "make_encoder"]
 
 
 class TraceEncoder(nn.Module):
@@ -22,6 +24,19 @@ class TraceEncoder(nn.Module):
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Return the contexts; what stands after the end of a trace is never read."""
         raise NotImplementedError
+
+
+class MLPEncoder(TraceEncoder):
+    """A network of each step by itself: b_t depends on x_t alone. For what is pooled afterwards."""
+
+    def __init__(self, input_size: int, hidden: int = 32):
+        super().__init__()
+        self.size = 2 * hidden
+        self.net = mlp(input_size, (self.size, self.size), "relu")
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Return the outputs of the last layer."""
+        return self.net(inputs)
 
 
 class LSTMEncoder(TraceEncoder):
@@ -84,14 +99,14 @@ class TransformerEncoder(TraceEncoder):
         return self.layers(self.embed(inputs) + positions, src_key_padding_mask=padding)
 
 
-_ENCODERS = {"bilstm": BiLSTMEncoder, "lstm": LSTMEncoder, "transformer": TransformerEncoder}
+_ENCODERS = {"bilstm": BiLSTMEncoder, "lstm": LSTMEncoder, "transformer": TransformerEncoder, "mlp": MLPEncoder}
 
 
 def make_encoder(encoder: str | TraceEncoder, input_size: int, size: int) -> TraceEncoder:
     """Return an encoder of inputs ``[B, T, input_size]`` by name; one that is made already is returned as it is.
 
     Args:
-        encoder: ``"bilstm"``, ``"lstm"``, ``"transformer"``, or a :class:`TraceEncoder`.
+        encoder: ``"bilstm"``, ``"lstm"``, ``"transformer"``, ``"mlp"``, or a :class:`TraceEncoder`.
         input_size: X.
         size: units of a named encoder (a direction).
 

@@ -3,6 +3,16 @@
 from .call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .call_trace import Boundary, CallTrace, Interval, plot_call_stack
 from .control_program import ControlProgram, Execution
+from .dynamics import (
+    ComponentDynamics,
+    Dynamics,
+    DynamicsContext,
+    DynamicsState,
+    MLPDynamics,
+    ScalarMixture,
+    WaveNetDynamics,
+    make_dynamics,
+)
 from .heads import (
     CategoricalHead,
     DeterministicHead,
@@ -27,6 +37,7 @@ from .procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
 from .process import Emission, Process, Sequence, Steps
 from .recurrent import RecurrentController
 from .registration import register
+from .skills import Skill, TrajectoryCVAE
 from .space_json import space_from_json, space_to_json
 from .spaces import (
     SpaceError,
@@ -42,6 +53,7 @@ from .spaces import (
     unflatten_observations,
 )
 from .traces import Traces, check_stopped, split_annotated
+from .wavenet import WaveNet, WaveNetCache
 
 __all__ = [
     "Action",
@@ -51,9 +63,13 @@ __all__ = [
     "CallStackState",
     "CallTrace",
     "CategoricalHead",
+    "ComponentDynamics",
     "ControlProgram",
     "DeterministicHead",
     "DiscreteMemory",
+    "Dynamics",
+    "DynamicsContext",
+    "DynamicsState",
     "Emission",
     "Execution",
     "Field",
@@ -64,6 +80,7 @@ __all__ = [
     "Head",
     "Interval",
     "LatentMemoryPolicy",
+    "MLPDynamics",
     "Memory",
     "MemoryContext",
     "MemoryState",
@@ -80,11 +97,17 @@ __all__ = [
     "RecurrentController",
     "RecurrentPolicy",
     "RecurrentState",
+    "ScalarMixture",
     "Sequence",
+    "Skill",
     "SpaceError",
     "SquashedHead",
     "Steps",
     "Traces",
+    "TrajectoryCVAE",
+    "WaveNet",
+    "WaveNetCache",
+    "WaveNetDynamics",
     "action_size",
     "as_action_space",
     "check_action_space",
@@ -92,6 +115,7 @@ __all__ = [
     "decode_actions",
     "encode_actions",
     "flatten_observations",
+    "make_dynamics",
     "make_head",
     "observation_dtype",
     "observation_parts",

@@ -267,6 +267,11 @@ class Sequence(TorchDistribution):
         with torch.no_grad():
             return self._draw(torch.Size(), "mode")
 
+    @property
+    def mode(self) -> Tensor:
+        """Same as :meth:`greedy`: what a walk takes for the mode where a sequence is one step of another."""
+        return self.greedy()
+
     def _draw(self, sample_shape: torch.Size, draw: str) -> Tensor:
         shape = sample_shape + self.batch_shape
         context = self.expand(shape)._flat_context()

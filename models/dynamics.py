@@ -1,0 +1,375 @@
+"""How states follow each other, given a trajectory embedding: the state decoders of a trajectory CVAE.
+
+Each is a process whose step is a state, so that a `Sequence` of it scores a whole trajectory at once and generates one
+state after the other. States are scaled: mean 0 and deviation 1 or so.
+
+Shapes: B trajectories, I transitions, S state numbers, D latent numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from .heads import GaussianHead, MixtureHead
+from .networks import mlp
+from .process import Process, Sequence
+from .wavenet import WaveNet, WaveNetCache
+
+__all__ = [
+    "ComponentDynamics",
+    "Dynamics",
+    "DynamicsContext",
+    "DynamicsState",
+    "MLPDynamics",
+    "ScalarMixture",
+    "WaveNetDynamics",
+    "make_dynamics",
+]
+
+
+class DynamicsContext(NamedTuple):
+    """What a trajectory is conditioned on.
+
+    Attributes:
+        z: its embedding, ``[B, D]``.
+        first: its first state, ``[B, S]``.
+        steps: how many states follow the first, long ``[B]``; what comes after is padding.
+    """
+
+    z: Tensor
+    first: Tensor
+    steps: Tensor
+
+
+class DynamicsState(NamedTuple):
+    """What the next state depends on.
+
+    Attributes:
+        last: the state before, ``[B, S]`` or ``[B, I, S]``.
+        features: what is known beside it, ``[B, F]`` or ``[B, I, F]``.
+        cache: what a walk needs to go on; ``()`` along given states.
+    """
+
+    last: Tensor
+    features: Tensor
+    cache: Any = ()
+
+
+class Dynamics(Process):
+    """p(s_{t+1} | s_1..s_t, z), the states after the first.
+
+    Subclasses give :meth:`begin`, :meth:`follow`, :meth:`along` and :meth:`conditional`.
+
+    Args:
+        state_size: S.
+        latent_size: D.
+    """
+
+    has_rsample = True
+    support = constraints.real_vector
+
+    def __init__(self, state_size: int, latent_size: int):
+        super().__init__()
+        self.state_size, self.latent_size = state_size, latent_size
+        self.event_shape = torch.Size([state_size])
+
+    def settings(self) -> dict[str, Any]:
+        """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
+        return {}
+
+    def begin(self, context: DynamicsContext) -> Any:
+        """Return the cache before the first state."""
+        return ()
+
+    def follow(self, s: Tensor, cache: Any, context: DynamicsContext) -> tuple[Tensor, Any]:
+        """Return the features ``[B, F]`` at a state ``[B, S]`` and the cache after it."""
+        raise NotImplementedError
+
+    def along(self, states: Tensor, context: DynamicsContext) -> Tensor:
+        """Return the features ``[B, I, F]`` at given states ``[B, I, S]``, all at once."""
+        raise NotImplementedError
+
+    def initial(self, context: DynamicsContext) -> DynamicsState:
+        """Return what the second state depends on."""
+        return DynamicsState(context.first, *self.follow(context.first, self.begin(context), context))
+
+    def advance(self, state: DynamicsState, z: Tensor, context: DynamicsContext) -> DynamicsState:
+        """Return what the state after ``z`` depends on."""
+        return DynamicsState(z, *self.follow(z, state.cache, context))
+
+    def unroll(self, z: Tensor, context: DynamicsContext) -> tuple[DynamicsState, Tensor]:
+        """Return what each given state ``[B, I, S]`` depends on, in parallel, and which are no padding."""
+        before = torch.cat([context.first.unsqueeze(1), z[:, :-1]], 1)
+        live = torch.arange(z.shape[1], device=z.device) < context.steps.unsqueeze(1)
+        return DynamicsState(before, self.along(before, context)), live
+
+
+class WaveNetDynamics(Dynamics):
+    """Causal over *time*: s_{t+1} ~ N(s_t + mu, sigma^2) with mu, sigma of a WaveNet over s_1..s_t, conditioned on z.
+
+    Args:
+        state_size: S.
+        latent_size: D.
+        channels: width of the WaveNet's layers.
+        features: F.
+        dilations: of its layers; the default sees the last 64 states.
+        min_scale: least standard deviation, in scaled units.
+    """
+
+    def __init__(
+        self,
+        state_size: int,
+        latent_size: int,
+        *,
+        channels: int = 64,
+        features: int = 128,
+        dilations: Several[int] = (1, 2, 4, 8, 16, 32),
+        min_scale: float = 1e-2,
+    ):
+        super().__init__(state_size, latent_size)
+        self.net = WaveNet(state_size, features, condition=latent_size, channels=channels, dilations=dilations)
+        self.head = GaussianHead(features, state_size, min_scale=min_scale)
+
+    def settings(self) -> dict[str, Any]:
+        """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
+        return {"dilations": self.net.dilations, **self.head.settings()}
+
+    def begin(self, context: DynamicsContext) -> WaveNetCache:
+        """Return the empty cache."""
+        return self.net.start(len(context.z), context.z)
+
+    def follow(self, s: Tensor, cache: WaveNetCache, context: DynamicsContext) -> tuple[Tensor, WaveNetCache]:
+        """Return the WaveNet's output at one more state."""
+        return self.net.step(s, cache)
+
+    def along(self, states: Tensor, context: DynamicsContext) -> Tensor:
+        """Return the WaveNet's outputs at all states."""
+        return self.net(states, context.z)
+
+    def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
+        """Return a diagonal normal around the state before."""
+        return _moved(self.head, state)
+
+
+class MLPDynamics(Dynamics):
+    """Markov: s_{t+1} ~ N(s_t + mu(s_t, z), sigma(s_t, z)^2) with an MLP; what a WaveNet is compared with.
+
+    Args:
+        state_size: S.
+        latent_size: D.
+        hidden: sizes of the hidden layers.
+        min_scale: least standard deviation, in scaled units.
+    """
+
+    def __init__(
+        self, state_size: int, latent_size: int, *, hidden: Several[int] = (128, 128), min_scale: float = 1e-2
+    ):
+        super().__init__(state_size, latent_size)
+        self.net = mlp(state_size + latent_size, hidden, "relu")
+        self.head = GaussianHead(hidden[-1], state_size, min_scale=min_scale)
+
+    def settings(self) -> dict[str, Any]:
+        """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
+        return self.head.settings()
+
+    def follow(self, s: Tensor, cache: Any, context: DynamicsContext) -> tuple[Tensor, Any]:
+        """Return the network's output at a state."""
+        return self.net(torch.cat([s, context.z], -1)), ()
+
+    def along(self, states: Tensor, context: DynamicsContext) -> Tensor:
+        """Return the network's outputs at all states."""
+        return self.net(torch.cat([states, _each_step(context.z, states)], -1))
+
+    def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
+        """Return a diagonal normal around the state before."""
+        return _moved(self.head, state)
+
+
+class ComponentDynamics(Dynamics):
+    """Autoregressive over the *components* of the next state.
+
+        p(s_{t+1} | s_t, z) = prod_d p(s_{t+1,d} | s_{t+1,1}..s_{t+1,d-1}, s_t, z),
+
+    as in Z. Wang et al., "Robust Imitation of Diverse Behaviors" (2017): a WaveNet along the components, and a mixture
+    of normals for each. Exact as the other is, and not bound to one mode; a generated state takes S passes.
+
+    Args:
+        state_size: S.
+        latent_size: D.
+        hidden: sizes of the layers from (s_t, z) to the WaveNet's condition.
+        channels: width of the WaveNet's layers.
+        features: width of its output.
+        dilations: of its layers; the default sees 256 components.
+        components: of the mixture.
+        min_scale: least standard deviation, in scaled units.
+    """
+
+    def __init__(
+        self,
+        state_size: int,
+        latent_size: int,
+        *,
+        hidden: Several[int] = (128,),
+        channels: int = 32,
+        features: int = 32,
+        dilations: Several[int] = (1, 2, 4, 8, 16, 32, 64, 128),
+        components: int = 5,
+        min_scale: float = 1e-2,
+    ):
+        super().__init__(state_size, latent_size)
+        self.net = mlp(state_size + latent_size, hidden, "relu")
+        self.components = _Components(
+            state_size,
+            hidden[-1],
+            channels=channels,
+            features=features,
+            dilations=dilations,
+            components=components,
+            min_scale=min_scale,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
+        return {"dilations": self.components.net.dilations, **self.components.head.settings()}
+
+    def follow(self, s: Tensor, cache: Any, context: DynamicsContext) -> tuple[Tensor, Any]:
+        """Return the condition of the next state's components."""
+        return self.net(torch.cat([s, context.z], -1)), ()
+
+    def along(self, states: Tensor, context: DynamicsContext) -> Tensor:
+        """Return the conditions at all states."""
+        return self.net(torch.cat([states, _each_step(context.z, states)], -1))
+
+    def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
+        """Return the sequence of the components, event shape ``(S,)``."""
+        given = _ComponentContext(state.last, state.features)
+        return Sequence(self.components, given, self.state_size, batch_shape=state.last.shape[:-1])
+
+
+class _ComponentContext(NamedTuple):
+    last: Tensor  # the state before, [B, S]
+    condition: Tensor  # [B, F]
+
+
+class _ComponentState(NamedTuple):
+    last: Tensor  # this component of the state before, [B] or [B, S]
+    features: Tensor  # [B, F] or [B, S, F]
+    cache: Any = ()
+    index: int = 0
+
+
+class _Components(Process):
+    """The components of one state, in order.
+
+    The WaveNet reads the component before, this one's value in the state before, and which one it is.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self,
+        size: int,
+        condition: int,
+        *,
+        channels: int,
+        features: int,
+        dilations: Several[int],
+        components: int,
+        min_scale: float,
+    ):
+        super().__init__()
+        self.which = nn.Parameter(torch.randn(size, channels) / channels**0.5)
+        self.net = WaveNet(2 + channels, features, condition=condition, channels=channels, dilations=dilations)
+        self.head = MixtureHead(features, 1, components=components, min_scale=min_scale)
+
+    def initial(self, context: _ComponentContext) -> _ComponentState:
+        cache = self.net.start(len(context.last), context.condition)
+        return self._at(0, torch.zeros_like(context.last[:, 0]), cache, context)
+
+    def advance(self, state: _ComponentState, z: Tensor, context: _ComponentContext) -> _ComponentState:
+        following = state.index + 1
+        return state if following == context.last.shape[-1] else self._at(following, z, state.cache, context)
+
+    def _at(self, index: int, before: Tensor, cache: Any, context: _ComponentContext) -> _ComponentState:
+        last = context.last[:, index]
+        which = self.which[index].expand(len(last), -1)
+        features, cache = self.net.step(torch.cat([before.unsqueeze(-1), last.unsqueeze(-1), which], -1), cache)
+        return _ComponentState(last, features, cache, index)
+
+    def unroll(self, z: Tensor, context: _ComponentContext) -> tuple[_ComponentState, Tensor]:
+        before = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], 1)
+        which = self.which.expand(len(z), -1, -1)
+        inputs = torch.cat([before.unsqueeze(-1), context.last.unsqueeze(-1), which], -1)
+        live = torch.ones(z.shape, dtype=torch.bool, device=z.device)
+        return _ComponentState(context.last, self.net(inputs, context.condition)), live
+
+    def conditional(self, state: _ComponentState, context: _ComponentContext) -> TorchDistribution:
+        return ScalarMixture.around(state.last, self.head(state.features))
+
+
+class ScalarMixture(dist.MixtureSameFamily):
+    """A mixture of normals over one number, with pathwise gradients and a mode to act on.
+
+    A sample z moves with the parameters so that its distribution function F(z) stays, dz = -dF / p(z): implicit
+    reparametrisation (M. Figurnov et al., 2018).
+    """
+
+    has_rsample = True  # type: ignore[assignment]
+
+    @classmethod
+    def around(cls, center: Tensor, mixture: TorchDistribution) -> ScalarMixture:
+        """Return the mixture over ``[..., 1]`` of a :class:`MixtureHead`, shifted by ``center`` ``[...]``."""
+        assert isinstance(mixture, dist.MixtureSameFamily)
+        normal = mixture.component_distribution.base_dist
+        parts = dist.Normal(normal.loc.squeeze(-1) + center.unsqueeze(-1), normal.scale.squeeze(-1))
+        return cls(mixture.mixture_distribution, parts)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
+        """Draw with pathwise gradients."""
+        z = self.sample(torch.Size(sample_shape))
+        difference = self.cdf(z)
+        return z - (difference - difference.detach()) / self.log_prob(z).exp().detach()
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean of the likeliest component."""
+        likeliest = self.mixture_distribution.logits.argmax(-1, keepdim=True)
+        return self.component_distribution.mean.gather(-1, likeliest).squeeze(-1)
+
+
+_AXES = {"time": WaveNetDynamics, "components": ComponentDynamics}
+
+
+def make_dynamics(axis: str | Dynamics, state_size: int, latent_size: int) -> Dynamics:
+    """Return dynamics by the axis that a WaveNet runs along, ``"time"`` or ``"components"``; or those given.
+
+    Raises:
+        ValueError: for another axis, or dynamics of other sizes.
+    """
+    if isinstance(axis, Dynamics):
+        if (axis.state_size, axis.latent_size) != (state_size, latent_size):
+            raise ValueError(
+                f"the dynamics have states of {axis.state_size} numbers and embeddings of {axis.latent_size}, "
+                f"the model {state_size} and {latent_size}"
+            )
+        return axis
+    if axis not in _AXES:
+        raise ValueError(f"axis must be one of {', '.join(_AXES)}, or dynamics, got {axis!r}")
+    return _AXES[axis](state_size, latent_size)
+
+
+def _moved(head: GaussianHead, state: DynamicsState) -> TorchDistribution:
+    """A head's normal, moved to the state before."""
+    change = head(state.features).base_dist
+    return dist.Normal(state.last + change.loc, change.scale).to_event(1)
+
+
+def _each_step(z: Tensor, states: Tensor) -> Tensor:
+    return z.unsqueeze(1).expand(-1, states.shape[1], -1)

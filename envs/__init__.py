@@ -20,6 +20,7 @@ from .evaluate import evaluate_policy
 from .exchange import from_imitation, from_minari, to_imitation, to_minari
 from .lane import LaneEnv, LaneTeacher
 from .planning import MPPITeacher
+from .point_skills import PointSkillsEnv, PointTeacher
 from .reacher_goal import GoalReacher
 from .storage import StoredDemonstrations, StoredTransitions
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
@@ -43,6 +44,8 @@ __all__ = [
     "LaneEnv",
     "LaneTeacher",
     "MPPITeacher",
+    "PointSkillsEnv",
+    "PointTeacher",
     "StoredDemonstrations",
     "StoredTransitions",
     "TMazeEnv",
@@ -64,3 +67,4 @@ _gymnasium.register(
 )
 _gymnasium.register("pyrocontrol/TMaze-v0", entry_point="pyrocontrol.envs.t_maze:TMazeEnv")
 _gymnasium.register("pyrocontrol/Lane-v0", entry_point="pyrocontrol.envs.lane:LaneEnv")
+_gymnasium.register("pyrocontrol/PointSkills-v0", entry_point="pyrocontrol.envs.point_skills:PointSkillsEnv")

@@ -262,7 +262,7 @@ class _ComponentState(NamedTuple):
     last: Tensor  # this component of the state before, [B] or [B, S]
     features: Tensor  # [B, F] or [B, S, F]
     cache: Any = ()
-    index: int = 0
+    place: int = 0
 
 
 class _Components(Process):
@@ -294,7 +294,7 @@ class _Components(Process):
         return self._at(0, torch.zeros_like(context.last[:, 0]), cache, context)
 
     def advance(self, state: _ComponentState, z: Tensor, context: _ComponentContext) -> _ComponentState:
-        following = state.index + 1
+        following = state.place + 1
         return state if following == context.last.shape[-1] else self._at(following, z, state.cache, context)
 
     def _at(self, index: int, before: Tensor, cache: Any, context: _ComponentContext) -> _ComponentState:
@@ -321,7 +321,7 @@ class ScalarMixture(dist.MixtureSameFamily):
     reparametrisation (M. Figurnov et al., 2018).
     """
 
-    has_rsample = True  # type: ignore[assignment]
+    has_rsample = True
 
     @classmethod
     def around(cls, center: Tensor, mixture: TorchDistribution) -> ScalarMixture:

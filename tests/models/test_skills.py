@@ -1,0 +1,251 @@
+"""The trajectory CVAE: its density by hand, its bound, generating, acting, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from gymnasium import spaces
+from pyro import poutine
+from pyro.infer import SVI, ELBO, Trace_ELBO, TraceMeanField_ELBO
+
+from pyrocontrol.envs import Demonstrations, Episode
+from pyrocontrol.guides import TrajectoryGuide
+from pyrocontrol.inference import StepwiseKL_ELBO, fit
+from pyrocontrol.models import MLPDynamics, TrajectoryCVAE
+
+AXES = ["time", "components"]
+ELBOS: dict[str, type[ELBO]] = {"stepwise": StepwiseKL_ELBO, "trace": Trace_ELBO, "mean-field": TraceMeanField_ELBO}
+
+
+def demonstrations(lengths: tuple[int, ...] = (4, 2, 6), dtype: Any = np.float32, seed: int = 0) -> Demonstrations:
+    rng = np.random.default_rng(seed)
+    episodes = [
+        Episode((3 + 2 * rng.normal(size=(n + 1, 3))).astype(dtype), rng.uniform(-1, 1, (n, 2)).astype(dtype))
+        for n in lengths
+    ]
+    return Demonstrations.from_episodes(episodes, spaces.Box(-1, 1, (2,), dtype))
+
+
+def skills_for(data: Demonstrations, **options: Any) -> TrajectoryCVAE:
+    return TrajectoryCVAE(data.observation_space, data.action_space, **{"latent": 2, "hidden": (8,)} | options)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("axis", AXES)
+def test_density_by_hand(axis: str) -> None:
+    data = demonstrations((3, 1), np.float64)
+    skills = skills_for(data, axis=axis)
+    skills.normalize(data)
+    z = torch.randn(2, 2)
+    trace = poutine.trace(poutine.condition(skills.model, {"z": z})).get_trace(data)
+    expected = dist.Normal(0.0, 1.0).log_prob(z).sum()
+    for row, steps in enumerate((3, 1)):
+        seen = data.observations[data.acted]
+        states = (data.observations[row] - seen.mean(0)) / seen.std(0, correction=0)
+        for t in range(steps):
+            policy = skills.head(skills.net(torch.cat([states[t], z[row]])))
+            expected += policy.log_prob(data.actions[row, t])
+        expected += skills.dynamics_of(z[[row]], states[[0]], steps).log_prob(states[None, 1 : steps + 1]).sum()
+    torch.testing.assert_close(trace.log_prob_sum(), expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_bound_is_below_the_evidence() -> None:
+    data = demonstrations((2,), np.float64)
+    skills = skills_for(data, latent=1, axis=MLPDynamics(3, 1, hidden=(4,)))
+    guide = TrajectoryGuide(skills, encoder_size=4)
+    grid = torch.linspace(-8, 8, 4001)
+    with poutine.block(), torch.no_grad():
+        joint = torch.stack(
+            [
+                poutine.trace(poutine.condition(skills.model, {"z": z.reshape(1, 1)})).get_trace(data).log_prob_sum()
+                for z in grid
+            ]
+        )
+        evidence = joint.logsumexp(0) + math.log(grid[1] - grid[0])
+        posterior = guide.posterior(data)
+        log_q = posterior.log_prob(grid.reshape(-1, 1, 1)).flatten()
+        # E_q[log p - log q], and what it lacks: KL(q || p(z | tau)), both by quadrature.
+        weight = log_q.exp() * (grid[1] - grid[0])
+        bound, gap = (weight * (joint - log_q)).sum(), (weight * (log_q - joint + evidence)).sum()
+    losses = torch.tensor([StepwiseKL_ELBO().loss(skills.model, guide, data) for _ in range(400)])
+    assert gap > 0
+    torch.testing.assert_close(bound + gap, evidence)
+    assert abs(-losses.mean() - bound) < 4 * losses.std() / 20
+
+
+@pytest.mark.parametrize("elbo", ELBOS)
+@pytest.mark.parametrize("axis", AXES)
+def test_every_elbo_trains_it(elbo: str, axis: str) -> None:
+    data = demonstrations()
+    skills = skills_for(data, axis=axis)
+    skills.normalize(data)
+    guide = TrajectoryGuide(skills, encoder_size=4)
+    svi = SVI(skills.model, guide, pyro.optim.Adam({"lr": 3e-3}), ELBOS[elbo]())
+    result = fit(svi, data, steps=12, batch_size=3, log_every=4, progress=False)
+    losses = [loss for _, loss in result.losses]
+    assert losses[-1] < losses[0]
+
+
+def test_particles_at_once_are_particles_in_turn() -> None:
+    data = demonstrations()
+    skills = skills_for(data)
+    guide = TrajectoryGuide(skills, encoder_size=4)
+    at_once = Trace_ELBO(num_particles=400, vectorize_particles=True, max_plate_nesting=1)
+    values = torch.tensor([Trace_ELBO().loss(skills.model, guide, data) for _ in range(400)])
+    found = at_once.loss(skills.model, guide, data)
+    assert abs(found - values.mean()) < 4 * values.std() / math.sqrt(200)
+
+
+def test_padding_changes_nothing() -> None:
+    data, z = demonstrations((4, 2)), torch.randn(2, 2)
+    skills = skills_for(data)
+
+    def log_prob(rows: list[int]) -> torch.Tensor:
+        condition = poutine.condition(skills.model, {"z": z[rows]})
+        return poutine.trace(condition).get_trace(data[rows]).log_prob_sum()
+
+    torch.testing.assert_close(log_prob([0]) + log_prob([1]), log_prob([0, 1]))
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_generating(axis: str) -> None:
+    data = demonstrations()
+    skills = skills_for(data, axis=axis)
+    skills.normalize(data)
+    z, first = torch.randn(4, 2), data.observations[0, 0]
+    found = skills.generate(z, first, 5)
+    assert found.shape == (4, 6, 3) and not found.requires_grad
+    torch.testing.assert_close(found[:, 0], first.expand(4, 3))
+    torch.testing.assert_close(found, skills.generate(z, first, 5))
+    torch.testing.assert_close(skills.scaled(skills.unscaled(found)), found, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[:, 1:], skills.generate(z, first, 5, deterministic=False)[:, 1:])
+
+
+def test_the_mode_is_the_mean_of_every_step_in_turn() -> None:
+    data = demonstrations()
+    skills = skills_for(data)
+    z, first = torch.randn(1, 2), torch.randn(1, 3)
+    sequence = skills.dynamics_of(z, first, 3)
+    found = sequence.greedy()
+    torch.testing.assert_close(sequence.steps(found).conditional.mean, found)
+
+
+def test_acting_with_an_embedding() -> None:
+    data = demonstrations()
+    skills = skills_for(data)
+    observation, z = np.ones((2, 3), np.float32), torch.randn(2)
+    with torch.no_grad():
+        expected = skills.actions_of(torch.ones(2, 3), z).mean.clamp(-1, 1)
+    action, state = skills.acting(z).predict(observation, deterministic=True)
+    np.testing.assert_allclose(action, expected, rtol=1e-5)
+    torch.testing.assert_close(state, z.expand(2, 2))
+    again, _ = skills.acting(z).predict(observation, None, np.ones(2, bool), deterministic=True)
+    np.testing.assert_array_equal(again, action)
+    one, _ = skills.acting(z.unsqueeze(0)).predict(observation[0], deterministic=True)
+    assert one.shape == (2,)
+
+
+def test_without_an_embedding_it_draws_one_an_episode() -> None:
+    data = demonstrations()
+    skills = skills_for(data)
+    observation = np.zeros((3, 3), np.float32)
+    _, z = skills.predict(observation)
+    _, kept = skills.predict(observation, z)
+    _, begun = skills.predict(observation, z, np.array([False, True, False]))
+    torch.testing.assert_close(kept, z)
+    assert (begun == z).all(1).tolist() == [True, False, True]
+
+
+def test_discrete_actions() -> None:
+    rng = np.random.default_rng(0)
+    episodes = [Episode(rng.normal(size=(5, 3)).astype(np.float32), rng.integers(0, 4, 4)) for _ in range(3)]
+    data = Demonstrations.from_episodes(episodes, spaces.Discrete(4))
+    skills = skills_for(data)
+    guide = TrajectoryGuide(skills, encoder_size=4)
+    assert math.isfinite(StepwiseKL_ELBO().loss(skills.model, guide, data))
+    assert skills.acting(torch.zeros(2)).predict(np.zeros(3, np.float32))[0] in range(4)
+
+
+def test_resuming_comes_to_the_same_bits(tmp_path: Path) -> None:
+    data = demonstrations()
+
+    def train(folder: str, *stops: int) -> dict[str, torch.Tensor]:
+        for steps in stops:
+            pyro.clear_param_store()
+            torch.manual_seed(1)
+            skills = skills_for(data)
+            guide = TrajectoryGuide(skills, encoder_size=4)
+            svi = SVI(skills.model, guide, pyro.optim.Adam({"lr": 1e-3}), StepwiseKL_ELBO())
+            fit(svi, data, steps=steps, batch_size=2, out=tmp_path / folder, progress=False)
+        return skills.state_dict()
+
+    whole, parts = train("whole", 6), train("parts", 3, 6)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_wrong_state_width() -> None:
+    skills = skills_for(demonstrations())
+    wide = Demonstrations.from_episodes(
+        [Episode(np.zeros((3, 4), np.float32), np.zeros((2, 2), np.float32))], spaces.Box(-1, 1, (2,), np.float32)
+    )
+    with pytest.raises(ValueError, match="takes observations of 3 numbers, the data has 4"):
+        skills.check(wide)
+
+
+def test_one_state() -> None:
+    data = demonstrations()
+    one = SimpleNamespace(
+        observation_space=data.observation_space, action_space=data.action_space, lengths=torch.tensor([3, 1])
+    )
+    with pytest.raises(ValueError, match="trace 1: a trajectory of one state has nothing to generate"):
+        skills_for(data).check(one)
+
+
+@pytest.mark.parametrize("latent", [0, -1])
+def test_no_latent(latent: int) -> None:
+    with pytest.raises(ValueError, match=f"latent must be positive, got {latent}"):
+        skills_for(demonstrations(), latent=latent)
+
+
+def test_sizes_when_generating() -> None:
+    skills = skills_for(demonstrations())
+    with pytest.raises(ValueError, match=r"embedding and state have 2 and 3 numbers, got \(5, 3\)"):
+        skills.generate(torch.zeros(1, 5), torch.zeros(3), 4)
+    with pytest.raises(ValueError, match="horizon of at least one step, got 0"):
+        skills.generate(torch.zeros(1, 2), torch.zeros(3), 0)
+
+
+def test_bad_embeddings() -> None:
+    skills = skills_for(demonstrations())
+    with pytest.raises(ValueError, match=r"one embedding of 2 numbers is needed, got shape \(3,\)"):
+        skills.acting(torch.zeros(3))
+    with pytest.raises(ValueError, match="the embedding is not finite"):
+        skills.acting(torch.tensor([0.0, math.nan]))
+
+
+def test_signatures_tell_models_apart() -> None:
+    data = demonstrations()
+    signatures = {
+        skills_for(data, **o).signature() for o in ({}, {"latent": 3}, {"axis": "components"}, {"head": "mixture"})
+    }
+    assert len(signatures) == 4
+
+
+def test_observations_may_be_nested() -> None:
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32), "b": spaces.Discrete(3)})
+    skills = TrajectoryCVAE(space, spaces.Box(-1, 1, (1,), np.float32), latent=2, hidden=(4,))
+    action, _ = skills.acting(torch.zeros(2)).predict({"a": np.zeros(2, np.float32), "b": 1})
+    assert action.shape == (1,) and isinstance(space, gymnasium.Space)

@@ -1,0 +1,71 @@
+"""The WaveNet: what one position sees, and that reading one position at a time is reading all at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyrocontrol.models import WaveNet
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def read_in_turn(net: WaveNet, x: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+    cache, outputs = net.start(len(x), condition), []
+    for t in range(x.shape[1]):
+        output, cache = net.step(x[:, t], cache)
+        outputs.append(output)
+    return torch.stack(outputs, 1)
+
+
+@pytest.mark.parametrize("dilations", [(1,), (1, 2, 4), (4, 1), (16, 16)])
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_in_turn_is_all_at_once(dilations: tuple[int, ...], conditioned: bool) -> None:
+    net = WaveNet(3, 5, condition=2 if conditioned else 0, channels=4, dilations=dilations)
+    x, condition = torch.randn(2, 11, 3), torch.randn(2, 2) if conditioned else None
+    torch.testing.assert_close(read_in_turn(net, x, condition), net(x, condition), rtol=0, atol=1e-12)
+
+
+def test_a_position_sees_what_it_should() -> None:
+    net = WaveNet(2, 3, channels=6, dilations=(1, 2, 4))
+    x = torch.randn(1, 20, 2, requires_grad=True)
+    for position in (0, 5, 19):
+        (gradient,) = torch.autograd.grad(net(x)[0, position].sum(), x)
+        seen = (gradient[0] != 0).any(-1).nonzero().flatten().tolist()
+        assert seen == list(range(max(0, position - net.receptive + 1), position + 1))
+    assert net.receptive == 8
+
+
+def test_the_first_layer_by_hand() -> None:
+    net = WaveNet(2, 3, condition=2, channels=2, dilations=(3,))
+    x, condition = torch.randn(1, 5, 2), torch.randn(1, 2)
+    h = x[0] @ net.embed.weight.T + net.embed.bias
+    taps, mix = net.taps[0], net.mix[0]
+    assert net.condition is not None
+    before = torch.cat([torch.zeros(3, 2), h[:2]])
+    a, b = (torch.cat([before, h], -1) @ taps.weight.T + taps.bias + condition[0] @ net.condition.weight.T).split(2, -1)
+    gated = a.tanh() * b.sigmoid()
+    skip = (gated @ mix.weight.T + mix.bias)[:, 2:]
+    last = net.output[1]
+    expected = (skip.relu() @ last.weight.T + last.bias).relu()
+    torch.testing.assert_close(net(x, condition)[0], expected)
+
+
+def test_every_layer_is_conditioned() -> None:
+    net = WaveNet(1, 2, condition=3, channels=4, dilations=(1, 2))
+    added = net.start(1, torch.randn(1, 3)).condition
+    assert len(added) == 2 and all(part.shape == (1, 8) for part in added)
+    x = torch.randn(1, 6, 1)
+    assert not torch.allclose(net(x, torch.zeros(1, 3)), net(x, torch.ones(1, 3)))
+
+
+def test_outputs_stay_bounded() -> None:
+    net = WaveNet(1, 4, channels=8)
+    near, far = (net(torch.full((1, 9, 1), size)) for size in (1e3, 1e9))
+    assert far.isfinite().all() and far.abs().max() < 10 * (near.abs().max() + 1)
+
+
+@pytest.mark.parametrize("options", [{"dilations": ()}, {"dilations": (1, 0)}, {"channels": 0}, {"condition": -1}])
+def test_bad_sizes(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        WaveNet(1, 1, **options)  # type: ignore[arg-type]

@@ -79,12 +79,6 @@ class TrajectoryCVAE(Policy):
 
     # -- the model --------------------------------------------------------------------------------------------------
 
-    def check(self, data: Any) -> None:
-        """Refuse data of another problem, and trajectories in which nothing follows the first state."""
-        super().check(data)
-        if (short := data.lengths < 2).any():
-            raise ValueError(f"trace {int(short.nonzero()[0])}: a trajectory of one state has nothing to generate")
-
     def prior(self, rows: int) -> TorchDistribution:
         """Return p(z) = N(0, I), batch shape ``[rows]``, event shape ``[D]``."""
         zero = self.factor.new_zeros(rows, self.latent)

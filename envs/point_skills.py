@@ -132,7 +132,8 @@ class PointSkillsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     is random. It is truncated at the end of the cycle, and terminates where the mass hits the edge of the arena, -2 to
     2 in both directions. The reward of a step is minus the squared distance to where the skill would be now.
 
-    `info` holds `position` (``[2]`` float64), `phase`, and `tracking_error`, that distance.
+    `info` holds `position` (``[2]`` float64), `phase`, `cycles` (the same: how much of the cycle was played), and
+    `tracking_error`, that distance.
 
     Args:
         skill: a skill, a composite, or several at the same time; see `parts_of`.
@@ -199,8 +200,8 @@ class PointSkillsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def _info(self) -> dict[str, Any]:
         position, time = self._now()
-        error = float(np.linalg.norm(position - self._reference[time]))
-        return {"position": position.copy(), "phase": time / self.steps, "tracking_error": error}
+        error, phase = float(np.linalg.norm(position - self._reference[time])), time / self.steps
+        return {"position": position.copy(), "phase": phase, "cycles": phase, "tracking_error": error}
 
     def render(self) -> Any:
         """The arena, the path of the skill and the mass: text for `"ansi"`, `[H, W, 3]` uint8 for `"rgb_array"`."""

@@ -41,7 +41,7 @@ HUMANOID_BONES = (
 )
 _LINKS = len(HUMANOID_LINKS)
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
-_ARENA = 1.6  # of a point's path that is shown
+_SHOWN = ((-0.8, 1.6), (-0.9, 1.5))  # of the arena of a point, in x and y
 _POSES = 7  # of a humanoid's motion in one picture
 _STRIDE = 1.1  # metres between them
 
@@ -184,14 +184,11 @@ def plot_links(path: str | os.PathLike[str], demonstration: np.ndarray, generate
     else:
         chosen, unit = ("x", "y", "velocity of x", "velocity of y"), "{}"
         shown = [np.asarray(states)[:, 1:] for states in (demonstration, generated)]
-    figure = _figure(10, 2.4 * ((len(chosen) + 2) // 3))
-    panels = figure.subplots((len(chosen) + 2) // 3, 3, squeeze=False).flat
-    for number, (name, panel) in enumerate(zip(chosen, panels, strict=False)):
+    figure = _figure(10, 5)
+    for number, (name, panel) in enumerate(zip(chosen, figure.subplots(2, len(chosen) // 2).flat, strict=True)):
         for values, label, style in zip(shown, ("demonstrated", "generated"), ("-", "--"), strict=True):
             panel.plot(values[:, number], style, label=label)
         panel.set(ylabel=unit.format(name), xlabel="step")
-    for panel in panels:
-        panel.set_axis_off()
     figure.axes[0].legend(fontsize=8)
     _save(figure, path)
 
@@ -241,7 +238,7 @@ def _draw_path(panel: Axes, states: np.ndarray) -> None:
     panel.plot(states[:, 1], states[:, 2], "-", color="tab:blue", linewidth=1)
     panel.plot(*states[-1, 1:3], "o", color="tab:orange")
     panel.plot(0, 0, "+", color="gray")
-    panel.set(xlim=(-_ARENA, _ARENA), ylim=(-_ARENA, _ARENA), aspect="equal")
+    panel.set(xlim=_SHOWN[0], ylim=_SHOWN[1], aspect="equal")
 
 
 def _draw_figure(panel: Axes, state: np.ndarray, place: float) -> None:

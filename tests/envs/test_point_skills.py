@@ -57,7 +57,7 @@ def test_dynamics_reward_and_ends_by_hand() -> None:
         distance = np.hypot(*(position - path[time + 1]))
         assert info["tracking_error"] == pytest.approx(distance, rel=1e-12)
         assert reward == pytest.approx(-(distance**2), rel=1e-12)
-        assert not terminated and truncated == (time == 9)
+        assert not terminated and truncated == (time == 9) and info["cycles"] == info["phase"] == (time + 1) / 10
 
 
 def test_one_held_force_is_integrated_exactly() -> None:

@@ -153,6 +153,18 @@ class WaveNetDynamics(Dynamics):
         """Return the WaveNet's outputs at all states."""
         return self.net(states, context.z)
 
+    def walk(self, context: DynamicsContext, horizon: int, draw: str) -> tuple[Tensor, Tensor]:
+        """Take a whole walk without a distribution object a step, with all noise drawn at once."""
+        s, read, states = context.first, self.net.reader(len(context.z), context.z), []
+        noise = torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
+        for step in range(horizon):
+            features = read(s)
+            s = s + self.head.loc(features)
+            if draw != "mode":
+                s = torch.addcmul(s, self.head.scales(features), noise[step])
+            states.append(s)
+        return torch.stack(states, 1), context.steps.new_full(context.steps.shape, horizon)
+
     def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
         """Return a diagonal normal around the state before."""
         return _moved(self.head, state)

@@ -122,8 +122,11 @@ class GaussianHead(Head):
     def forward(self, features: Tensor) -> TorchDistribution:
         """Return a diagonal normal, event shape ``(A,)``."""
         loc = self.loc(features)
-        raw = self.scale(features) if isinstance(self.scale, nn.Linear) else self.scale.expand_as(loc)
-        return dist.Normal(loc, _scale(raw, self.min_scale)).to_event(1)
+        return dist.Normal(loc, self.scales(features).expand_as(loc)).to_event(1)
+
+    def scales(self, features: Tensor) -> Tensor:
+        """Return sigma(f) ``[..., A]``, or ``[A]`` where it is shared."""
+        return _scale(self.scale(features) if isinstance(self.scale, nn.Linear) else self.scale, self.min_scale)
 
     def settings(self) -> dict[str, Any]:
         """What two heads of a kind share exactly when they can share weights, the sizes apart."""

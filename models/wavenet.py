@@ -7,7 +7,8 @@ Shapes: B sequences, T positions, X input numbers, C condition numbers, F output
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,11 +23,11 @@ class WaveNetCache(NamedTuple):
 
     Attributes:
         past: of every layer, its inputs at the last ``dilation`` positions, oldest first, each ``[B, channels]``.
-        condition: what the condition adds to every layer, ``[B, 2 channels]`` each.
+        added: what is added in every layer whatever the position, ``[B, 2 channels]``, or ``[2 channels]``.
     """
 
     past: tuple[tuple[Tensor, ...], ...]
-    condition: tuple[Tensor, ...]
+    added: tuple[Tensor, ...]
 
 
 class WaveNet(nn.Module):
@@ -34,9 +35,9 @@ class WaveNet(nn.Module):
 
     Layer l, of dilation d, turns its input h into
 
-        g_t = tanh(a_t) * sigmoid(b_t),   (a_t, b_t) = W (h_{t-d}, h_t) + V c,   h'_t = h_t + R g_t,
+        g_t = tanh(a_t) * sigmoid(b_t),   (a_t, b_t) = W (h_{t-d}, h_t) + V c + w,   h'_t = h_t + R g_t,
 
-    and the output is a two-layer network of the sum of all S g_t. Position t sees positions up to t, ``receptive`` of
+    and the output is a network of the sum over the layers of S g_t. Position t sees positions up to t, ``receptive`` of
     them; what came before the first counts as zero. The gates are bounded, and so is the output, whatever the input.
 
     Args:
@@ -60,28 +61,34 @@ class WaveNet(nn.Module):
         dilations: Sequence[int] = (1, 2, 4, 8, 16, 32),
     ):
         super().__init__()
-        if min(inputs, outputs, channels, *dilations) < 1 or not dilations or condition < 0:
+        layers = len(dilations)
+        if not layers or min(inputs, outputs, channels, *dilations) < 1 or condition < 0:
             raise ValueError("sizes and dilations must be positive, and there must be at least one layer")
         self.inputs, self.channels, self.dilations = inputs, channels, tuple(dilations)
         #: How many positions one output depends on.
         self.receptive = 1 + sum(dilations)
         self.embed = nn.Linear(inputs, channels)
         self.taps = nn.ModuleList(nn.Linear(2 * channels, 2 * channels) for _ in dilations)
-        # Residual and skip connection in one product.
-        self.mix = nn.ModuleList(nn.Linear(channels, 2 * channels) for _ in dilations)
-        self.condition = nn.Linear(condition, 2 * channels * len(self.dilations), bias=False) if condition else None
-        self.output = nn.Sequential(nn.ReLU(), nn.Linear(channels, outputs), nn.ReLU())
+        self.condition = nn.Linear(condition, 2 * channels * layers, bias=False) if condition else None
+        # Without biases, which those of the next layer's taps can stand for; nothing follows the last layer.
+        self.residual = nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in dilations[1:])
+        # The skip connections of all layers in one product.
+        self.output = nn.Sequential(
+            nn.Linear(channels * layers, channels), nn.ReLU(), nn.Linear(channels, outputs), nn.ReLU()
+        )
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return outputs ``[B, T, F]`` of all positions ``[B, T, X]``, given a condition ``[B, C]``."""
-        hidden = self.embed(x)
-        skip: Tensor | float = 0.0
-        added = self._added(condition)
-        for layer, dilation in enumerate(self.dilations):
+        hidden, gated = self.embed(x), []
+        length = x.shape[1]
+        for layer, (dilation, added) in enumerate(zip(self.dilations, self._added(condition), strict=True)):
             # Never further back than the sequence is long: a shift beyond it would cut more than there is.
-            before = F.pad(hidden, (0, 0, min(dilation, hidden.shape[1]), 0))[:, : hidden.shape[1]]
-            hidden, skip = self._layer(layer, before, hidden, added[layer].unsqueeze(1) if added else None, skip)
-        return self.output(skip)
+            before = F.pad(hidden, (0, 0, min(dilation, length), 0))[:, :length]
+            taps = torch.cat([before, hidden], -1) @ self.taps[layer].weight.T + added.unsqueeze(-2)
+            gated.append(_gate(taps))
+            if layer < len(self.residual):
+                hidden = hidden + self.residual[layer](gated[-1])
+        return self.output(torch.cat(gated, -1))
 
     def start(self, rows: int, condition: Tensor | None = None) -> WaveNetCache:
         """Return the cache before the first position of B = ``rows`` sequences, given a condition ``[B, C]``."""
@@ -90,22 +97,52 @@ class WaveNet(nn.Module):
 
     def step(self, x: Tensor, cache: WaveNetCache) -> tuple[Tensor, WaveNetCache]:
         """Return the output ``[B, F]`` of the next position ``[B, X]`` and the cache after it: O(1) in the position."""
-        hidden = self.embed(x)
-        skip: Tensor | float = 0.0
-        past = []
-        for layer, before in enumerate(cache.past):
-            past.append((*before[1:], hidden))
-            added = cache.condition[layer] if cache.condition else None
-            hidden, skip = self._layer(layer, before[0], hidden, added, skip)
-        return self.output(skip), WaveNetCache(tuple(past), cache.condition)
+        output, hidden = self._position(x, [before[0] for before in cache.past], cache.added, self._products())
+        past = tuple((*before[1:], h) for before, h in zip(cache.past, hidden, strict=True))
+        return output, WaveNetCache(past, cache.added)
+
+    def reader(self, rows: int, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Return what maps positions ``[B, X]``, in turn, to outputs ``[B, F]``: :meth:`step` with the cache inside."""
+        past, added = self.start(rows, condition)
+        queues, products = [deque(before) for before in past], self._products()
+
+        def read(x: Tensor) -> Tensor:
+            output, hidden = self._position(x, [queue.popleft() for queue in queues], added, products)
+            for queue, h in zip(queues, hidden, strict=True):
+                queue.append(h)
+            return output
+
+        return read
+
+    def _position(
+        self, x: Tensor, past: list[Tensor], added: tuple[Tensor, ...], products: list[tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The output at a position, and what every layer read there.
+
+        As few operations as there can be: at this size each costs its call, not its numbers.
+        """
+        h, hidden, gated = self.embed(x), [], []
+        for before, extra, (taps, residual) in zip(past, added, products, strict=True):
+            hidden.append(h)
+            gated.append(_gate(torch.addmm(extra, torch.cat((before, h), 1), taps)))
+            if residual is not None:
+                h = torch.addmm(h, gated[-1], residual)
+        return self.output(torch.cat(gated, 1)), hidden
+
+    def _products(self) -> list[tuple[Tensor, Tensor | None]]:
+        """What every layer multiplies by; looking it up a position costs as much as multiplying."""
+        residual = [None if i == len(self.residual) else self.residual[i].weight.T for i in range(len(self.taps))]
+        return [(taps.weight.T, r) for taps, r in zip(self.taps, residual, strict=True)]
 
     def _added(self, condition: Tensor | None) -> tuple[Tensor, ...]:
-        return () if self.condition is None else self.condition(condition).chunk(len(self.dilations), -1)
+        """V c + w of every layer."""
+        biases = [taps.bias for taps in self.taps]
+        if self.condition is None:
+            return tuple(biases)
+        parts = self.condition(condition).chunk(len(biases), -1)
+        return tuple(part + bias for part, bias in zip(parts, biases, strict=True))
 
-    def _layer(
-        self, layer: int, before: Tensor, hidden: Tensor, added: Tensor | None, skip: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
-        taps = self.taps[layer](torch.cat([before, hidden], -1))
-        filtered, gate = (taps if added is None else taps + added).chunk(2, -1)
-        residual, skipped = self.mix[layer](filtered.tanh() * gate.sigmoid()).chunk(2, -1)
-        return hidden + residual, skip + skipped
+
+def _gate(taps: Tensor) -> Tensor:
+    filtered, gate = taps.chunk(2, -1)
+    return filtered.tanh() * gate.sigmoid()

@@ -11,6 +11,7 @@ from pyrocontrol.models import (
     Dynamics,
     DynamicsContext,
     MLPDynamics,
+    Process,
     ScalarMixture,
     Sequence,
     WaveNetDynamics,
@@ -94,6 +95,17 @@ def test_rollouts_carry_pathwise_gradients(kind: str) -> None:
     with torch.no_grad():
         difference = (end(z + step) - end(z - step)) / 2e-6
     torch.testing.assert_close(gradient[0, 1], difference, rtol=1e-5, atol=1e-7)
+
+
+def test_a_walk_at_once_is_the_walk_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = sequence(MAKERS["time"](), (4, 4))
+    greedy, draws = given.greedy(), given.sample((20_000,))
+    monkeypatch.setattr(WaveNetDynamics, "walk", Process.walk)
+    torch.testing.assert_close(given.greedy(), greedy)
+    others = given.sample((20_000,))
+    error = ((draws.var(0) + others.var(0)) / 20_000).sqrt()
+    assert ((draws.mean(0) - others.mean(0)) / error).abs().max() < 4.5
+    assert (draws.std(0) / others.std(0) - 1).abs().max() < 0.04
 
 
 def test_components_come_in_order() -> None:

@@ -15,9 +15,11 @@ from .bubble_sort import (
     BubbleSortMoveEnv,
 )
 from .collect import CollectionError, CollectionInterrupted, collect
+from .deep_mimic import DeepMimicEnv
 from .demonstrations import Demonstrations, Episode
 from .evaluate import evaluate_policy
 from .exchange import from_imitation, from_minari, to_imitation, to_minari
+from .humanoid_motion import HumanoidMotion
 from .lane import LaneEnv, LaneTeacher
 from .planning import MPPITeacher
 from .point_skills import PointSkillsEnv, PointTeacher
@@ -26,6 +28,7 @@ from .storage import StoredDemonstrations, StoredTransitions
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
 from .teachers import CartPoleTeacher
 from .transitions import Transitions
+from .video import save_video
 
 __all__ = [
     "ACTIONS",
@@ -38,9 +41,11 @@ __all__ = [
     "CartPoleTeacher",
     "CollectionError",
     "CollectionInterrupted",
+    "DeepMimicEnv",
     "Demonstrations",
     "Episode",
     "GoalReacher",
+    "HumanoidMotion",
     "LaneEnv",
     "LaneTeacher",
     "MPPITeacher",
@@ -56,6 +61,7 @@ __all__ = [
     "from_arrays",
     "from_imitation",
     "from_minari",
+    "save_video",
     "to_imitation",
     "to_minari",
 ]
@@ -66,5 +72,7 @@ _gymnasium.register(
     "pyrocontrol/ReacherGoal-v0", entry_point="pyrocontrol.envs.reacher_goal:GoalReacher", max_episode_steps=50
 )
 _gymnasium.register("pyrocontrol/TMaze-v0", entry_point="pyrocontrol.envs.t_maze:TMazeEnv")
+# pybullet is imported when a DeepMimicEnv is made.
+_gymnasium.register("pyrocontrol/DeepMimic-v0", entry_point="pyrocontrol.envs.deep_mimic:DeepMimicEnv")
 _gymnasium.register("pyrocontrol/Lane-v0", entry_point="pyrocontrol.envs.lane:LaneEnv")
 _gymnasium.register("pyrocontrol/PointSkills-v0", entry_point="pyrocontrol.envs.point_skills:PointSkillsEnv")

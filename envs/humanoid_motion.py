@@ -1,0 +1,217 @@
+"""Motion clips of the humanoid: reading, interpolation, repetition, velocities.
+
+A clip is a text file of JSON, the format of X. B. Peng, P. Abbeel, S. Levine and M. van de Panne, "DeepMimic:
+Example-Guided Deep Reinforcement Learning of Physics-Based Character Skills" (2018), that pybullet brings 15 of. Each of
+its frames holds 44 numbers: how long it lasts (s), the root's position (m) and rotation, and the rotation of each joint,
+a quaternion (w, x, y, z) of the spherical and an angle (rad) of the revolute ones. The y axis points up.
+
+Shapes: F frames, 12 joints of which 8 are spherical and 4 revolute.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .quaternions import inverse, product, rotation_vector, slerp
+
+__all__ = ["JOINTS", "SPHERICAL", "HumanoidMotion", "HumanoidPose", "bullet_data", "shipped_motions"]
+
+# The joints that move, in the order of the frames and of the actions, and which of them are spherical.
+JOINTS = (
+    "chest",
+    "neck",
+    "right_hip",
+    "right_knee",
+    "right_ankle",
+    "right_shoulder",
+    "right_elbow",
+    "left_hip",
+    "left_knee",
+    "left_ankle",
+    "left_shoulder",
+    "left_elbow",
+)
+SPHERICAL = tuple(not name.endswith(("knee", "elbow")) for name in JOINTS)
+
+_WIDTH = 44
+_SIZES = [4 if spherical else 1 for spherical in SPHERICAL]
+_STARTS = np.cumsum([8, *_SIZES])[:-1]
+_QUATERNIONS = np.array([4, *_STARTS[list(SPHERICAL)]])[:, None] + [1, 2, 3, 0]  # [9, 4], the root's first
+_ANGLES = _STARTS[[not spherical for spherical in SPHERICAL]]  # [4]
+
+
+class HumanoidPose(NamedTuple):
+    """Where the body is at one time, and how fast.
+
+    Attributes:
+        position: `[3]` of the root (m).
+        rotation: `[4]` of the root.
+        joints: of each joint its rotation `[4]` against the link that it hangs from, or its angle `[1]` (rad).
+        velocity: `[3]` of the root (m/s).
+        angular_velocity: `[3]` of the root (rad/s), in the world's frame.
+        joint_velocities: of each joint `[3]`, in the joint's own frame, or `[1]` (rad/s).
+    """
+
+    position: np.ndarray
+    rotation: np.ndarray
+    joints: list[np.ndarray]
+    velocity: np.ndarray
+    angular_velocity: np.ndarray
+    joint_velocities: list[np.ndarray]
+
+
+class HumanoidMotion:
+    """A motion clip.
+
+    Between two frames positions and angles go straight and rotations along the shorter way, all at a constant velocity,
+    which is the finite difference of the two frames. Quaternions are brought to length 1 first (in some shipped clips
+    their lengths are between 0.6 and 1.4). A clip that loops goes on from where its last frame is: the root's
+    path of one repetition is added to the next. One that does not loop stays in its last frame.
+
+    Args:
+        frames: `[F, 44]`, see the file; the duration of the last frame is not used.
+        loops: whether the clip repeats.
+        name: what errors call it.
+
+    Attributes:
+        name, loops: as given.
+        seconds: how long the clip is.
+        path: `[3]`, by how much the root moves in one repetition (m).
+
+    Raises:
+        ValueError: naming the frame, if it has another width, a number in it is NaN or infinite, it does not last, or a
+            quaternion in it has a length below 0.1; or if there are not two frames.
+    """
+
+    def __init__(self, frames: np.ndarray | list[list[float]], loops: bool = True, name: str = "the motion") -> None:
+        table = _table(frames, name)
+        self.name, self.loops = name, loops
+        durations = table[:-1, 0]
+        # Multiples rather than sums where all frames last equally long: the rounding errors do not add up.
+        self._duration = float(durations[0]) if (durations == durations[0]).all() else None
+        self._times = np.arange(len(table)) * durations[0]
+        if self._duration is None:
+            self._times = np.concatenate([[0.0], np.cumsum(durations)])
+        self.seconds = float(self._times[-1])
+        self._positions, self._angles = table[:, 1:4], table[:, _ANGLES]
+        self._rotations = table[:, _QUATERNIONS]  # [F, 9, 4]
+        self._rotations /= np.linalg.norm(self._rotations, axis=-1, keepdims=True)
+        self.path = self._positions[-1] - self._positions[0]
+
+        first, second, seconds = self._rotations[:-1], self._rotations[1:], durations[:, None]
+        self._velocities = np.diff(self._positions, axis=0) / seconds
+        self._angle_velocities = np.diff(self._angles, axis=0) / seconds
+        world = product(second[:, 0], inverse(first[:, 0]))
+        self._root_velocities = rotation_vector(world) / seconds
+        self._joint_velocities = rotation_vector(product(inverse(first[:, 1:]), second[:, 1:])) / seconds[..., None]
+
+    @classmethod
+    def load(cls, motion: str | os.PathLike[str]) -> HumanoidMotion:
+        """Read a clip.
+
+        Args:
+            motion: the name of a shipped one (`shipped_motions`), or a file.
+
+        Raises:
+            ModuleNotFoundError: if it is the name of a shipped one and pybullet, which ships them, is missing.
+            ValueError: if there is none of this name and no such file, the file is no motion, or see the class.
+        """
+        path = Path(motion)
+        if not path.is_file():
+            shipped = shipped_motions()
+            if str(motion) not in shipped:
+                raise ValueError(f"no motion {str(motion)!r}: no such file, and pybullet ships {', '.join(shipped)}")
+            path = shipped[str(motion)]
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is no motion file: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("Frames"), list):
+            raise ValueError(f"{path} is no motion file: it has no list 'Frames'")
+        return cls(content["Frames"], content.get("Loop", "wrap") == "wrap", str(motion))
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def at(self, seconds: float) -> HumanoidPose:
+        """The pose at a time since the first frame of the first repetition; before it, a clip that loops has others."""
+        repetition = np.floor(seconds / self.seconds) if self.loops else 0.0
+        within = seconds - repetition * self.seconds if self.loops else min(max(seconds, 0.0), self.seconds)
+        if self._duration is None:
+            frame = int(np.searchsorted(self._times, within, side="right")) - 1
+        else:
+            frame = int(within / self._duration)
+        frame = min(max(frame, 0), len(self) - 2)
+        fraction = (within - self._times[frame]) / (self._times[frame + 1] - self._times[frame])
+        fraction = float(min(max(fraction, 0.0), 1.0))
+
+        rotations = slerp(self._rotations[frame], self._rotations[frame + 1], fraction)
+        angles = self._angles[frame] + fraction * (self._angles[frame + 1] - self._angles[frame])
+        position = self._positions[frame] + fraction * (self._positions[frame + 1] - self._positions[frame])
+        over = not self.loops and seconds >= self.seconds
+        speed = 0.0 if over else 1.0
+        return HumanoidPose(
+            position + repetition * self.path,
+            rotations[0],
+            _by_joint(rotations[1:], angles),
+            speed * self._velocities[frame],
+            speed * self._root_velocities[frame],
+            _by_joint(speed * self._joint_velocities[frame], speed * self._angle_velocities[frame]),
+        )
+
+
+def _by_joint(spherical: np.ndarray, revolute: np.ndarray) -> list[np.ndarray]:
+    balls, hinges = iter(spherical), iter(revolute)
+    return [next(balls) if is_spherical else next(hinges)[None] for is_spherical in SPHERICAL]
+
+
+def _table(frames: np.ndarray | list[list[float]], name: str) -> np.ndarray:
+    """The frames `[F, 44]` float64, once they are known to be good."""
+    if len(frames) < 2:
+        raise ValueError(f"{name} has {len(frames)} frames, a motion needs at least 2")
+    for index, frame in enumerate(frames):
+        if np.ndim(frame) != 1 or len(frame) != _WIDTH:
+            width = len(frame) if np.ndim(frame) == 1 else np.shape(frame)
+            raise ValueError(f"{name}: frame {index} has {width} numbers, a humanoid's has {_WIDTH}")
+    table = np.array(frames, np.float64)
+    for bad, what in (
+        (~np.isfinite(table).all(1), "holds a number that is NaN or infinite"),
+        (np.append(table[:-1, 0] <= 0, False), "does not last: its duration is not positive"),
+        (
+            (np.linalg.norm(table[:, _QUATERNIONS], axis=-1) < 0.1).any(1),
+            "has a quaternion of length 0",
+        ),
+    ):
+        if bad.any():
+            raise ValueError(f"{name}: frame {int(bad.argmax())} {what}")
+    return table
+
+
+def bullet_data() -> Path:
+    """The folder of pybullet's data: models, motions, policies.
+
+    Raises:
+        ModuleNotFoundError: if pybullet is not installed.
+    """
+    spec = importlib.util.find_spec("pybullet_data")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            "pybullet is missing: pip install 'pyrocontrol[bullet]', with Python 3.11 (later ones have no wheel)"
+        )
+    return Path(spec.origin).parent
+
+
+def shipped_motions() -> dict[str, Path]:
+    """The humanoid's motions that pybullet brings, by name.
+
+    Raises:
+        ModuleNotFoundError: if pybullet is not installed.
+    """
+    files = sorted((bullet_data() / "data" / "motions").glob("humanoid3d_*.txt"))
+    return {file.stem.removeprefix("humanoid3d_"): file for file in files}

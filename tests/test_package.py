@@ -31,8 +31,12 @@ MAY_IMPORT = {
     "inference": {"models": "protocols", "guides": "protocols"},
     "envs": {"models": "all"},
 }
-# What single modules may import beyond that: to learn interactively is to collect.
-MAY_ALSO_IMPORT = {"pyrocontrol.inference.interactive": ("pyrocontrol.envs.collect", "pyrocontrol.envs.demonstrations")}
+# What single modules may import beyond that: to learn interactively is to collect, and what adds parameters to a model
+# registers them as models do.
+MAY_ALSO_IMPORT = {
+    "pyrocontrol.inference.interactive": ("pyrocontrol.envs.collect", "pyrocontrol.envs.demonstrations"),
+    "pyrocontrol.inference.mutual_information": ("pyrocontrol.models.registration",),
+}
 
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MODULES = {".".join(("pyrocontrol", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}

@@ -39,7 +39,7 @@ _END_EFFECTORS = (5, 8, 11, 14)
 _STIFFNESS = (1000.0, 100.0, 500.0, 500.0, 400.0, 400.0, 300.0, 500.0, 500.0, 400.0, 400.0, 300.0)
 _TORQUE = (200.0, 50.0, 200.0, 150.0, 90.0, 100.0, 60.0, 200.0, 150.0, 90.0, 100.0, 60.0)
 
-# Of each joint how much it counts in the errors of pose and velocity; the left side has other last digits than the right.
+# Of each joint how much it counts in the errors of pose and velocity; as published, down to the last digits.
 _ROOT_WEIGHT = 0.20833
 _JOINT_WEIGHTS = np.array(
     [0.10416, 0.0625, 0.10416, 0.0625, 0.041666666666666671, 0.0625, 0.0416, 0.10416, 0.0625, 0.0416, 0.0625, 0.0416]
@@ -85,9 +85,9 @@ class Camera(NamedTuple):
         pitch: above the horizon (degrees).
     """
 
-    distance: float = 3.0
-    yaw: float = 30.0
-    pitch: float = 12.0
+    distance: float
+    yaw: float
+    pitch: float
 
 
 class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -112,18 +112,19 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     the weights of the published code. e_pose: the weighted sum over the root and the joints of squared angles between
     the body's rotation and the clip's; e_vel: the same of angular velocities; e_end: mean squared distance of ankles
     and wrists (m^2); e_root: squared distance of the roots + 0.1 squared angle + 0.01 squared difference of velocities
-    + 0.001 of angular velocities. Angles are those of the shorter way; pybullet's own code takes the longer one for the
-    root where its quaternion changed its sign, as after a somersault.
+    + 0.001 of angular velocities. pybullet's own code departs from that in two places: it takes the clip's joints to be
+    at rest in e_vel, and for the root's angle the longer way round where the quaternion has changed its sign, as after
+    a somersault.
 
     An episode is terminated when a link that must not touches the ground (all but the feet for most clips; those of the
     clip's own arguments file; none for roll and getup), in any of the 8 simulation steps. It is truncated after
     `max_seconds`, and when a clip that does not loop is over.
 
-    `info`: ``phase`` (0..1); ``cycle``, how many whole repetitions of the clip lie behind; ``cycles``, how much of it was
-    played since the reset, in repetitions; ``fallen``; ``assisted``; and after a step ``reward_terms`` (each exp(...)
-    above by name), ``tracking_error``, the root-mean-square of the 13 angles (rad) between body and clip, of the root
-    in the world and of the 12 joints each against its parent, all counting alike; and ``root_error``, the distance of
-    the roots (m).
+    `info`: ``phase`` (0..1); ``cycle``, how many whole repetitions of the clip lie behind; ``cycles``, how much of it
+    was played since the reset, in repetitions; ``fallen``; ``assisted``; and after a step ``reward_terms`` (each
+    exp(...) above by name), ``tracking_error``, the root-mean-square of the 13 angles (rad) between body and clip, of
+    the root in the world and of the 12 joints each against its parent, all counting alike; and ``root_error``, the
+    distance of the roots (m).
 
     `reset(options={"phase": 0.3, "speed": 1.05})` begins at a phase (0 <= phase < 1) and plays the clip so many times
     as fast as recorded. The same seed and actions give the same bits, whatever was done before.
@@ -158,7 +159,7 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         render_mode: str | None = None,
         width: int = 320,
         height: int = 240,
-        camera: Camera | tuple[float, float, float] = Camera(),
+        camera: Camera | tuple[float, float, float] = (2.7, 30.0, 12.0),
     ) -> None:
         bullet_data()  # what is missing is said first
         if init not in ("start", "random"):
@@ -218,7 +219,7 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._ground = _ground(self._bullet, self._world)
         self._body = _humanoid(self._bullet, self._world, fixed=False)
         if self.render_mode is not None:
-            _floor(self._bullet, self._world)
+            _dress(self._bullet, self._world, self._body)
         self._time = self._start = float(phase) * self.motion.seconds
         self._speed, self._steps, self._ended, self._begun = float(speed), 0, False, True
         self._put(self._world, self._body, self._clip())
@@ -391,10 +392,8 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             + 0.001 * root_spin,
         }
         terms = {name: math.exp(-scale * errors[name]) for name, (_, scale) in _REWARD.items()}
-        reward = sum(weight * terms[name] for name, (weight, _) in _REWARD.items()) / sum(
-            w for w, _ in _REWARD.values()
-        )
-        return reward, {
+        weights = {name: weight for name, (weight, _) in _REWARD.items()}
+        return sum(weights[name] * terms[name] for name in terms) / sum(weights.values()), {
             "reward_terms": terms,
             "tracking_error": math.sqrt((root_angle + float(angles.sum())) / (1 + len(angles))),
             "root_error": math.sqrt(root_distance),
@@ -431,6 +430,7 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 _STILL = [[0.0] * (3 if spherical else 1) for spherical in SPHERICAL]
 _TORQUES = [[torque] * (3 if spherical else 1) for torque, spherical in zip(_TORQUE, SPHERICAL, strict=True)]
 _DAMPING = tuple(stiffness / 10 for stiffness in _STIFFNESS)
+_TRUNK, _RIGHT, _LEFT = (0.35, 0.35, 0.4), (0.84, 0.37, 0.12), (0.15, 0.55, 0.35)
 
 
 # ---------------------------------------------------------------------- Bullet
@@ -470,8 +470,11 @@ def _ground(bullet: Any, client: int) -> int:
     return int(ground)
 
 
-def _floor(bullet: Any, client: int) -> None:
-    """A chequered floor that is seen and not felt."""
+def _dress(bullet: Any, client: int, body: int) -> None:
+    """Colours, the right side's another than the left's, and a chequered floor that is seen and not felt."""
+    for link in range(-1, _LINKS):
+        colour = _RIGHT if 3 <= link <= 8 else _LEFT if link >= 9 else _TRUNK
+        bullet.changeVisualShape(body, link, rgbaColor=[*colour, 1.0], physicsClientId=client)
     shape = bullet.createVisualShape(
         bullet.GEOM_MESH, fileName=str(bullet_data() / "plane.obj"), rgbaColor=[1, 1, 1, 1], physicsClientId=client
     )

@@ -172,8 +172,8 @@ class AssistedPlayback:
     """Follows a clip with the joints: the targets are the clip's own pose, a little ahead of time.
 
     Stable proportional-derivative control lags behind a moving target by damping / stiffness = 0.1 s, so the targets
-    are those of `lead` seconds later. Alone the body would soon fall over: use it in an environment that holds the root,
-    `DeepMimicEnv(motion, assisted=True)`.
+    are those of `lead` seconds later. Alone the body would soon fall over: use it in an environment that holds the
+    root, `DeepMimicEnv(motion, assisted=True)`.
 
     Args:
         motion: a clip: the name of a shipped one, a file, or a `HumanoidMotion`.
@@ -188,9 +188,9 @@ class AssistedPlayback:
             raise ValueError(f"lead must be finite, got {lead}")
         self.motion = motion if isinstance(motion, HumanoidMotion) else HumanoidMotion.load(motion)
         self.lead = lead
-        # A rotation about an axis is also one about the opposite axis by the opposite angle. Of the two the one is taken
-        # that goes on from the frame before, so that the numbers do not jump where an angle passes 0; it begins with
-        # the axis that points along z, about which most joints turn.
+        # A rotation about an axis is also one about the opposite axis by the opposite angle. Of the two the one is
+        # taken that goes on from the tick before, so that the numbers do not jump where an angle passes 0; it begins
+        # with the axis that points along z, about which most joints turn.
         self._ticks = 1 + int(np.ceil(self.motion.seconds * CONTROL_RATE))
         self._axes = np.zeros((self._ticks, len(_BALLS), 3))
         axis = np.tile([0.0, 0.0, 1.0], (len(_BALLS), 1))
@@ -294,7 +294,7 @@ class Recording:
     settings: dict[str, Any]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the demonstrations to `path` and the rest beside them, to the same name with `.json`, which is returned.
+        """Write the demonstrations to `path`, and the rest beside them to the same name with `.json`; return that.
 
         The records come first: there is no file of demonstrations that does not say which ones are assisted.
 
@@ -303,9 +303,7 @@ class Recording:
         """
         path = Path(path)
         if path.suffix == ".json":
-            raise ValueError(
-                f"the records are written to {path}: choose another ending for the demonstrations, .npz say"
-            )
+            raise ValueError(f"the records go to {path}: choose another ending for the demonstrations, such as .npz")
         records = path.with_suffix(".json")
         text = {
             "names": list(self.names),
@@ -394,10 +392,10 @@ def record_demonstrations(
     """Record demonstrations of skills: by the expert where there is one (`EXPERT_SKILLS`), else by assisted playback.
 
     Each demonstration is one window of a clip, from `busiest_phase`: from its first frame, or, in clips of more than
-    2 s, from where it turns most. Those of a skill differ by Gaussian noise on the actions, and assisted ones by how fast
-    the clip is played as well, between 1 - 2 noise times as recorded and as recorded. A recorded action is the noisy one,
-    which was executed. What falls is drawn again; an assisted body cannot fall. Every demonstration has random numbers
-    of its own, from the seed, its skill and its place among those of the skill: other skills, or more, change nothing.
+    2 s, from where it turns most. Those of a skill differ by Gaussian noise on the actions, and assisted ones also by
+    how fast the clip is played, which is uniform between 1 - 2 noise and 1. A recorded action is the noisy one, which
+    was executed. What falls is drawn again; an assisted body cannot fall. Every demonstration has random numbers of its
+    own, from the seed, its skill and its place among those of the skill: other skills, or more, change nothing.
 
     Args:
         skills: names of clips, each once.
@@ -409,8 +407,8 @@ def record_demonstrations(
         progress: whether to show a bar.
 
     Returns:
-        Demonstrations with rewards, skill after skill in the order given, `task` the one-hot of the skill; they count as
-        truncated.
+        Demonstrations with rewards, skill after skill in the order given, `task` the one-hot of the skill; they count
+        as truncated.
 
     Raises:
         ModuleNotFoundError: if pybullet is not installed.

@@ -1,9 +1,9 @@
 """Motion clips of the humanoid: reading, interpolation, repetition, velocities.
 
 A clip is a text file of JSON, the format of X. B. Peng, P. Abbeel, S. Levine and M. van de Panne, "DeepMimic:
-Example-Guided Deep Reinforcement Learning of Physics-Based Character Skills" (2018), that pybullet brings 15 of. Each of
-its frames holds 44 numbers: how long it lasts (s), the root's position (m) and rotation, and the rotation of each joint,
-a quaternion (w, x, y, z) of the spherical and an angle (rad) of the revolute ones. The y axis points up.
+Example-Guided Deep Reinforcement Learning of Physics-Based Character Skills" (2018), that pybullet brings 15 of. Each
+of its frames holds 44 numbers: how long it lasts (s), the root's position (m) and rotation, and the rotation of each
+joint, a quaternion (w, x, y, z) of the spherical and an angle (rad) of the revolute ones. The y axis points up.
 
 Shapes: F frames, 12 joints of which 8 are spherical and 4 revolute.
 """

@@ -1,8 +1,8 @@
 """Checkpoints of TensorFlow (V2 "tensor bundles"), read with numpy alone.
 
-A bundle is `NAME.index`, a sorted string table, and `NAME.data-SSSSS-of-NNNNN`, its shards of raw numbers. The table ends
-in a footer of 48 bytes with the places of two index blocks and a magic number; the second index block lists the data
-blocks. A block is a list of entries (bytes shared with the key before, bytes of its own, bytes of the value, all as
+A bundle is `NAME.index`, a sorted string table, and `NAME.data-SSSSS-of-NNNNN`, its shards of raw numbers. The table
+ends in a footer of 48 bytes with the places of two index blocks and a magic number; the second index block lists the
+data blocks. A block is a list of entries (bytes shared with the key before, bytes of its own, bytes of the value, all as
 varints), an array of restart points, a byte for the kind of compression, and a CRC. The value of a tensor's name is a
 protocol buffer: type, shape, shard, offset, size and the masked CRC-32C of its bytes. The empty name stands for the
 header, which says how many shards there are. The format is that of LevelDB's tables and of TensorFlow's
@@ -91,7 +91,7 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The entries of a sorted string table, in order."""
     if len(data) < _FOOTER or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise ValueError(
-            "no index of a TensorFlow checkpoint, or a truncated one: its last bytes are not the magic ones"
+            "no index of a checkpoint of TensorFlow, or a truncated one: no magic number stands at its end"
         )
     footer = data[-_FOOTER:]
     _, place = _handle(footer, 0)  # of the block of meta-data, which is empty

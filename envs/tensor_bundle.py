@@ -2,8 +2,8 @@
 
 A bundle is `NAME.index`, a sorted string table, and `NAME.data-SSSSS-of-NNNNN`, its shards of raw numbers. The table
 ends in a footer of 48 bytes with the places of two index blocks and a magic number; the second index block lists the
-data blocks. A block is a list of entries (bytes shared with the key before, bytes of its own, bytes of the value, all as
-varints), an array of restart points, a byte for the kind of compression, and a CRC. The value of a tensor's name is a
+data blocks. A block is a list of entries (bytes shared with the key before, bytes of its own, bytes of the value, all
+as varints), an array of restart points, a byte for the kind of compression, and a CRC. The value of a tensor's name is a
 protocol buffer: type, shape, shard, offset, size and the masked CRC-32C of its bytes. The empty name stands for the
 header, which says how many shards there are. The format is that of LevelDB's tables and of TensorFlow's
 `tensor_bundle.proto`.
@@ -11,11 +11,13 @@ header, which says how many shards there are. The format is that of LevelDB's ta
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +29,11 @@ _TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10
 _NO_COMPRESSION, _SNAPPY = 0, 1
 # Numbers of the fields of BundleHeaderProto, BundleEntryProto and TensorShapeProto.
 _HEADER_SHARDS, _HEADER_BIG_ENDIAN = 1, 2
-_TYPE, _SHAPE, _SHARD, _OFFSET, _SIZE, _CRC, _SLICES = 1, 2, 3, 4, 5, 6, 7
+_TYPE, _SHAPE, _SHARD, _OFFSET, _SIZE, _SLICES = 1, 2, 3, 4, 5, 7
 
 
 def read_tensor_bundle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read all tensors of a checkpoint.
+    """Read all tensors of a checkpoint. The CRCs of the index are verified, those of the numbers are not.
 
     Args:
         path: the checkpoint's name as TensorFlow has it, without `.index` (which may be there).
@@ -49,42 +51,60 @@ def read_tensor_bundle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if not index.is_file():
         raise FileNotFoundError(f"no checkpoint at {prefix}: {index.name} is missing")
     try:
-        entries = dict(_table(index.read_bytes()))
-        header = _message(entries.pop(b""))
-        if header.get(_HEADER_BIG_ENDIAN, 0):
-            raise ValueError("its numbers are big-endian")
-        parsed = {name.decode(): _message(value) for name, value in entries.items()}
-        shapes = {name: _shape(entry.get(_SHAPE, b"")) for name, entry in parsed.items()}
+        values = dict(_table(index.read_bytes()))
+        count, entries = _parsed(values)
     except (IndexError, KeyError, TypeError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"{index} is damaged or truncated") from error
     except ValueError as error:
         raise ValueError(f"{index}: {error}") from error
 
-    count = header.get(_HEADER_SHARDS, 1)
     shards: dict[int, bytes] = {}
     tensors: dict[str, np.ndarray] = {}
-    for name, entry in parsed.items():
-        file = prefix.with_name(f"{prefix.name}.data-{entry.get(_SHARD, 0):05d}-of-{count:05d}")
-        if (number := entry.get(_SHARD, 0)) not in shards:
+    for name, entry in entries.items():
+        file = prefix.with_name(f"{prefix.name}.data-{entry.shard:05d}-of-{count:05d}")
+        if entry.shard not in shards:
             if not file.is_file():
                 raise FileNotFoundError(f"no whole checkpoint at {prefix}: {file.name} is missing")
-            shards[number] = file.read_bytes()
-        if _SLICES in entry:
-            raise ValueError(f"{index}: {name} is split into slices, which is not supported")
-        if entry.get(_TYPE) not in _TYPES:
-            raise ValueError(f"{index}: {name} has TensorFlow's type {entry.get(_TYPE)}, which is not supported")
-        dtype = np.dtype(_TYPES[entry[_TYPE]])
-        start, size, shape = entry.get(_OFFSET, 0), entry.get(_SIZE, 0), shapes[name]
-        wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if size != wanted and 0 not in shape and not (size == 0 and shape == ()):
-            raise ValueError(f"{index}: {name} has shape {list(shape)} but {size} bytes")
-        data = shards[number][start : start + size]
-        if len(data) < size:
-            raise ValueError(f"{file} is truncated: {name} ends at byte {start + size} of {len(shards[number])}")
-        if size < wanted:  # an uninitialised scalar
-            continue
-        tensors[name] = np.frombuffer(data, dtype).reshape(shape).copy()
+            shards[entry.shard] = file.read_bytes()
+        data = shards[entry.shard][entry.offset : entry.offset + entry.size]
+        if len(data) < entry.size:
+            raise ValueError(
+                f"{file} is truncated: {name} ends at byte {entry.offset + entry.size} of {len(shards[entry.shard])}"
+            )
+        tensors[name] = np.frombuffer(data, entry.dtype).reshape(entry.shape).copy()
     return tensors
+
+
+class _Entry(NamedTuple):
+    """Where a tensor is, and what."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+
+
+def _parsed(values: dict[bytes, bytes]) -> tuple[int, dict[str, _Entry]]:
+    """How many shards there are, and the tensors' entries by name."""
+    header = _message(values[b""])
+    if header.get(_HEADER_BIG_ENDIAN, 0):
+        raise ValueError("its numbers are big-endian, which is not supported")
+    entries = {}
+    for key, value in values.items():
+        if not key:
+            continue
+        name, fields = key.decode(), _message(value)
+        if _SLICES in fields:
+            raise ValueError(f"{name} is split into slices, which is not supported")
+        if (kind := fields.get(_TYPE)) not in _TYPES:
+            raise ValueError(f"{name} has TensorFlow's type {kind}, which is not supported")
+        dtype, shape = np.dtype(_TYPES[kind]), _shape(fields.get(_SHAPE, b""))
+        shard, offset, size = (operator.index(fields.get(field, 0)) for field in (_SHARD, _OFFSET, _SIZE))
+        if size != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} has shape {list(shape)} of {dtype}, but {size} bytes")
+        entries[name] = _Entry(dtype, shape, shard, offset, size)
+    return operator.index(header.get(_HEADER_SHARDS, 1)), entries
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -107,6 +127,8 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         what = "snappy" if kind == _SNAPPY else f"kind {kind}"
         raise ValueError(f"a block is compressed ({what}), which is not supported: save the checkpoint uncompressed")
     block = data[start : start + size]
+    if struct.unpack("<I", data[start + size + 1 : start + size + 5])[0] != _masked_crc(data[start : start + size + 1]):
+        raise ValueError("a block is damaged: its CRC is another")
     restarts = struct.unpack("<I", block[-4:])[0]
     end, place, key = size - 4 - 4 * restarts, 0, b""
     while place < end:
@@ -119,6 +141,24 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         place += own
         yield key, block[place : place + length]
         place += length
+
+
+def _masked_crc(data: bytes) -> int:
+    """CRC-32C (Castagnoli), turned and shifted as LevelDB stores it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC_TABLE[(crc ^ byte) & 255] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _crc_row(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+_CRC_TABLE = [_crc_row(byte) for byte in range(256)]
 
 
 def _handle(data: bytes, place: int) -> tuple[tuple[int, int], int]:

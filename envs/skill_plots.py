@@ -25,6 +25,7 @@ __all__ = [
     "plot_embeddings",
     "plot_links",
     "principal_axes",
+    "side_by_side",
     "state_frames",
 ]
 
@@ -224,6 +225,16 @@ def state_frames(states: np.ndarray, *, size: tuple[int, int] = (320, 320), titl
         canvas.draw()
         frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     return frames
+
+
+def side_by_side(*panels: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return films of the same height side by side; one that is over shows its last picture.
+
+    Args:
+        panels: of each its pictures, ``[H, W, 3]`` uint8, at least one.
+    """
+    length = max(map(len, panels))
+    return [np.concatenate([panel[min(time, len(panel) - 1)] for panel in panels], 1) for time in range(length)]
 
 
 def _is_humanoid(states: Any) -> bool:

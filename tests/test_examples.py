@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+BULLET = importlib.util.find_spec("pybullet") is not None
 MUJOCO = importlib.util.find_spec("mujoco") is not None
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,6 +49,16 @@ EXAMPLES: dict[str, list[list[str]]] = {
             *([["--algo", "gcbc", "--env", "pyrocontrol/ReacherGoal-v0", "--episodes", "2"]] if MUJOCO else []),
         )
     ],
+    "skills_humanoid.py": [
+        ["--composite", "toy", *arguments, "--updates", "2", "--evaluate-every", "1"]
+        for arguments in (
+            ["--mi", "tied", "--beta", "0.5", "--warmup", "10", "--free-bits", "0.1"],
+            ["--mi", "off", "--guide", "transformer"],
+            ["--mi", "variational", "--axis", "components", "--guide", "mean", "--latent", "2"],
+            ["--mi", "infonce", "--weight", "0.01", "--batch-size", "2"],
+        )
+    ]
+    + ([["--composite", "backflip", "--mi", "tied", "--updates", "1"]] if BULLET else []),
 }
 
 

@@ -16,6 +16,7 @@ from pyrocontrol.envs.skill_plots import (
     plot_embeddings,
     plot_links,
     principal_axes,
+    side_by_side,
     state_frames,
 )
 
@@ -83,6 +84,13 @@ def test_maps_and_curves_are_written(tmp_path: Path) -> None:
     plot_curves(tmp_path / "curves.png", curves, {"mse": {"mean state": 3.0}})
     for name in ("map.png", "curves.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_films_side_by_side_wait_for_the_longest() -> None:
+    one, other = ([np.full((2, 3, 3), shade, np.uint8) for shade in shades] for shades in ((1, 2, 3), (7, 8)))
+    film = side_by_side(one, other)
+    assert [frame[0, [0, 3], 0].tolist() for frame in film] == [[1, 7], [2, 8], [3, 8]]
+    assert film[0].shape == (2, 6, 3)
 
 
 def test_other_states_are_refused(tmp_path: Path) -> None:

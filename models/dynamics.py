@@ -112,7 +112,10 @@ class Dynamics(Process):
 
 
 class WaveNetDynamics(Dynamics):
-    """Causal over *time*: s_{t+1} ~ N(s_t + mu, sigma^2) with mu, sigma of a WaveNet over s_1..s_t, conditioned on z.
+    """Causal over *time*: s_{t+1} ~ N(mu, sigma^2) with mu, sigma of a WaveNet over s_1..s_t, conditioned on z.
+
+    The mean is a bounded function of the states before, so that a generated trajectory stays where states are. With
+    ``residual`` it is the change from s_t: a little better one state ahead, a random walk over many.
 
     Args:
         state_size: S.
@@ -121,6 +124,7 @@ class WaveNetDynamics(Dynamics):
         features: F.
         dilations: of its layers; the default sees the last 64 states.
         min_scale: least standard deviation, in scaled units.
+        residual: predict the change of the state.
     """
 
     def __init__(
@@ -132,14 +136,16 @@ class WaveNetDynamics(Dynamics):
         features: int = 128,
         dilations: Several[int] = (1, 2, 4, 8, 16, 32),
         min_scale: float = 1e-2,
+        residual: bool = False,
     ):
         super().__init__(state_size, latent_size)
+        self.residual = residual
         self.net = WaveNet(state_size, features, condition=latent_size, channels=channels, dilations=dilations)
         self.head = GaussianHead(features, state_size, min_scale=min_scale)
 
     def settings(self) -> dict[str, Any]:
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
-        return {"dilations": self.net.dilations, **self.head.settings()}
+        return {"dilations": self.net.dilations, "residual": self.residual, **self.head.settings()}
 
     def begin(self, context: DynamicsContext) -> WaveNetCache:
         """Return the empty cache."""
@@ -159,37 +165,46 @@ class WaveNetDynamics(Dynamics):
         noise = torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
         for step in range(horizon):
             features = read(s)
-            s = s + self.head.loc(features)
+            mean = self.head.loc(features)
+            s = s + mean if self.residual else mean
             if draw != "mode":
                 s = torch.addcmul(s, self.head.scales(features), noise[step])
             states.append(s)
         return torch.stack(states, 1), context.steps.new_full(context.steps.shape, horizon)
 
     def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
-        """Return a diagonal normal around the state before."""
-        return _moved(self.head, state)
+        """Return a diagonal normal."""
+        return _normal(self.head, state, self.residual)
 
 
 class MLPDynamics(Dynamics):
-    """Markov: s_{t+1} ~ N(s_t + mu(s_t, z), sigma(s_t, z)^2) with an MLP; what a WaveNet is compared with.
+    """Markov: s_{t+1} ~ N(mu(s_t, z), sigma(s_t, z)^2) with an MLP; what a WaveNet is compared with.
 
     Args:
         state_size: S.
         latent_size: D.
         hidden: sizes of the hidden layers.
         min_scale: least standard deviation, in scaled units.
+        residual: predict the change of the state.
     """
 
     def __init__(
-        self, state_size: int, latent_size: int, *, hidden: Several[int] = (128, 128), min_scale: float = 1e-2
+        self,
+        state_size: int,
+        latent_size: int,
+        *,
+        hidden: Several[int] = (128, 128),
+        min_scale: float = 1e-2,
+        residual: bool = False,
     ):
         super().__init__(state_size, latent_size)
+        self.residual = residual
         self.net = mlp(state_size + latent_size, hidden, "relu")
         self.head = GaussianHead(hidden[-1], state_size, min_scale=min_scale)
 
     def settings(self) -> dict[str, Any]:
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
-        return self.head.settings()
+        return {"residual": self.residual, **self.head.settings()}
 
     def follow(self, s: Tensor, cache: Any, context: DynamicsContext) -> tuple[Tensor, Any]:
         """Return the network's output at a state."""
@@ -200,8 +215,8 @@ class MLPDynamics(Dynamics):
         return self.net(torch.cat([states, _each_step(context.z, states)], -1))
 
     def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
-        """Return a diagonal normal around the state before."""
-        return _moved(self.head, state)
+        """Return a diagonal normal."""
+        return _normal(self.head, state, self.residual)
 
 
 class ComponentDynamics(Dynamics):
@@ -377,10 +392,12 @@ def make_dynamics(axis: str | Dynamics, state_size: int, latent_size: int) -> Dy
     return _AXES[axis](state_size, latent_size)
 
 
-def _moved(head: GaussianHead, state: DynamicsState) -> TorchDistribution:
-    """A head's normal, moved to the state before."""
-    change = head(state.features).base_dist
-    return dist.Normal(state.last + change.loc, change.scale).to_event(1)
+def _normal(head: GaussianHead, state: DynamicsState, residual: bool) -> TorchDistribution:
+    """A head's normal, moved to the state before if that is what it is about."""
+    normal = head(state.features)
+    if not residual:
+        return normal
+    return dist.Normal(state.last + normal.mean, normal.base_dist.scale).to_event(1)
 
 
 def _each_step(z: Tensor, states: Tensor) -> Tensor:

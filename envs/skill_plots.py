@@ -177,6 +177,7 @@ def plot_links(path: str | os.PathLike[str], demonstration: np.ndarray, generate
         demonstration: states ``[T, S]``.
         generated: states ``[T', S]``. Of a point, its position and velocity are drawn.
     """
+    chosen: tuple[str, ...]
     if _is_humanoid(demonstration):
         chosen = ("root", "neck", "right ankle", "left ankle", "right wrist", "left wrist")
         indices = [HUMANOID_LINKS.index(name) for name in chosen]

@@ -174,7 +174,8 @@ def task_of(composite: str) -> Task:
         from pyrocontrol.envs import deep_mimic_experts as room
 
         name, skill, teacher = "pyrocontrol/DeepMimic-v0", "motion", room.DeepMimicExpert
-    make = functools.partial(gymnasium.make, name, **{skill: composite})
+    make: Callable[..., Any] = gymnasium.make
+    make = functools.partial(make, name, **{skill: composite})
     return Task(composite, room.COMPOSITES[composite], room.demonstrations, teacher, make)
 
 
@@ -213,9 +214,10 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
     mi = MutualInformation(
         skills, guide, data.train, task.skills, names=task.names, kind=arguments.mi, weight=arguments.weight
     )
-    given = {"beta": arguments.beta, "warmup": arguments.warmup, "free_bits": arguments.free_bits}
+    given: dict[str, Any] = {"beta": arguments.beta, "warmup": arguments.warmup, "free_bits": arguments.free_bits}
     elbo = KLWeight("z", pc.inference.StepwiseKL_ELBO(), **given)
-    return skills, guide, mi, pyro.infer.SVI(mi.model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+    optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3})
+    return skills, guide, mi, pyro.infer.SVI(mi.model, guide, optimizer, elbo)
 
 
 def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, result: Any) -> list[dict[str, Any]]:
@@ -263,13 +265,13 @@ def draw(out: Path, task: Task, measures: SkillMeasures, result: Any) -> None:
         for key, value in values.items():
             metric, kind = key.split("/")
             curves.setdefault(metric, {}).setdefault(kind, []).append((step, value))
-    shown = {metric: curves[metric] for metric in ("state_mse", "embedding_mse", "dynamics_nats") if metric in curves}
+    chosen = ["state_mse", "embedding_mse", "dynamics_nats"]
     base = measures.mean_state()
     lines = {
         "state_mse": {"mean state, of the composite": base["state_mse/composite"]},
         "dynamics_nats": {"mean state": base["dynamics_nats/own"]},
     }
-    skill_plots.plot_curves(out / "mse.png", shown, lines)
+    skill_plots.plot_curves(out / "mse.png", {metric: curves[metric] for metric in chosen}, lines)
     skill_plots.plot_curves(out / "learning_curve.png", {"loss of a batch (nats)": {"training": result.losses}})
     skill_plots.plot_embeddings(
         out / "embeddings.png",

@@ -23,6 +23,7 @@ from pyro.distributions import MaskedDistribution
 from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Independent
 
@@ -156,7 +157,7 @@ class _Weighed(Messenger):
         return self.latent[self.site]
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or (msg["infer"] or {}).get("_do_not_trace"):
+        if msg["is_observed"] or site_is_subsample(msg):
             return
         self.latent[msg["name"]] = msg["fn"]
         if msg["name"] != self.site:
@@ -178,7 +179,7 @@ class _Weighed(Messenger):
             if each is not None:
                 exists = exists & each
         kl = torch.where(exists.unsqueeze(-1), kl, 0.0)
-        mean = kl.flatten(0, -2).sum(0) / exists.sum().clamp(min=1)
+        mean = kl.reshape(-1, kl.shape[-1]).sum(0) / exists.sum().clamp(min=1)
         return torch.where(exists, (self.free_bits - mean).relu().sum(), 0.0)
 
 

@@ -286,7 +286,6 @@ class _ComponentContext(NamedTuple):
 
 
 class _ComponentState(NamedTuple):
-    last: Tensor  # this component of the state before, [B] or [B, S]
     features: Tensor  # [B, F] or [B, S, F]
     cache: Any = ()
     place: int = 0
@@ -328,17 +327,17 @@ class _Components(Process):
         last = context.last[:, index]
         which = self.which[index].expand(len(last), -1)
         features, cache = self.net.step(torch.cat([before.unsqueeze(-1), last.unsqueeze(-1), which], -1), cache)
-        return _ComponentState(last, features, cache, index)
+        return _ComponentState(features, cache, index)
 
     def unroll(self, z: Tensor, context: _ComponentContext) -> tuple[_ComponentState, Tensor]:
         before = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], 1)
         which = self.which.expand(len(z), -1, -1)
         inputs = torch.cat([before.unsqueeze(-1), context.last.unsqueeze(-1), which], -1)
         live = torch.ones(z.shape, dtype=torch.bool, device=z.device)
-        return _ComponentState(context.last, self.net(inputs, context.condition)), live
+        return _ComponentState(self.net(inputs, context.condition)), live
 
     def conditional(self, state: _ComponentState, context: _ComponentContext) -> TorchDistribution:
-        return ScalarMixture.around(state.last, self.head(state.features))
+        return ScalarMixture.of(self.head(state.features))
 
 
 class ScalarMixture(dist.MixtureSameFamily):
@@ -351,12 +350,11 @@ class ScalarMixture(dist.MixtureSameFamily):
     has_rsample = True
 
     @classmethod
-    def around(cls, center: Tensor, mixture: TorchDistribution) -> ScalarMixture:
-        """Return the mixture over ``[..., 1]`` of a :class:`MixtureHead`, shifted by ``center`` ``[...]``."""
+    def of(cls, mixture: TorchDistribution) -> ScalarMixture:
+        """Return the mixture of a :class:`MixtureHead` over vectors of one number as one over numbers."""
         assert isinstance(mixture, dist.MixtureSameFamily)
         normal = mixture.component_distribution.base_dist
-        parts = dist.Normal(normal.loc.squeeze(-1) + center.unsqueeze(-1), normal.scale.squeeze(-1))
-        return cls(mixture.mixture_distribution, parts)
+        return cls(mixture.mixture_distribution, dist.Normal(normal.loc.squeeze(-1), normal.scale.squeeze(-1)))
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw with pathwise gradients."""

@@ -136,7 +136,8 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         assisted: whether the root is held: put where the clip has it after each simulation step, with its velocities,
             so that a body that only follows the clip with its joints cannot fall over. This is no control of a
             humanoid, and every info and data set made so says that it is assisted.
-        fall_links: numbers (0 to 14) of the links that must not touch the ground; None for the clip's own.
+        fall_links: numbers (0 to 14) of the links that must not touch the ground; None for the clip's own, or none where
+            the root is held.
         render_mode: None or `"rgb_array"`.
         width, height: of the pictures.
         camera: where from.
@@ -175,7 +176,9 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.motion = motion if isinstance(motion, HumanoidMotion) else HumanoidMotion.load(motion)
         self.init, self.max_seconds, self.assisted, self.render_mode = init, max_seconds, assisted, render_mode
         self.width, self.height, self.camera = width, height, Camera(*camera)
-        self.fall_links = _fall_links(self.motion.name) if fall_links is None else tuple(fall_links)
+        if fall_links is None:
+            fall_links = () if assisted else _fall_links(self.motion.name)
+        self.fall_links = tuple(fall_links)
         self.observation_space = spaces.Box(-np.inf, np.inf, (2 + 13 * _LINKS,), np.float32)
         self.action_space = spaces.Box(ACTION_LOW, ACTION_HIGH, dtype=np.float32)
         self._steps, self._ended, self._begun = 0, True, False
@@ -378,8 +381,9 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         root_angle = float((rotation_vector(product(clip.rotation, inverse(rotation))) ** 2).sum())
         root_spin = float(((spin - clip.angular_velocity) ** 2).sum())
         root_distance = float(((position - clip.position) ** 2).sum())
+        # Without forward kinematics, Bullet says where the links were before the last simulation step.
         ends = [
-            np.array([link[0] for link in bullet.getLinkStates(body, _END_EFFECTORS, physicsClientId=world)])
+            np.array([link[0] for link in bullet.getLinkStates(body, _END_EFFECTORS, False, True, world)])
             for body, world in ((self._body, client), (self._double, self._shadow))
         ]
         errors = {

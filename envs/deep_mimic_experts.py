@@ -452,8 +452,7 @@ def _record(
     """The demonstrations of one skill."""
     assisted = skill not in EXPERT_SKILLS
     actor: _Actor = AssistedPlayback(clip) if assisted else DeepMimicExpert(skill)
-    # An assisted body kneels or rolls where the clip has it: that is no fall.
-    env = DeepMimicEnv(clip, assisted=assisted, fall_links=() if assisted else None)
+    env = DeepMimicEnv(clip, assisted=assisted)
     phase, began = busiest_phase(clip, steps), time.perf_counter()
     episodes: list[Episode] = []
     errors: list[float] = []

@@ -3,8 +3,8 @@
 A bundle is `NAME.index`, a sorted string table, and `NAME.data-SSSSS-of-NNNNN`, its shards of raw numbers. The table
 ends in a footer of 48 bytes with the places of two index blocks and a magic number; the second index block lists the
 data blocks. A block is a list of entries (bytes shared with the key before, bytes of its own, bytes of the value, all
-as varints), an array of restart points, a byte for the kind of compression, and a CRC. The value of a tensor's name is a
-protocol buffer: type, shape, shard, offset, size and the masked CRC-32C of its bytes. The empty name stands for the
+as varints), an array of restart points, a byte for the kind of compression, and a CRC. The value of a tensor's name is
+a protocol buffer: type, shape, shard, offset, size and the masked CRC-32C of its bytes. The empty name stands for the
 header, which says how many shards there are. The format is that of LevelDB's tables and of TensorFlow's
 `tensor_bundle.proto`.
 """

@@ -127,7 +127,8 @@ def nonvariational(z: Tensor, q: TorchDistribution, entropy: Tensor) -> Tensor:
 def literal(q: TorchDistribution, subskills: int, entropy: Tensor) -> Tensor:
     """Return ``-M H(q(. | tau~)) + H(V)``, eq. (6) with z_i ~ q(. | tau~) as it is written: unbounded.
 
-    What V was makes no difference to it, but through the deviations of q; as these shrink it grows without limit.
+    What V was makes no difference to it, but through the deviations of q; as these shrink it grows without limit. An
+    encoder that tells rollouts from demonstrations can shrink the former alone, and no KL stands against that.
 
     Args:
         q: q(z | tau~), batch shape ``[...]``, event shape ``[D]``.
@@ -269,7 +270,7 @@ class MutualInformation(nn.Module):
         names: of all U skills, in the order of the task.
         kind: ``"off"`` (no factor, and no rollouts), ``"variational"``, ``"nonvariational"``, ``"literal"``, ``"tied"``
             or ``"infonce"``; see the head of this file.
-        weight: lambda.
+        weight: lambda. For ``"nonvariational"`` keep it below 1 / (M - 1), see :func:`nonvariational`.
         tuples: N.
         samples: K, for ``"infonce"``: how many V are drawn for each tuple, which takes N K rollouts and N K^2
             densities; a smaller N will do then.

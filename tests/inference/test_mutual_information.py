@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from pyrocontrol.envs import Demonstrations
-from pyrocontrol.inference import StepwiseKL_ELBO, fit, load_checkpoint
+from pyrocontrol.guides import TrajectoryGuide
+from pyrocontrol.inference import KLWeight, MutualInformation, StepwiseKL_ELBO, fit, load_checkpoint
 from pyrocontrol.inference.mutual_information import (
-    MutualInformation,
     entropy_of_sum,
     infonce,
     leave_one_out,
@@ -30,7 +30,7 @@ from pyrocontrol.inference.mutual_information import (
     sum_of_parts,
     variational_bound,
 )
-from pyrocontrol.models import Process, Sequence
+from pyrocontrol.models import Process, Sequence, TrajectoryCVAE
 from pyrocontrol.models.registration import register
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -750,3 +750,26 @@ def test_actions_without_a_pathwise_gradient_ask_for_stop_gradient(parts: Parts)
     with pytest.raises(ValueError, match="the actions of this LinearSkills have no pathwise gradient"):
         make(parts, "variational", critic=critic)
     assert make(parts, "variational", critic=critic, stop_gradient=True).estimate().isfinite()
+
+
+# With the models that it is for
+
+
+@pytest.mark.parametrize("axis", ["time", "components"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trajectory_cvae_is_trained_with_it(kind: str, axis: str) -> None:
+    demos = demonstrations()
+    skills = TrajectoryCVAE(demos.observation_space, demos.action_space, latent=2, hidden=(8,), axis=axis)
+    guide = TrajectoryGuide(skills, encoder_size=4)
+    reading = {"critic": guide.fresh_encoder(ACTIONS)} if kind == "variational" else {}
+    mi = MutualInformation(
+        skills, guide, demos, ("kick", "jump"), names=NAMES, kind=kind, tuples=2, samples=2, **reading
+    )
+    before = [p.detach().clone() for p in mi.parameters()]
+    elbo = KLWeight("z", StepwiseKL_ELBO(), warmup=2, free_bits=0.1)
+    svi = SVI(mi.model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+    fit(svi, demos, steps=2, batch_size=4, progress=False)
+    assert all(p.isfinite().all() for p in (*mi.parameters(), *guide.parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(before, mi.parameters(), strict=True))
+    values = mi.estimates(tuples=3, samples=4)
+    assert values["infonce"] <= math.log(4) and all(map(math.isfinite, values.values()))

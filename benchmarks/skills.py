@@ -1,0 +1,343 @@
+"""Remake results/skills.json: skills that add up, on the Bullet humanoid, and the plot beside it.
+
+    python benchmarks/skills.py                            # every run that is missing, then speed, then the plot
+    python benchmarks/skills.py --composites spinkick --methods off tied --seeds 0 --jobs 1 --no-speed
+    python benchmarks/skills.py --no-train --no-speed      # collect finished runs and plot
+
+Each run is `examples/skills_humanoid.py` in a process of one thread, with a folder of its own under RUNS; a run that
+was stopped goes on from its checkpoint. Runs are evaluated on composites that no run was trained on.
+
+What the rows say: see `rows_of` in the example; for the speed rows, `speed` here. Those are measured on one thread,
+what is compared interleaved in one process; every repeat is a row, its seed the number of the repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyro
+import torch
+import tyro
+from gymnasium import spaces
+from torch import Tensor
+
+import pyrocontrol as pc
+from pyrocontrol.inference import read_rows, row, select, summary, write_results
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "skills.json"
+METHODS: dict[str, list[str]] = {
+    "off": ["--mi", "off"],
+    "variational": ["--mi", "variational"],
+    "nonvariational": ["--mi", "nonvariational"],
+    "tied": ["--mi", "tied"],
+    "infonce": ["--mi", "infonce"],
+    "literal": ["--mi", "literal"],
+    "tied-10": ["--mi", "tied", "--weight", "10"],
+    "off-mlp": ["--mi", "off", "--axis", "mlp"],
+}
+STATE, ACTION, BATCH, STEPS = 197, 36, 16, 45
+SPEED = "speed"  # the task of the rows that are not of a run
+LENGTHS = (15, 30, 45, 90, 180)
+
+
+@dataclass
+class Arguments:
+    """Which runs to make."""
+
+    composites: tuple[str, ...] = ("spinkick", "backflip")
+    """which composites: spinkick, backflip, toy"""
+    methods: tuple[str, ...] = ("off", "variational", "nonvariational", "tied")
+    """which methods"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """trials"""
+    jobs: int = 2
+    """runs side by side"""
+    runs: Path = HERE / "runs" / "skills"
+    """where runs are kept"""
+    train: bool = True
+    """make the runs that are missing"""
+    speed: bool = True
+    """measure the speed"""
+    repeats: int = 9
+    """of each measurement of speed"""
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def folder(runs: Path, composite: str, method: str, seed: int) -> Path:
+    """Return the folder of one run."""
+    return runs / f"{composite}-{method}-{seed}"
+
+
+def run_of(item: dict[str, Any]) -> tuple[str, str, int]:
+    """Return the run that a row is of."""
+    return item["task"], item["setting"].get("run", item["method"]), item["seed"]
+
+
+def run(arguments: Arguments, composite: str, method: str, seed: int) -> None:
+    """Make one run unless it is there."""
+    out = folder(arguments.runs, composite, method, seed)
+    if (out / "result.json").exists() or (composite, method, seed) in {run_of(item) for item in read_rows(RESULTS)}:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(HERE.parent / "examples" / "skills_humanoid.py"), *METHODS[method]]
+    command += ["--composite", composite, "--seed", str(seed), "--out", str(out)]
+    command += ["--demos", str(arguments.runs / f"{composite}.npz")]
+    with open(out / "log.txt", "a") as log:
+        code = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        ).returncode
+    print(f"{out.name}: {'done' if code == 0 else f'exit {code}, see its log.txt'}", flush=True)
+
+
+def collect(arguments: Arguments) -> list[dict[str, Any]]:
+    """Return the rows of all finished runs under RUNS, by composite, method and seed."""
+    rows = []
+    for path in sorted(arguments.runs.glob("*/result.json")):
+        composite, _, method = path.parent.name.rsplit("-", 1)[0].partition("-")
+        if method not in METHODS:
+            continue
+        content = json.loads(path.read_text())
+        for item in content["rows"]:
+            # The baseline of a run keeps its own name; the run that made it is in the setting.
+            own = item["method"] if item["method"] == "mean-state" else method
+            made = {"revision": content["revision"], "run": method}
+            rows.append(item | {"method": own, "task": composite, "setting": item["setting"] | made})
+    return rows
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+def random_demonstrations(steps: int) -> pc.envs.Demonstrations:
+    """Return random trajectories of the humanoid's sizes: what an update costs does not depend on their values."""
+    rng = np.random.default_rng(0)
+    box = spaces.Box(-1, 1, (ACTION,), np.float32)
+    episodes = [
+        pc.envs.Episode(
+            rng.normal(size=(steps + 1, STATE)).astype(np.float32),
+            rng.uniform(-1, 1, (steps, ACTION)).astype(np.float32),
+        )
+        for _ in range(BATCH)
+    ]
+    demos = pc.envs.Demonstrations.from_episodes(episodes, box)
+    task = torch.eye(2)[torch.arange(BATCH) % 2]
+    return pc.envs.Demonstrations(
+        demos.observations, demos.actions, demos.lengths, demos.action_space, demos.observation_space, task=task
+    )
+
+
+def skills_for(demos: pc.envs.Demonstrations, axis: str = "time") -> tuple[Any, Any]:
+    """Return the example's model of the humanoid and its guide."""
+    pyro.set_rng_seed(0)
+    skills = pc.models.TrajectoryCVAE(demos.observation_space, demos.action_space, axis=axis)
+    return skills, pc.guides.TrajectoryGuide(skills)
+
+
+def update_of(demos: pc.envs.Demonstrations, kind: str, axis: str = "time") -> Callable[[], object]:
+    """Return one training update on a batch of all demonstrations."""
+    skills, guide = skills_for(demos, axis)
+    mi = pc.inference.MutualInformation(skills, guide, demos, ("a", "b"), names=("a", "b"), kind=kind)
+    svi = pyro.infer.SVI(mi.model, guide, pyro.optim.Adam({"lr": 1e-3}), pc.inference.StepwiseKL_ELBO())
+
+    def update() -> object:
+        pyro.clear_param_store()
+        return svi.step(demos)
+
+    return update
+
+
+def evaluating_the_prefix(skills: Any, z: Tensor, first: Tensor, steps: int) -> Tensor:
+    """Sample a trajectory as one would without a cache: the network is run over all states so far for each new one."""
+    dynamics, states = skills.dynamics, first.unsqueeze(1)
+    for _ in range(steps):
+        features = dynamics.net(states, z)[:, -1]
+        mean = dynamics.head.loc(features)
+        s = torch.addcmul(mean, dynamics.head.scales(features), torch.randn_like(mean))
+        states = torch.cat([states, s.unsqueeze(1)], 1)
+    return states
+
+
+def measured(timed: dict[tuple[str, str, tuple[tuple[str, Any], ...]], Callable[[], object]], repeats: int) -> Any:
+    """Yield rows of seconds: every function once to warm up, then all in turn, again and again."""
+    for function in timed.values():
+        function()
+    for repeat in range(repeats):
+        for (method, metric, setting), function in timed.items():
+            start = time.perf_counter()
+            function()
+            seconds = time.perf_counter() - start
+            yield row(method, SPEED, metric, seconds, seed=repeat, seconds=seconds, **dict(setting))
+
+
+def speed(repeats: int) -> list[dict[str, Any]]:
+    """Return what updates and samples cost, in seconds.
+
+    `update_seconds`, setting `batch`, `steps`, `axis`: one update of 16 trajectories of 197 state numbers, the method
+    being the `mi` choice. `sample_seconds`, setting `steps`: 16 trajectories sampled from the dynamics, methods
+    `cached` and `prefix`.
+    """
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    demos = random_demonstrations(STEPS)
+    at = (("batch", BATCH), ("steps", STEPS), ("axis", "time"))
+    rows = list(
+        measured(
+            {
+                (kind, "update_seconds", at): update_of(demos, kind)
+                for kind in ("off", "variational", "nonvariational", "tied", "infonce")
+            },
+            repeats,
+        )
+    )
+    growth = {}
+    for steps in LENGTHS:
+        setting = (("batch", BATCH), ("steps", steps), ("axis", "time"))
+        growth["tied", "update_seconds", setting] = update_of(random_demonstrations(steps), "tied")
+    rows += [item for item in measured(growth, repeats) if item["setting"]["steps"] != STEPS]
+    skills, _ = skills_for(demos)
+    z, first = torch.randn(BATCH, skills.latent), torch.randn(BATCH, STATE)
+    samples: dict[Any, Callable[[], object]] = {}
+    for steps in LENGTHS:
+        setting = (("batch", BATCH), ("steps", steps), ("axis", "time"))
+        samples["cached", "sample_seconds", setting] = skills.dynamics_of(z, first, steps).sample
+        samples["prefix", "sample_seconds", setting] = lambda n=steps: evaluating_the_prefix(skills, z, first, n)
+    with torch.no_grad():
+        rows += measured(samples, repeats)
+    along, _ = skills_for(demos, "components")
+    at = (("batch", BATCH), ("steps", STEPS), ("axis", "components"))
+    slow: dict[Any, Callable[[], object]] = {
+        ("off", "update_seconds", at): update_of(demos, "off", "components"),
+        ("cached", "sample_seconds", at): along.dynamics_of(z, first, STEPS).sample,
+    }
+    return rows + list(measured(slow, min(repeats, 3)))
+
+
+def report_speed(rows: list[dict[str, Any]]) -> None:
+    """Print medians, and how many times faster than the prefix the cache is."""
+    of: dict[tuple[Any, ...], list[float]] = {}
+    for item in rows:
+        if item["task"] == SPEED:
+            key = item["metric"], item["setting"]["axis"], item["setting"]["steps"], item["method"]
+            of.setdefault(key, []).append(item["value"])
+    median = {key: float(np.median(values)) for key, values in of.items()}
+    for key in sorted(median):
+        print(f"{key[0]:>15} {key[1]:>10} T={key[2]:<4} {key[3]:>15} {median[key] * 1e3:9.1f} ms")
+    for steps in LENGTHS:
+        pair = [("sample_seconds", "time", steps, method) for method in ("prefix", "cached")]
+        if all(key in median for key in pair):
+            print(f"T={steps}: the cache is {median[pair[0]] / median[pair[1]]:.1f} times as fast as the prefix")
+
+
+# -- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Arguments) -> None:
+    """Make the missing runs, measure the speed, then the results file and its plot."""
+    if arguments.train:
+        arguments.runs.mkdir(parents=True, exist_ok=True)
+        # Seed by seed, so that what there is at any time is balanced.
+        jobs = [(c, m, s) for s in arguments.seeds for c in arguments.composites for m in arguments.methods]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(lambda job: run(arguments, *job), jobs))
+    rows = collect(arguments)
+    # Runs made elsewhere, whose folders are not here, stay in the file; so does the speed, unless measured anew.
+    made = {run_of(item) for item in rows}
+    kept = [item for item in read_rows(RESULTS) if run_of(item) not in made]
+    measured_anew = speed(arguments.repeats) if arguments.speed else []
+    rows += [item for item in kept if not (measured_anew and item["task"] == SPEED)] + measured_anew
+    write_results(RESULTS, "skills", rows, command="python benchmarks/skills.py")
+    report_speed(rows)
+    print(table(rows))
+    plot(rows, HERE / "results" / "skills.png")
+
+
+def last_step(rows: list[dict[str, Any]], task: str, method: str) -> int | None:
+    """Return the last update that a method's runs were evaluated at."""
+    steps = [
+        item["setting"]["step"]
+        for item in rows
+        if (item["task"], item["method"]) == (task, method) and "step" in item["setting"]
+    ]
+    return max(steps, default=None)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return what the runs end with, as a Markdown table: mean and 95% interval over seeds."""
+    columns = [
+        ("state_mse", "sum"),
+        ("state_mse", "encoded"),
+        ("state_mse", "own"),
+        ("embedding_error", "sum"),
+        ("cycle_fraction", "sum"),
+        ("tracking_error", "sum"),
+        ("dynamics_nats", "own"),
+    ]
+    lines = ["| task | method | " + " | ".join(f"{metric}, {kind}" for metric, kind in columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
+    for task in ("spinkick", "backflip", "toy"):
+        for method in METHODS:
+            step = last_step(rows, task, method)
+            cells = []
+            for metric, kind in columns:
+                found = [item for item in rows if item["task"] == task]
+                mean, half, seeds = summary(found, method, metric, step=step, embedding=kind)
+                cells.append(f"{mean:.3g} ± {half:.2g} ({seeds})" if seeds else "")
+            if any(cells):
+                lines.append(f"| {task} | {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the error of generated states against updates, with 95% intervals over seeds."""
+    tasks = [task for task in ("spinkick", "backflip", "toy") if any(item["task"] == task for item in rows)]
+    if not tasks:
+        return
+    figure, grid = plt.subplots(2, len(tasks), figsize=(5 * len(tasks), 7), layout="constrained", squeeze=False)
+    for column, task in enumerate(tasks):
+        found = [item for item in rows if item["task"] == task]
+        for axes, kind in zip(grid[:, column], ("sum", "encoded"), strict=True):
+            for number, method in enumerate(METHODS):
+                steps = sorted(
+                    {
+                        item["setting"]["step"]
+                        for item in found
+                        if item["method"] == method and item["metric"] == "state_mse" and "step" in item["setting"]
+                    }
+                )
+                points = [summary(found, method, "state_mse", step=step, embedding=kind) for step in steps]
+                if not steps or points[0][2] < 2:
+                    continue
+                mean, half = np.array([p[0] for p in points]), np.array([p[1] for p in points])
+                axes.plot(steps, mean, color=f"C{number}", label=method)
+                axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
+            base = select(found, "mean-state", "state_mse", embedding="composite")
+            if base and not math.isnan(base[0]):
+                axes.axhline(base[0], color="black", ls=":", lw=1, label="mean state of the training set")
+            axes.set(xlabel="updates", ylabel="state MSE")
+            what = "the sum of the sub-skills' embeddings" if kind == "sum" else "its own embedding"
+            axes.set_title(f"{task}, generated from {what}", loc="left", fontsize=10)
+    grid[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

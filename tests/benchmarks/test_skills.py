@@ -1,0 +1,61 @@
+"""What the benchmark of skills compares: the same samples with and without a cache, and which run a row is of."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_skills", ROOT / "benchmarks" / "skills.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_timed_samples_the_same(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    skills, _ = benchmark.skills_for(benchmark.random_demonstrations(3))
+    z, first = torch.randn(2, skills.latent), torch.randn(2, benchmark.STATE)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    with torch.no_grad():
+        slow = benchmark.evaluating_the_prefix(skills, z, first, 5)[:, 1:]
+    torch.testing.assert_close(skills.dynamics_of(z, first, 5).greedy(), slow)
+
+
+def test_rows_of_runs(benchmark: ModuleType, tmp_path: Path) -> None:
+    def item(method: str) -> dict[str, object]:
+        setting = {"embedding": "sum", "step": 7}
+        return {"method": method, "task": "toy", "setting": setting, "seed": 3, "metric": "state_mse", "value": 0.5}
+
+    for name in ("toy-tied-10-3", "toy-off-3", "toy-somebody's-3"):
+        (tmp_path / name).mkdir()
+        content = {"revision": "abc", "rows": [item(name.split("-")[1]), item("mean-state")]}
+        (tmp_path / name / "result.json").write_text(json.dumps(content))
+    rows = benchmark.collect(benchmark.Arguments(runs=tmp_path))
+    assert [benchmark.run_of(row) for row in rows] == [("toy", m, 3) for m in ("off", "off", "tied-10", "tied-10")]
+    assert [row["method"] for row in rows] == ["off", "mean-state", "tied-10", "mean-state"]
+    assert benchmark.last_step(rows, "toy", "tied-10") == 7
+
+
+def test_one_repeat_of_speed(benchmark: ModuleType) -> None:
+    ticks: list[str] = []
+    timed = {(name, "seconds", ()): lambda name=name: ticks.append(name) for name in ("a", "b")}
+    rows = list(benchmark.measured(timed, 2))
+    assert ticks == ["a", "b"] * 3
+    assert [(row["method"], row["seed"]) for row in rows] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+
+
+@pytest.mark.parametrize("kind", ["off", "tied"])
+def test_an_update(benchmark: ModuleType, kind: str) -> None:
+    update = benchmark.update_of(benchmark.random_demonstrations(3), kind)
+    losses = [update() for _ in range(6)]
+    assert losses[-1] < losses[0]

@@ -43,6 +43,8 @@ GUIDES: dict[str, dict[str, Any]] = {
     "transformer": {"encoder": "transformer"},
     "mean": {"encoder": "mlp", "pooling": "mean"},
 }
+# Tuples of demonstrations that the mutual information is estimated from.
+TUPLES = 8
 # Greatest norm of the gradient.
 CLIP = 10.0
 DEFAULTS = {"toy": {"updates": 1_500, "latent": 8}, "humanoid": {"updates": 5_000, "latent": 16}}
@@ -212,7 +214,14 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
     skills.normalize(data.train)
     guide = pc.guides.TrajectoryGuide(skills, **GUIDES[arguments.guide], encoder_size=32 if small else 64)
     mi = MutualInformation(
-        skills, guide, data.train, task.skills, names=task.names, kind=arguments.mi, weight=arguments.weight
+        skills,
+        guide,
+        data.train,
+        task.skills,
+        names=task.names,
+        kind=arguments.mi,
+        weight=arguments.weight,
+        tuples=2 if arguments.mi == "infonce" else TUPLES,  # each with many rollouts, and all pairs of them
     )
     given: dict[str, Any] = {"beta": arguments.beta, "warmup": arguments.warmup, "free_bits": arguments.free_bits}
     elbo = KLWeight("z", pc.inference.StepwiseKL_ELBO(), **given)
@@ -251,7 +260,7 @@ def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, 
             rows.append(line(metric, sum(values) / len(values), method, **more))
     env.close()
     pyro.set_rng_seed(arguments.seed)
-    for kind, value in mi.estimates().items():
+    for kind, value in mi.estimates(TUPLES).items():
         rows.append(line("mutual_information", value, step=result.step, estimate=kind))
     return rows
 

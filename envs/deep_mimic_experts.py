@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -189,8 +188,8 @@ class AssistedPlayback:
         self.motion = motion if isinstance(motion, HumanoidMotion) else HumanoidMotion.load(motion)
         self.lead = lead
         # A rotation about an axis is also one about the opposite axis by the opposite angle. Of the two the one is
-        # taken that goes on from the tick before, so that the numbers do not jump where an angle passes 0; it begins
-        # with the axis that points along z, about which most joints turn.
+        # taken that goes on from the tick before, so that the numbers do not jump where an angle passes 0 (they may
+        # where a clip begins anew); it begins with the axis that points along z, about which most joints turn.
         self._ticks = 1 + int(np.ceil(self.motion.seconds * CONTROL_RATE))
         self._axes = np.zeros((self._ticks, len(_BALLS), 3))
         axis = np.tile([0.0, 0.0, 1.0], (len(_BALLS), 1))
@@ -312,15 +311,15 @@ class Recording:
             "fingerprint": self.demonstrations.fingerprint(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{records.name}.", suffix=".tmp")
+        temporary = records.with_name(f".{records.name}.tmp")
         try:
-            with os.fdopen(handle, "w") as file:
+            with open(temporary, "w") as file:
                 file.write(json.dumps(text, indent=2) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, records)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         self.demonstrations.save(path)
         return records
@@ -583,11 +582,11 @@ def main(arguments: Arguments) -> Recording:
     given = {name: value for name, value in asdict(arguments).items() if name != "out"}
     recording = record_demonstrations(**given, progress=True)
     records = recording.save(arguments.out)
-    table = Table("skill", "assisted", "number", "steps", "from phase", "mean reward", "tracking error", "rejected")
+    table = Table("skill", "assisted", "number", "steps", "phase", "reward", "error", "rejected")
     for record in recording.skills:
         table.add_row(
             record.skill,
-            "yes: root held" if record.assisted else "no: expert",
+            "yes" if record.assisted else "no",
             *(str(number) for number in (record.number, record.steps)),
             f"{record.start_phase:.3f}",
             f"{record.mean_reward:.3f}",
@@ -596,6 +595,11 @@ def main(arguments: Arguments) -> Recording:
         )
     console = Console()
     console.print(table)
+    console.print(
+        "assisted: the root was held where the clip has it; phase: where a demonstration begins; reward: mean a step; "
+        "error: mean tracking error (rad); rejected: falls",
+        highlight=False,
+    )
     console.print(f"{arguments.out}, {records}", highlight=False, soft_wrap=True)
     return recording
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ def save_video(path: str | os.PathLike[str], frames: np.ndarray | Sequence[np.nd
         fps: pictures a second.
 
     Raises:
+        OSError: if the file cannot be written.
         ValueError: if the ending is another one, the frames have another shape or type, there are none, or the rate is
             not positive (above 50 in a GIF).
         ModuleNotFoundError: for an MP4 without imageio-ffmpeg.
@@ -37,13 +37,12 @@ def save_video(path: str | os.PathLike[str], frames: np.ndarray | Sequence[np.nd
     if not (0 < fps < np.inf) or (gif and fps > 50):
         raise ValueError(f"fps must be positive{', and at most 50 in a GIF' * gif}, got {fps}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix.lower())
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix.lower()}")
     try:
-        (_write_gif if gif else _write_mp4)(temporary, pictures, fps)
+        (_write_gif if gif else _write_mp4)(str(temporary), pictures, fps)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -13,13 +13,14 @@ what is compared interleaved in one process; every repeat is a row, its seed the
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ METHODS: dict[str, list[str]] = {
 STATE, ACTION, BATCH, STEPS = 197, 36, 16, 45
 SPEED = "speed"  # the task of the rows that are not of a run
 LENGTHS = (15, 30, 45, 90, 180)
+# By method, metric and setting.
+Timed = dict[tuple[str, str, tuple[tuple[str, Any], ...]], Callable[[], object]]
 
 
 @dataclass
@@ -155,7 +158,8 @@ def update_of(demos: pc.envs.Demonstrations, kind: str, axis: str = "time") -> C
     """Return one training update on a batch of all demonstrations."""
     skills, guide = skills_for(demos, axis)
     mi = pc.inference.MutualInformation(skills, guide, demos, ("a", "b"), names=("a", "b"), kind=kind)
-    svi = pyro.infer.SVI(mi.model, guide, pyro.optim.Adam({"lr": 1e-3}), pc.inference.StepwiseKL_ELBO())
+    optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3})
+    svi = pyro.infer.SVI(mi.model, guide, optimizer, pc.inference.StepwiseKL_ELBO())
 
     def update() -> object:
         pyro.clear_param_store()
@@ -175,7 +179,7 @@ def evaluating_the_prefix(skills: Any, z: Tensor, first: Tensor, steps: int) -> 
     return states
 
 
-def measured(timed: dict[tuple[str, str, tuple[tuple[str, Any], ...]], Callable[[], object]], repeats: int) -> Any:
+def measured(timed: Timed, repeats: int) -> Iterator[dict[str, Any]]:
     """Yield rows of seconds: every function once to warm up, then all in turn, again and again."""
     for function in timed.values():
         function()
@@ -198,32 +202,27 @@ def speed(repeats: int) -> list[dict[str, Any]]:
     pyro.enable_validation(False)
     demos = random_demonstrations(STEPS)
     at = (("batch", BATCH), ("steps", STEPS), ("axis", "time"))
-    rows = list(
-        measured(
-            {
-                (kind, "update_seconds", at): update_of(demos, kind)
-                for kind in ("off", "variational", "nonvariational", "tied", "infonce")
-            },
-            repeats,
-        )
-    )
-    growth = {}
+    kinds = ("off", "variational", "nonvariational", "tied", "infonce")
+    updates: Timed = {(kind, "update_seconds", at): update_of(demos, kind) for kind in kinds}
+    rows = list(measured(updates, repeats))
+    growth: Timed = {}
     for steps in LENGTHS:
         setting = (("batch", BATCH), ("steps", steps), ("axis", "time"))
         growth["tied", "update_seconds", setting] = update_of(random_demonstrations(steps), "tied")
     rows += [item for item in measured(growth, repeats) if item["setting"]["steps"] != STEPS]
     skills, _ = skills_for(demos)
     z, first = torch.randn(BATCH, skills.latent), torch.randn(BATCH, STATE)
-    samples: dict[Any, Callable[[], object]] = {}
+    samples: Timed = {}
     for steps in LENGTHS:
         setting = (("batch", BATCH), ("steps", steps), ("axis", "time"))
         samples["cached", "sample_seconds", setting] = skills.dynamics_of(z, first, steps).sample
-        samples["prefix", "sample_seconds", setting] = lambda n=steps: evaluating_the_prefix(skills, z, first, n)
+        prefix = functools.partial(evaluating_the_prefix, skills, z, first, steps)
+        samples["prefix", "sample_seconds", setting] = prefix
     with torch.no_grad():
         rows += measured(samples, repeats)
     along, _ = skills_for(demos, "components")
     at = (("batch", BATCH), ("steps", STEPS), ("axis", "components"))
-    slow: dict[Any, Callable[[], object]] = {
+    slow: Timed = {
         ("off", "update_seconds", at): update_of(demos, "off", "components"),
         ("cached", "sample_seconds", at): along.dynamics_of(z, first, STEPS).sample,
     }

@@ -33,8 +33,6 @@ import pyrocontrol as pc
 from pyrocontrol.envs import point_skills, skill_plots
 from pyrocontrol.envs.skill_measures import SkillMeasures, play_cycle
 from pyrocontrol.envs.video import save_video
-from pyrocontrol.inference.kl_weight import KLWeight
-from pyrocontrol.inference.mutual_information import MutualInformation
 
 # Demonstrations of a skill: to train on, held out, and of the composite. The same for every seed.
 TRAIN, HELD_OUT, COMPOSITE = 20, 5, 5
@@ -47,7 +45,7 @@ GUIDES: dict[str, dict[str, Any]] = {
 TUPLES = 8
 # Greatest norm of the gradient.
 CLIP = 10.0
-DEFAULTS = {"toy": {"updates": 1_500, "latent": 8}, "humanoid": {"updates": 5_000, "latent": 16}}
+LATENT = {"toy": 8, "humanoid": 16}
 
 
 @dataclass
@@ -62,14 +60,14 @@ class Arguments:
     """of the mutual information, in nats a demonstration"""
     seed: int = 0
     """of the initial weights and the batches"""
-    updates: int | None = None
-    """batches; by default 1500 for the toy, 5000 for the humanoid"""
+    updates: int = 1_500
+    """batches"""
     batch_size: int = 16
     """demonstrations in a batch"""
     latent: int | None = None
     """numbers of an embedding; by default 8 for the toy, 16 for the humanoid"""
-    axis: Literal["time", "components"] = "time"
-    """what the WaveNet of the dynamics runs along; components is the paper's, and slow"""
+    axis: Literal["time", "components", "mlp"] = "time"
+    """what the WaveNet of the dynamics runs along; components is the paper's, and slow; mlp: no WaveNet, but an MLP"""
     guide: Literal["bilstm", "transformer", "mean"] = "bilstm"
     """what the posterior reads trajectories with"""
     beta: float = 1.0
@@ -78,7 +76,7 @@ class Arguments:
     """updates in which that weight grows from 0"""
     free_bits: float = 0.0
     """nats of every latent dimension that cost nothing"""
-    evaluate_every: int = 250
+    evaluate_every: int = 100
     """updates between evaluations"""
     device: str = "cpu"
     """where to train"""
@@ -124,7 +122,7 @@ def main(arguments: Arguments) -> None:
     result = pc.inference.fit(
         svi,
         data.train,
-        steps=arguments.updates or 0,
+        steps=arguments.updates,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         out=arguments.out,
@@ -151,9 +149,8 @@ def main(arguments: Arguments) -> None:
 
 def checked(arguments: Arguments) -> Task:
     """Fill in the defaults and return the task, or exit with one line that says what is wrong."""
-    defaults = DEFAULTS["toy" if arguments.composite == "toy" else "humanoid"]
-    arguments.updates = defaults["updates"] if arguments.updates is None else arguments.updates
-    arguments.latent = defaults["latent"] if arguments.latent is None else arguments.latent
+    if arguments.latent is None:
+        arguments.latent = LATENT["toy" if arguments.composite == "toy" else "humanoid"]
     for name in ("updates", "batch_size", "latent", "evaluate_every"):
         if getattr(arguments, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least 1")
@@ -210,10 +207,12 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
     axis: Any = arguments.axis
     if small and axis == "time":
         axis = pc.models.WaveNetDynamics(size, latent, channels=32, features=64, dilations=(1, 2, 4, 8, 16))
+    if axis == "mlp":
+        axis = pc.models.MLPDynamics(size, latent, hidden=(64, 64) if small else (256, 256))
     skills = pc.models.TrajectoryCVAE(*spaces, latent=latent, hidden=(64, 64) if small else (256, 256), axis=axis)
     skills.normalize(data.train)
     guide = pc.guides.TrajectoryGuide(skills, **GUIDES[arguments.guide], encoder_size=32 if small else 64)
-    mi = MutualInformation(
+    mi = pc.inference.MutualInformation(
         skills,
         guide,
         data.train,
@@ -224,7 +223,7 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
         tuples=2 if arguments.mi == "infonce" else TUPLES,  # each with many rollouts, and all pairs of them
     )
     given: dict[str, Any] = {"beta": arguments.beta, "warmup": arguments.warmup, "free_bits": arguments.free_bits}
-    elbo = KLWeight("z", pc.inference.StepwiseKL_ELBO(), **given)
+    elbo = pc.inference.KLWeight("z", pc.inference.StepwiseKL_ELBO(), **given)
     optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3})
     return skills, guide, mi, pyro.infer.SVI(mi.model, guide, optimizer, elbo)
 

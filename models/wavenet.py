@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,13 +81,14 @@ class WaveNet(nn.Module):
         """Return outputs ``[B, T, F]`` of all positions ``[B, T, X]``, given a condition ``[B, C]``."""
         hidden, gated = self.embed(x), []
         length = x.shape[1]
-        for layer, (dilation, added) in enumerate(zip(self.dilations, self._added(condition), strict=True)):
+        for dilation, added, (taps, residual) in zip(
+            self.dilations, self._added(condition), self._products(), strict=True
+        ):
             # Never further back than the sequence is long: a shift beyond it would cut more than there is.
             before = F.pad(hidden, (0, 0, min(dilation, length), 0))[:, :length]
-            taps = torch.cat([before, hidden], -1) @ self.taps[layer].weight.T + added.unsqueeze(-2)
-            gated.append(_gate(taps))
-            if layer < len(self.residual):
-                hidden = hidden + self.residual[layer](gated[-1])
+            gated.append(_gate(torch.cat([before, hidden], -1) @ taps + added.unsqueeze(-2)))
+            if residual is not None:
+                hidden = hidden + gated[-1] @ residual
         return self.output(torch.cat(gated, -1))
 
     def start(self, rows: int, condition: Tensor | None = None) -> WaveNetCache:
@@ -131,12 +132,13 @@ class WaveNet(nn.Module):
 
     def _products(self) -> list[tuple[Tensor, Tensor | None]]:
         """What every layer multiplies by; looking it up a position costs as much as multiplying."""
-        residual = [None if i == len(self.residual) else self.residual[i].weight.T for i in range(len(self.taps))]
-        return [(taps.weight.T, r) for taps, r in zip(self.taps, residual, strict=True)]
+        taps: list[Any] = list(self.taps)
+        residual: list[Any] = list(self.residual)
+        return [(t.weight.T, r) for t, r in zip(taps, [*(r.weight.T for r in residual), None], strict=True)]
 
     def _added(self, condition: Tensor | None) -> tuple[Tensor, ...]:
         """V c + w of every layer."""
-        biases = [taps.bias for taps in self.taps]
+        biases: list[Any] = [taps.bias for taps in self.taps]
         if self.condition is None:
             return tuple(biases)
         parts = self.condition(condition).chunk(len(biases), -1)

@@ -81,7 +81,7 @@ class Camera(NamedTuple):
 
     Attributes:
         distance: from the root (m).
-        yaw: about the vertical (degrees); 0 looks along -z, at the left side of someone who walks along +x.
+        yaw: about the vertical (degrees); 0 looks along -z, at the right side of someone who walks along +x.
         pitch: above the horizon (degrees).
     """
 
@@ -136,8 +136,8 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         assisted: whether the root is held: put where the clip has it after each simulation step, with its velocities,
             so that a body that only follows the clip with its joints cannot fall over. This is no control of a
             humanoid, and every info and data set made so says that it is assisted.
-        fall_links: numbers (0 to 14) of the links that must not touch the ground; None for the clip's own, or none where
-            the root is held.
+        fall_links: numbers (0 to 14) of the links that must not touch the ground; None for the clip's own, and for
+            none at all where the root is held.
         render_mode: None or `"rgb_array"`.
         width, height: of the pictures.
         camera: where from.
@@ -189,9 +189,8 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._closed = weakref.finalize(self, _disconnect, self._bullet, (self._world, self._shadow))
         # The clip's own body is in a world of its own, where it is only ever put somewhere: it neither disturbs nor is
         # seen.
-        self._body = _humanoid(self._bullet, self._world, fixed=False)
         self._double = _humanoid(self._bullet, self._shadow, fixed=True)
-        self._ground = _ground(self._bullet, self._world)
+        self._body = self._ground = -1  # made anew by each reset
 
     # ------------------------------------------------------------------ episodes
 

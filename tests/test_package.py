@@ -63,7 +63,20 @@ def run_python(*arguments: str, **environment: str) -> str:
 
 
 def test_import_is_light() -> None:
-    heavy = {"matplotlib", "tensorboard", "tyro", "numpyro", "jax", "mujoco", "lightning", "zuko", "pytest"}
+    heavy = {
+        "matplotlib",
+        "tensorboard",
+        "tyro",
+        "numpyro",
+        "jax",
+        "mujoco",
+        "lightning",
+        "zuko",
+        "pytest",
+        "pybullet",
+        "PIL",
+        "imageio_ffmpeg",
+    }
     loaded = run_python("-c", "import sys, pyrocontrol; print(*{name.split('.')[0] for name in sys.modules})")
     assert not heavy & set(loaded.split())
 

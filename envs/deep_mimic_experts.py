@@ -352,8 +352,8 @@ def busiest_phase(motion: HumanoidMotion, steps: int) -> float:
     """Where to begin a window of `steps` actions: at 0, or in a clip of more than 2 s where it turns most.
 
     Of all windows within one repetition, begun at multiples of 1/30 s, it is the one in which the root turns furthest
-    about the vertical: |sum of the turns a step|, each of them the y component of the rotation vector in the world.
-    Ties go to the first.
+    about the vertical, one way or the other: the turns of its steps are summed, each of them the y component of the
+    rotation vector in the world. Ties go to the first.
     """
     starts = int(np.floor(motion.seconds * CONTROL_RATE)) - steps + 1
     if motion.seconds <= 2.0 or starts < 2:

@@ -1,0 +1,124 @@
+"""Critics: several Q-functions, or state values, of equal shape, evaluated as one network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Critics", "TargetCopy"]
+
+
+class Critics(nn.Module):
+    """K equal networks of an observation and an action, their weights stacked: ``[..., O], [..., A] -> [K, ..., 1]``.
+
+    A layer of all of them is one batched product, ``h_k = relu(W_k h_k + b_k)`` for every k at once, so that two
+    critics cost little more than one. Each starts as ``nn.Linear`` layers do, independently of the others. With
+    ``action_size=0`` they are values of states.
+
+    Args:
+        observation_size: O.
+        action_size: A; 0 for state values.
+        hidden: sizes of the hidden layers, with ReLU.
+        count: K; 2 for the twin critics, whose minimum counters overestimation (S. Fujimoto, H. van Hoof and D. Meger,
+            "Addressing Function Approximation Error in Actor-Critic Methods", 2018, eq. (10)).
+
+    Raises:
+        ValueError: for sizes that make no sense.
+    """
+
+    def __init__(
+        self, observation_size: int, action_size: int, hidden: Sequence[int] = (128, 128), count: int = 2
+    ) -> None:
+        super().__init__()
+        if observation_size < 1 or action_size < 0:
+            raise ValueError(f"no critic of {observation_size} observation and {action_size} action numbers")
+        if min(hidden, default=1) < 1:
+            raise ValueError(f"hidden layers must have positive sizes, got {tuple(hidden)}")
+        if count < 1:
+            raise ValueError(f"count must be at least 1, not {count}")
+        self.observation_size, self.action_size, self.count = observation_size, action_size, count
+        self.hidden = tuple(hidden)
+        sizes = [observation_size + action_size, *hidden, 1]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+            bound = 1 / math.sqrt(inputs)  # nn.Linear's
+            self.weights.append(nn.Parameter(torch.empty(count, inputs, outputs).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(count, 1, outputs).uniform_(-bound, bound)))
+
+    def forward(self, observations: Tensor, actions: Tensor | None = None, *, frozen: bool = False) -> Tensor:
+        """Return all values.
+
+        Args:
+            observations: ``[..., O]``.
+            actions: ``[..., A]``, leading dimensions broadcast with those of the observations; None for state values.
+            frozen: leave the parameters out of the graph: gradients reach the actions alone.
+
+        Returns:
+            ``[K, ...]``.
+        """
+        if actions is None:
+            inputs = observations
+        else:
+            if observations.shape[:-1] != actions.shape[:-1]:
+                batch = torch.broadcast_shapes(observations.shape[:-1], actions.shape[:-1])
+                observations, actions = observations.expand(*batch, -1), actions.expand(*batch, -1)
+            inputs = torch.cat([observations, actions], -1)
+        batch = inputs.shape[:-1]
+        hidden = inputs.reshape(-1, inputs.shape[-1]).expand(self.count, -1, -1)
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if frozen:
+                weight, bias = weight.detach(), bias.detach()
+            hidden = torch.baddbmm(bias, hidden, weight)
+            if layer < last:
+                hidden = hidden.relu_()
+        return hidden.reshape(self.count, *batch)
+
+    def minimum(self, observations: Tensor, actions: Tensor | None = None, *, frozen: bool = False) -> Tensor:
+        """Return ``min_k Q_k`` ``[...]``; of equal ones the gradient goes to all, in equal parts."""
+        values = self(observations, actions, frozen=frozen)
+        return values[0] if self.count == 1 else values.amin(0)
+
+    def value_of_frozen(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return ``min_k Q_k(s, a)`` ``[...]`` with gradients for the actions alone: what a policy learns from."""
+        return self.minimum(observations, actions, frozen=True)
+
+    def signature(self) -> str:
+        """What two critics share exactly when they can share weights."""
+        return f"Critics({self.observation_size}, {self.action_size}, hidden={self.hidden}, count={self.count})"
+
+
+class TargetCopy:
+    """Moves the parameters of a network towards another's: ``target += smoothing (source - target)``, every so often.
+
+    ``smoothing=1, every=1000`` copies every 1000 updates; ``smoothing=0.01, every=1`` follows slowly.
+
+    Args:
+        smoothing: of one move, in (0, 1].
+        every: updates between moves.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    def __init__(self, smoothing: float, every: int) -> None:
+        if not 0 < smoothing <= 1:
+            raise ValueError(f"smoothing must be in (0, 1], not {smoothing}")
+        if every < 1:
+            raise ValueError(f"target_every must be at least 1, not {every}")
+        self.smoothing, self.every = smoothing, every
+
+    @torch.no_grad()
+    def __call__(self, target: Iterable[Tensor], source: Iterable[Tensor], updates: int) -> None:
+        """Move ``target``, in place, if it is due after so many updates."""
+        if updates % self.every:
+            return
+        pairs = list(target), list(source)
+        if self.smoothing == 1:
+            torch._foreach_copy_(*pairs)  # exact, where interpolation rounds
+        else:
+            torch._foreach_lerp_(*pairs, self.smoothing)

@@ -23,7 +23,15 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from .humanoid_motion import JOINTS, SPHERICAL, HumanoidMotion, HumanoidPose, bullet_data
+from .humanoid_motion import (
+    BALL_STARTS,
+    JOINT_STARTS,
+    JOINTS,
+    SPHERICAL,
+    HumanoidMotion,
+    HumanoidPose,
+    bullet_data,
+)
 from .quaternions import from_axis_angle, inverse, product, rotation_vector
 
 __all__ = ["ACTION_HIGH", "ACTION_LOW", "CONTROL_RATE", "Camera", "DeepMimicEnv"]
@@ -72,8 +80,6 @@ def _bounds(side: int) -> np.ndarray:
 
 
 ACTION_LOW, ACTION_HIGH = _bounds(0), _bounds(1)
-_SIZES = [4 if spherical else 1 for spherical in SPHERICAL]
-_STARTS = np.cumsum([0, *_SIZES])[:-1]
 
 
 class Camera(NamedTuple):
@@ -313,11 +319,11 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"action number {int((~np.isfinite(numbers)).argmax())} is NaN or infinite")
         # In the precision of the space, so that a recorded action is the one that was executed, to the last bit.
         numbers = numbers.astype(np.float32).clip(ACTION_LOW, ACTION_HIGH).astype(np.float64)
-        balls = _STARTS[list(SPHERICAL)]
-        rotations = iter(from_axis_angle(numbers[balls[:, None] + [1, 2, 3]], numbers[balls]).tolist())
+        axes = numbers[BALL_STARTS[:, None] + [1, 2, 3]]
+        rotations = iter(from_axis_angle(axes, numbers[BALL_STARTS]).tolist())
         return [
             next(rotations) if spherical else [float(numbers[start])]
-            for start, spherical in zip(_STARTS, SPHERICAL, strict=True)
+            for start, spherical in zip(JOINT_STARTS, SPHERICAL, strict=True)
         ]
 
     def _apply(self, targets: list[list[float]]) -> None:

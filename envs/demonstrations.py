@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from ..models.space_json import space_from_json, space_to_json
 from ..models.spaces import as_action_space, observation_parts
+from .atomic_write import replacing
 from .episodes import Episode, episodes_of, flatten_episodes
 from .flat_traces import FlatTraces, TraceError, concatenate, pad
 from .selection import Index, chosen_rows, split_rows
@@ -312,17 +312,8 @@ class Demonstrations:
             "observation_space": space_to_json(self.observation_space),
         }
         arrays: dict[str, Any] = {name: np.array(text) for name, text in texts.items()} | self.flat().arrays()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                (np.savez_compressed if compressed else np.savez)(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path) as (temporary,), open(temporary, "wb") as file:
+            (np.savez_compressed if compressed else np.savez)(file, **arrays)
 
     def fingerprint(self) -> str:
         """A short hash of the traces and their spaces, the same on every device and under any padding."""

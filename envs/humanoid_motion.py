@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
+from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +23,17 @@ import numpy as np
 
 from .quaternions import inverse, product, rotation_vector, slerp
 
-__all__ = ["JOINTS", "SPHERICAL", "HumanoidMotion", "HumanoidPose", "bullet_data", "shipped_motions"]
+__all__ = [
+    "BALL_STARTS",
+    "HINGE_STARTS",
+    "JOINTS",
+    "JOINT_STARTS",
+    "SPHERICAL",
+    "HumanoidMotion",
+    "HumanoidPose",
+    "bullet_data",
+    "shipped_motions",
+]
 
 # The joints that move, in the order of the frames and of the actions, and which of them are spherical.
 JOINTS = (
@@ -39,11 +52,15 @@ JOINTS = (
 )
 SPHERICAL = tuple(not name.endswith(("knee", "elbow")) for name in JOINTS)
 
-_WIDTH = 44
-_SIZES = [4 if spherical else 1 for spherical in SPHERICAL]
-_STARTS = np.cumsum([8, *_SIZES])[:-1]
-_QUATERNIONS = np.array([4, *_STARTS[list(SPHERICAL)]])[:, None] + [1, 2, 3, 0]  # [9, 4], the root's first
-_ANGLES = _STARTS[[not spherical for spherical in SPHERICAL]]  # [4]
+# Where the numbers of each joint begin in an action, and those of the spherical and of the revolute ones. In a frame,
+# `_ROOT` numbers of the duration and the root come first.
+JOINT_STARTS = np.cumsum([0, *(4 if spherical else 1 for spherical in SPHERICAL)])[:-1]
+BALL_STARTS = JOINT_STARTS[list(SPHERICAL)]
+HINGE_STARTS = JOINT_STARTS[[not spherical for spherical in SPHERICAL]]
+
+_WIDTH, _ROOT = 44, 8
+_QUATERNIONS = np.array([4, *(_ROOT + BALL_STARTS)])[:, None] + [1, 2, 3, 0]  # [9, 4], the root's first
+_ANGLES = _ROOT + HINGE_STARTS  # [4]
 
 
 class HumanoidPose(NamedTuple):
@@ -85,8 +102,9 @@ class HumanoidMotion:
         path: `[3]`, by how much the root moves in one repetition (m).
 
     Raises:
-        ValueError: naming the frame, if it has another width, a number in it is NaN or infinite, it does not last, or a
-            quaternion in it has a length below 0.1; or if there are not two frames.
+        ValueError: naming the frame, if it has another width or holds something else than numbers, a number in it is
+            NaN or infinite, it does not last, or a quaternion in it has a length below 0.1; or if there are not two
+            frames.
     """
 
     def __init__(self, frames: np.ndarray | list[list[float]], loops: bool = True, name: str = "the motion") -> None:
@@ -130,7 +148,7 @@ class HumanoidMotion:
             path = shipped[str(motion)]
         try:
             content = json.loads(path.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of lists within lists within lists
             raise ValueError(f"{path} is no motion file: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("Frames"), list):
             raise ValueError(f"{path} is no motion file: it has no list 'Frames'")
@@ -175,11 +193,16 @@ def _table(frames: np.ndarray | list[list[float]], name: str) -> np.ndarray:
     """The frames `[F, 44]` float64, once they are known to be good."""
     if len(frames) < 2:
         raise ValueError(f"{name} has {len(frames)} frames, a motion needs at least 2")
+    table = np.empty((len(frames), _WIDTH))
     for index, frame in enumerate(frames):
-        if np.ndim(frame) != 1 or len(frame) != _WIDTH:
-            width = len(frame) if np.ndim(frame) == 1 else np.shape(frame)
-            raise ValueError(f"{name}: frame {index} has {width} numbers, a humanoid's has {_WIDTH}")
-    table = np.array(frames, np.float64)
+        if not isinstance(frame, Sequence | np.ndarray):
+            raise ValueError(f"{name}: frame {index} is no list of numbers, but a {type(frame).__name__}")
+        if len(frame) != _WIDTH:
+            raise ValueError(f"{name}: frame {index} has {len(frame)} numbers, a humanoid's has {_WIDTH}")
+        for place, number in enumerate(frame):
+            if not isinstance(number, Real):
+                raise ValueError(f"{name}: frame {index} holds a {type(number).__name__} among its numbers")
+            table[index, place] = _as_float(number)
     for bad, what in (
         (~np.isfinite(table).all(1), "holds a number that is NaN or infinite"),
         (np.append(table[:-1, 0] <= 0, False), "does not last: its duration is not positive"),
@@ -193,18 +216,26 @@ def _table(frames: np.ndarray | list[list[float]], name: str) -> np.ndarray:
     return table
 
 
+def _as_float(number: Real) -> float:
+    """The number; an integer beyond all floats is infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
 def bullet_data() -> Path:
     """The folder of pybullet's data: models, motions, policies.
 
     Raises:
         ModuleNotFoundError: if pybullet is not installed.
     """
-    spec = importlib.util.find_spec("pybullet_data")
-    if spec is None or spec.origin is None:
+    engine, data = (importlib.util.find_spec(name) for name in ("pybullet", "pybullet_data"))
+    if engine is None or data is None or data.origin is None:
         raise ModuleNotFoundError(
             "pybullet is missing: pip install 'pyrocontrol[bullet]', with Python 3.11 (later ones have no wheel)"
         )
-    return Path(spec.origin).parent
+    return Path(data.origin).parent
 
 
 def shipped_motions() -> dict[str, Path]:

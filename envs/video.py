@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .atomic_write import replacing
+
 __all__ = ["save_video"]
 
 
@@ -36,14 +38,8 @@ def save_video(path: str | os.PathLike[str], frames: np.ndarray | Sequence[np.nd
     gif = path.suffix.lower() == ".gif"
     if not (0 < fps < np.inf) or (gif and fps > 50):
         raise ValueError(f"fps must be positive{', and at most 50 in a GIF' * gif}, got {fps}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix.lower()}")
-    try:
+    with replacing(path) as (temporary,):
         (_write_gif if gif else _write_mp4)(str(temporary), pictures, fps)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _write_gif(path: str, frames: np.ndarray, fps: float) -> None:

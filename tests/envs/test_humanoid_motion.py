@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pyrocontrol.envs import HumanoidMotion
-from pyrocontrol.envs.humanoid_motion import JOINTS, SPHERICAL, shipped_motions
+from pyrocontrol.envs.humanoid_motion import JOINTS, SPHERICAL, bullet_data, shipped_motions
 from pyrocontrol.envs.quaternions import from_axis_angle, inverse, product, rotation_vector
 
 Y = np.array([0.0, 1.0, 0.0])
@@ -117,7 +118,11 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     ("change", "message"),
     [
         pytest.param(lambda f: f[2].pop(), "frame 2 has 43 numbers, a humanoid's has 44", id="width"),
-        pytest.param(lambda f: f.__setitem__(1, 3.0), r"frame 1 has \(\) numbers", id="no-frame"),
+        pytest.param(lambda f: f.__setitem__(1, 3.0), "frame 1 is no list of numbers, but a float", id="no-frame"),
+        pytest.param(lambda f: f[2].__setitem__(3, "1"), "frame 2 holds a str among its numbers", id="text"),
+        pytest.param(lambda f: f[1].__setitem__(3, [1.0]), "frame 1 holds a list among its numbers", id="list"),
+        pytest.param(lambda f: f[1].__setitem__(3, None), "frame 1 holds a NoneType among", id="null"),
+        pytest.param(lambda f: f[2].__setitem__(3, 10**400), "frame 2 holds a number that is NaN or inf", id="huge"),
         pytest.param(lambda f: f[1].__setitem__(9, float("nan")), "frame 1 holds a number that is NaN", id="nan"),
         pytest.param(
             lambda f: f[2].__setitem__(3, float("inf")), "frame 2 holds a number that is NaN or inf", id="inf"
@@ -139,7 +144,13 @@ def test_bad_frames_are_named(change: Callable[[list[list[float]]], None], messa
         HumanoidMotion.load(path)
 
 
-@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"Frames": 3}', "{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[1, 2]", '{"Frames": 3}', "{}"),
+        pytest.param('{"Frames": ' + 100_000 * "[" + 100_000 * "]" + "}", id="deep"),
+    ],
+)
 def test_a_file_that_is_no_motion_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.txt"
     path.write_text(text)
@@ -151,6 +162,13 @@ def test_without_pybullet_one_line_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setattr("pyrocontrol.envs.humanoid_motion.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'pyrocontrol\[bullet\]', with Python 3.11"):
         HumanoidMotion.load("spinkick")
+
+
+@pytest.mark.parametrize("module", ["pybullet", "pybullet_data"])
+def test_half_of_pybullet_is_not_enough(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match="pybullet is missing: pip install"):
+        bullet_data()
 
 
 def test_shipped_clips_are_read_and_others_refused() -> None:

@@ -81,6 +81,19 @@ def test_what_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+def test_two_who_write_the_same_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, save = [], Image.Image.save
+
+    def note(self: Any, path: str, **options: Any) -> None:
+        used.append(path)
+        save(self, path, **options)
+
+    monkeypatch.setattr(Image.Image, "save", note)
+    for _ in range(2):
+        save_video(tmp_path / "film.gif", film(2))
+    assert len(set(used)) == 2 and [path.name for path in tmp_path.iterdir()] == ["film.gif"]
+
+
 @pytest.mark.parametrize(
     ("name", "frames", "fps", "message"),
     [

@@ -35,7 +35,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 import pyrocontrol as pc
-from pyrocontrol.inference import read_rows, row, select, summary, write_results
+from pyrocontrol.inference import Summary, mean_interval, read_rows, row, select, summary, write_results
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -51,7 +51,9 @@ METHODS: dict[str, list[str]] = {
     "literal": ["--mi", "literal"],
     "tied-10": ["--mi", "tied", "--weight", "10"],
     "off-mlp": ["--mi", "off", "--axis", "mlp"],
+    "off-residual": ["--mi", "off", "--residual"],
 }
+REFERENCES = ("mean-state", "teacher")
 STATE, ACTION, BATCH, STEPS = 197, 36, 16, 45
 SPEED = "speed"  # the task of the rows that are not of a run
 LENGTHS = (15, 30, 45, 90, 180)
@@ -65,8 +67,8 @@ class Arguments:
 
     composites: tuple[str, ...] = ("spinkick", "backflip")
     """which composites: spinkick, backflip, toy"""
-    methods: tuple[str, ...] = ("off", "variational", "nonvariational", "tied")
-    """which methods"""
+    methods: tuple[str, ...] = ("off", "variational", "nonvariational", "tied", "off-mlp", "off-residual")
+    """which methods; there are also infonce, literal and tied-10"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """trials"""
     jobs: int = 2
@@ -119,8 +121,8 @@ def collect(arguments: Arguments) -> list[dict[str, Any]]:
             continue
         content = json.loads(path.read_text())
         for item in content["rows"]:
-            # The baseline of a run keeps its own name; the run that made it is in the setting.
-            own = item["method"] if item["method"] == "mean-state" else method
+            # What a run is compared with keeps its own name; the run that made it is in the setting.
+            own = item["method"] if item["method"] in REFERENCES else method
             made = {"revision": content["revision"], "run": method}
             rows.append(item | {"method": own, "task": composite, "setting": item["setting"] | made})
     return rows
@@ -250,6 +252,12 @@ def report_speed(rows: list[dict[str, Any]]) -> None:
 
 def main(arguments: Arguments) -> None:
     """Make the missing runs, measure the speed, then the results file and its plot."""
+    for kind, given, known in (
+        ("method", arguments.methods, METHODS),
+        ("composite", arguments.composites, ("spinkick", "backflip", "toy")),
+    ):
+        if unknown := [name for name in given if name not in known]:
+            raise SystemExit(f"there is no {kind} {', '.join(unknown)}; there are {', '.join(known)}")
     if arguments.train:
         arguments.runs.mkdir(parents=True, exist_ok=True)
         # Seed by seed, so that what there is at any time is balanced.
@@ -282,26 +290,50 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean and 95% interval over seeds."""
     columns = [
         ("state_mse", "sum"),
+        ("state_mse_scaled", "sum"),
         ("state_mse", "encoded"),
+        ("state_mse", "part"),
         ("state_mse", "own"),
         ("embedding_error", "sum"),
         ("cycle_fraction", "sum"),
         ("tracking_error", "sum"),
         ("dynamics_nats", "own"),
     ]
-    lines = ["| task | method | " + " | ".join(f"{metric}, {kind}" for metric, kind in columns) + " |"]
-    lines.append("|---|---|" + "---|" * len(columns))
+    lines = ["| task | method | state_mse, sum, all along | " + " | ".join(map(", ".join, columns)) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(columns))
     for task in ("spinkick", "backflip", "toy"):
+        found = [item for item in rows if item["task"] == task]
         for method in METHODS:
             step = last_step(rows, task, method)
-            cells = []
-            for metric, kind in columns:
-                found = [item for item in rows if item["task"] == task]
-                mean, half, seeds = summary(found, method, metric, step=step, embedding=kind)
-                cells.append(f"{mean:.3g} ± {half:.2g} ({seeds})" if seeds else "")
+            ends = [summary(found, method, metric, step=step, embedding=kind) for metric, kind in columns]
+            cells = [_cell(each) for each in (mean_interval(all_along(found, method)), *ends)]
             if any(cells):
                 lines.append(f"| {task} | {method} | " + " | ".join(cells) + " |")
+        for reference in REFERENCES:
+            # Every run of a composite has the same ones.
+            values = [select(found, reference, metric, embedding=_met_by(reference, kind)) for metric, kind in columns]
+            if any(values):
+                cells = [f"{each[0]:.3g}" if each else "" for each in values]
+                lines.append(f"| {task} | {reference} | | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def all_along(rows: list[dict[str, Any]], method: str) -> list[float]:
+    """Return for each seed the mean error of the sum over all evaluations: low if it is low soon."""
+    of: dict[int, list[float]] = {}
+    for item in rows:
+        if (item["method"], item["metric"], item["setting"].get("embedding")) == (method, "state_mse", "sum"):
+            of.setdefault(item["seed"], []).append(item["value"])
+    return [float(np.mean(values)) for values in of.values()]
+
+
+def _met_by(reference: str, kind: str) -> str | None:
+    """The embedding under which a reference has its rows: it knows no embeddings."""
+    return None if reference == "teacher" else "own" if kind == "own" else "composite" if kind == "sum" else "none"
+
+
+def _cell(of: Summary) -> str:
+    return f"{of.mean:.3g} ± {of.half:.2g} ({of.seeds})" if of.seeds else ""
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -322,9 +354,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                     }
                 )
                 points = [summary(found, method, "state_mse", step=step, embedding=kind) for step in steps]
-                if not steps or points[0][2] < 2:
+                if not steps:
                     continue
-                mean, half = np.array([p[0] for p in points]), np.array([p[1] for p in points])
+                # A single seed has no interval.
+                mean, half = (np.nan_to_num([p[part] for p in points]) for part in (0, 1))
                 axes.plot(steps, mean, color=f"C{number}", label=method)
                 axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
             base = select(found, "mean-state", "state_mse", embedding="composite")

@@ -18,6 +18,8 @@ minutes.
 from __future__ import annotations
 
 import functools
+import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ import pyrocontrol as pc
 from pyrocontrol.envs import point_skills, skill_plots
 from pyrocontrol.envs.skill_measures import SkillMeasures, play_cycle
 from pyrocontrol.envs.video import save_video
+from pyrocontrol.inference.atomic import replacing
 
 # Demonstrations of a skill: to train on, held out, and of the composite. The same for every seed.
 TRAIN, HELD_OUT, COMPOSITE = 20, 5, 5
@@ -68,6 +71,8 @@ class Arguments:
     """numbers of an embedding; by default 8 for the toy, 16 for the humanoid"""
     axis: Literal["time", "components", "mlp"] = "time"
     """what the WaveNet of the dynamics runs along; components is the paper's, and slow; mlp: no WaveNet, but an MLP"""
+    residual: bool = False
+    """let the dynamics predict the change of the state"""
     guide: Literal["bilstm", "transformer", "mean"] = "bilstm"
     """what the posterior reads trajectories with"""
     beta: float = 1.0
@@ -87,10 +92,11 @@ class Arguments:
 
 
 class Task(NamedTuple):
-    """A composite: its sub-skills, who shows them and where."""
+    """A composite: its sub-skills, which of them are shown by a body whose root is held, who shows them and where."""
 
     composite: str
     skills: tuple[str, ...]
+    assisted: tuple[str, ...]
     show: Callable[..., pc.envs.Demonstrations]
     teacher: Callable[[str], Any]
     env: Callable[..., gymnasium.Env[Any, Any]]
@@ -111,26 +117,29 @@ class Data(NamedTuple):
 
 def main(arguments: Arguments) -> None:
     """Train on the sub-skills, evaluate on the composite, draw."""
+    task = checked(arguments)
     torch.set_num_threads(1)
     pyro.set_rng_seed(arguments.seed)
     pyro.enable_validation(False)
-    task = checked(arguments)
     start = time.perf_counter()
     data = demonstrations(arguments, task)
     skills, guide, mi, svi = build(arguments, task, data)
     measures = SkillMeasures(skills, guide, subskills=task.skills, names=task.names, **data._asdict())
-    result = pc.inference.fit(
-        svi,
-        data.train,
-        steps=arguments.updates,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        out=arguments.out,
-        device=arguments.device,
-        clip=CLIP,
-        evaluate=measures,
-        evaluate_every=arguments.evaluate_every,
-    )
+    try:
+        result = pc.inference.fit(
+            svi,
+            data.train,
+            steps=arguments.updates,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            out=arguments.out,
+            device=arguments.device,
+            clip=CLIP,
+            evaluate=measures,
+            evaluate_every=arguments.evaluate_every,
+        )
+    except ValueError as error:  # most of all, OUT holds the checkpoint of another run
+        raise SystemExit(f"--out {arguments.out}: {error}") from error
     if result.interrupted:
         print(f"stopped after {result.step} updates; the same command goes on from there")
         return
@@ -151,12 +160,26 @@ def checked(arguments: Arguments) -> Task:
     """Fill in the defaults and return the task, or exit with one line that says what is wrong."""
     if arguments.latent is None:
         arguments.latent = LATENT["toy" if arguments.composite == "toy" else "humanoid"]
-    for name in ("updates", "batch_size", "latent", "evaluate_every"):
-        if getattr(arguments, name) < 1:
-            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1")
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise SystemExit(f"--out {arguments.out} is a file, not a folder")
+    least = {"updates": 1, "batch_size": 1, "latent": 1, "evaluate_every": 1, "seed": 0, "warmup": 0}
+    least |= {"weight": 0, "beta": 0, "free_bits": 0}
+    for name, number in least.items():
+        if not number <= getattr(arguments, name) < math.inf:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
+    if arguments.residual and arguments.axis != "time":
+        raise SystemExit("--residual is for --axis time")
+    for name, path in (("out", arguments.out), ("demos", arguments.demos)):
+        for folder in [] if path is None else [*([path] if name == "out" else []), *path.parents]:
+            if folder.exists() and not folder.is_dir():
+                raise SystemExit(f"--{name} {path}: {folder} is a file, not a folder")
+    if arguments.demos is not None and arguments.demos.is_dir():
+        raise SystemExit(f"--demos {arguments.demos} is a folder, not a file")
+    try:
+        torch.empty(1, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
     task = task_of(arguments.composite)
+    if arguments.batch_size > TRAIN * len(task.skills):
+        raise SystemExit(f"--batch-size {arguments.batch_size} exceeds the {TRAIN * len(task.skills)} demonstrations")
     try:
         task.env().close()
     except ModuleNotFoundError as error:
@@ -175,17 +198,27 @@ def task_of(composite: str) -> Task:
         name, skill, teacher = "pyrocontrol/DeepMimic-v0", "motion", room.DeepMimicExpert
     make: Callable[..., Any] = gymnasium.make
     make = functools.partial(make, name, **{skill: composite})
-    return Task(composite, room.COMPOSITES[composite], room.demonstrations, teacher, make)
+    skills = room.COMPOSITES[composite]
+    assisted = () if composite == "toy" else tuple(name for name in skills if name not in room.EXPERT_SKILLS)
+    return Task(composite, skills, assisted, room.demonstrations, teacher, make)
 
 
 def demonstrations(arguments: Arguments, task: Task) -> Data:
     """Return the demonstrations, from a file if there is one; the noise of the three sets is apart."""
     sizes = [TRAIN * len(task.skills), HELD_OUT * len(task.skills), COMPOSITE]
+    records: dict[str, Any] = {"names": list(task.names), "sizes": sizes, "assisted": list(task.assisted)}
     path = arguments.demos
     if path is not None and path.exists():
-        shown = pc.envs.Demonstrations.load(path)
-        if (len(shown), shown.task.shape[1]) != (sum(sizes), len(task.names)):
-            raise SystemExit(f"--demos {path} does not hold the demonstrations of {', '.join(task.names)}")
+        beside = path.with_suffix(".json")
+        try:
+            shown = pc.envs.Demonstrations.load(path)
+            found = json.loads(beside.read_text()) if beside.exists() else None
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"--demos {path} cannot be read: {error}") from error
+        if found != records | {"fingerprint": shown.fingerprint()}:
+            raise SystemExit(
+                f"--demos {path} does not hold the demonstrations of {', '.join(task.names)}: see {beside}"
+            )
     else:
         groups = ((task.skills, TRAIN), (task.skills, HELD_OUT), ((task.composite,), COMPOSITE))
         sets = [task.show(kinds, count, seed=seed, names=task.names) for seed, (kinds, count) in enumerate(groups)]
@@ -193,6 +226,10 @@ def demonstrations(arguments: Arguments, task: Task) -> Data:
         spaces = sets[0].action_space, sets[0].observation_space
         shown = pc.envs.Demonstrations.from_episodes(episodes, *spaces)
         if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # What they are comes first: no file of demonstrations is there that does not say which ones are assisted.
+            with replacing(path.with_suffix(".json")) as file:
+                file.write(json.dumps(records | {"fingerprint": shown.fingerprint()}, indent=1).encode())
             shown.save(path)
     shown = shown.to(dtype=torch.float32)
     return Data(*(shown[rows] for rows in torch.arange(len(shown)).split(sizes)))
@@ -206,8 +243,12 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
     size = pc.models.observation_size(spaces[0])
     axis: Any = arguments.axis
     if small and axis == "time":
-        axis = pc.models.WaveNetDynamics(size, latent, channels=32, features=64, dilations=(1, 2, 4, 8, 16))
-    if axis == "mlp":
+        axis = pc.models.WaveNetDynamics(
+            size, latent, channels=32, features=64, dilations=(1, 2, 4, 8, 16), residual=arguments.residual
+        )
+    elif axis == "time":
+        axis = pc.models.WaveNetDynamics(size, latent, residual=arguments.residual)
+    elif axis == "mlp":
         axis = pc.models.MLPDynamics(size, latent, hidden=(64, 64) if small else (256, 256))
     skills = pc.models.TrajectoryCVAE(*spaces, latent=latent, hidden=(64, 64) if small else (256, 256), axis=axis)
     skills.normalize(data.train)
@@ -230,8 +271,9 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
 
 def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, result: Any) -> list[dict[str, Any]]:
     """Return the rows of the results; what `embedding` stands for, `SkillMeasures` says."""
-    names = ("weight", "updates", "batch_size", "latent", "axis", "guide", "beta", "warmup", "free_bits")
-    setting = {name: getattr(arguments, name) for name in names if (name, arguments.mi) != ("weight", "off")}
+    names = ("weight", "updates", "batch_size", "latent", "axis", "residual", "guide", "beta", "warmup", "free_bits")
+    setting: dict[str, Any] = {"assisted": "+".join(task.assisted)}
+    setting |= {name: getattr(arguments, name) for name in names if (name, arguments.mi) != ("weight", "off")}
 
     def line(metric: str, value: float, method: str = arguments.mi, **more: Any) -> dict[str, Any]:
         given = {"seed": arguments.seed, "seconds": result.seconds, **setting, **more}

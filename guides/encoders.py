@@ -83,6 +83,10 @@ class TransformerEncoder(TraceEncoder):
     def __init__(self, input_size: int, hidden: int = 32, *, layers: int = 2, heads: int = 4):
         super().__init__()
         self.size = 2 * hidden
+        if self.size % heads:
+            raise ValueError(
+                f"a transformer of {heads} heads needs twice its size, {self.size}, to be a multiple of that"
+            )
         self.embed = nn.Linear(input_size, self.size)
         layer = nn.TransformerEncoderLayer(
             self.size, heads, 2 * self.size, dropout=0.0, batch_first=True, norm_first=True

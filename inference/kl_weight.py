@@ -71,6 +71,8 @@ class KLWeight(nn.Module, ELBO):
         for name, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if warmup != int(warmup):
+            raise ValueError(f"warmup must be a whole number of updates, got {warmup}")
         nn.Module.__init__(self)
         ELBO.__init__(self, num_particles=elbo.num_particles, vectorize_particles=elbo.vectorize_particles)
         self.site, self.elbo = site, elbo

@@ -114,7 +114,8 @@ def nonvariational(z: Tensor, q: TorchDistribution, entropy: Tensor) -> Tensor:
     Its expectation lies above I(V; tau~) wherever z_i is known well from V and tau~, and grows without limit as all
     deviations shrink together: by M - 1 nats a dimension for each factor e. The KL of M demonstrations loses M nats
     then, so one term a tuple stays bounded in that direction for a weight below M / (M - 1), and one term a
-    demonstration, as in eq. (5), only below 1 / (M - 1). One q for all i is best at the mean V / M, not at V.
+    demonstration, as in eq. (5), only below 1 / (M - 1); beta times that where the KL has a weight beta, so for none at
+    the start of a warm-up. One q for all i is best at the mean V / M, not at V.
 
     Args:
         z: ``[..., M, D]``.
@@ -318,6 +319,7 @@ class MutualInformation(nn.Module):
         self.subskills, self.names = tuple(subskills), tuple(names)
         self.kind, self.weight, self.tuples, self.samples = kind, float(weight), tuples, samples
         self.stop_gradient = stop_gradient
+        skills.check(demos)
         self._members = _members(demos, self.subskills, self.names)
         longest = max(int(demos.lengths[rows].max()) for rows in self._members)
         self.steps = longest - 1 if steps is None else steps
@@ -505,7 +507,11 @@ def _members(demos: Any, subskills: tuple[str, ...], names: tuple[str, ...]) -> 
     """Which demonstrations there are of each sub-skill, long tensors on the CPU."""
     if len(subskills) < 2:
         raise ValueError(f"a composite has at least two sub-skills, got {len(subskills)}")
+    if len(set(subskills)) != len(subskills):
+        raise ValueError(f"a sub-skill is named twice: {', '.join(subskills)}")
     task = demos.task.cpu()
+    if not task.shape[-1]:
+        raise ValueError("the demonstrations have no task, which would say which skill each one shows")
     if len(names) != task.shape[-1] or len(set(names)) != len(names):
         raise ValueError(
             f"names must be those of all skills, one for each of the {task.shape[-1]} numbers of the demonstrations' "

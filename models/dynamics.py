@@ -162,13 +162,13 @@ class WaveNetDynamics(Dynamics):
     def walk(self, context: DynamicsContext, horizon: int, draw: str) -> tuple[Tensor, Tensor]:
         """Take a whole walk without a distribution object a step, with all noise drawn at once."""
         s, read, states = context.first, self.net.reader(len(context.z), context.z), []
-        noise = torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
-        for step in range(horizon):
+        steps = [None] * horizon if draw == "mode" else torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
+        for noise in steps:
             features = read(s)
             mean = self.head.loc(features)
             s = s + mean if self.residual else mean
-            if draw != "mode":
-                s = torch.addcmul(s, self.head.scales(features), noise[step])
+            if noise is not None:
+                s = torch.addcmul(s, self.head.scales(features), noise)
             states.append(s)
         return torch.stack(states, 1), context.steps.new_full(context.steps.shape, horizon)
 
@@ -199,7 +199,7 @@ class MLPDynamics(Dynamics):
     ):
         super().__init__(state_size, latent_size)
         self.residual = residual
-        self.net = mlp(state_size + latent_size, hidden, "relu")
+        self.net = _layers(state_size + latent_size, hidden)
         self.head = GaussianHead(hidden[-1], state_size, min_scale=min_scale)
 
     def settings(self) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class ComponentDynamics(Dynamics):
         min_scale: float = 1e-2,
     ):
         super().__init__(state_size, latent_size)
-        self.net = mlp(state_size + latent_size, hidden, "relu")
+        self.net = _layers(state_size + latent_size, hidden)
         self.components = _Components(
             state_size,
             hidden[-1],
@@ -388,6 +388,12 @@ def make_dynamics(axis: str | Dynamics, state_size: int, latent_size: int) -> Dy
     if axis not in _AXES:
         raise ValueError(f"axis must be one of {', '.join(_AXES)}, or dynamics, got {axis!r}")
     return _AXES[axis](state_size, latent_size)
+
+
+def _layers(inputs: int, hidden: Several[int]) -> nn.Module:
+    if not hidden:
+        raise ValueError("hidden must name at least one layer")
+    return mlp(inputs, hidden, "relu")
 
 
 def _normal(head: GaussianHead, state: DynamicsState, residual: bool) -> TorchDistribution:

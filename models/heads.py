@@ -114,7 +114,7 @@ class GaussianHead(Head):
 
     def __init__(self, features: int, size: int, *, shared: bool = False, min_scale: float = 1e-3):
         super().__init__(features)
-        self.min_scale = min_scale
+        self.min_scale = _positive(min_scale)
         self.loc = nn.Linear(features, size)
         self.scale: nn.Linear | nn.Parameter
         self.scale = nn.Parameter(torch.zeros(size)) if shared else nn.Linear(features, size)
@@ -155,7 +155,7 @@ class MixtureHead(Head):
 
     def __init__(self, features: int, size: int, *, components: int = 5, min_scale: float = 1e-3):
         super().__init__(features)
-        self.components, self.size, self.min_scale = components, size, min_scale
+        self.components, self.size, self.min_scale = components, size, _positive(min_scale)
         self.output = nn.Linear(features, components * (1 + 2 * size))
         # Components that start at one place would stay together for long.
         nn.init.normal_(self.output.bias[components : components * (1 + size)])
@@ -222,6 +222,12 @@ class _ClampedTanh(transforms.TanhTransform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         return torch.atanh(y.clamp(-_EDGE, _EDGE))
+
+
+def _positive(min_scale: float) -> float:
+    if not 0 < min_scale < math.inf:
+        raise ValueError(f"min_scale must be positive, got {min_scale}")
+    return min_scale
 
 
 def _scale(raw: Tensor, least: float) -> Tensor:

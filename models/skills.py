@@ -140,11 +140,13 @@ class TrajectoryCVAE(Policy):
             deterministic: the mode of every step in turn, instead of a random one.
 
         Raises:
-            ValueError: if sizes differ from the model's, or steps is not positive.
+            ValueError: if sizes differ from the model's, a number is not finite, or steps is not positive.
         """
         given = z.shape[-1], first.shape[-1]
         if given != (self.latent, self.input_size):
             raise ValueError(f"embedding and state have {self.latent} and {self.input_size} numbers, got {given}")
+        if not (z.isfinite().all() and first.isfinite().all()):
+            raise ValueError("an embedding or a first state is not finite")
         batch = torch.broadcast_shapes(z.shape[:-1], first.shape[:-1])
         z, start = z.expand(*batch, -1), self.scaled(first).expand(*batch, -1)
         sequence = self.dynamics_of(z, start, steps)

@@ -30,6 +30,14 @@ class WaveNetCache(NamedTuple):
     added: tuple[Tensor, ...]
 
 
+class _Weights(NamedTuple):
+    """What a position is multiplied by, looked up once: a position looks up as long as it multiplies."""
+
+    embed: tuple[Tensor, Tensor]
+    layers: list[tuple[Tensor, Tensor | None]]  # taps and residual
+    output: tuple[Tensor, Tensor, Tensor, Tensor]
+
+
 class WaveNet(nn.Module):
     """A stack of gated causal convolutions of two taps, conditioned at every layer.
 
@@ -82,7 +90,7 @@ class WaveNet(nn.Module):
         hidden, gated = self.embed(x), []
         length = x.shape[1]
         for dilation, added, (taps, residual) in zip(
-            self.dilations, self._added(condition), self._products(), strict=True
+            self.dilations, self._added(condition), self._weights().layers, strict=True
         ):
             # Never further back than the sequence is long: a shift beyond it would cut more than there is.
             before = F.pad(hidden, (0, 0, min(dilation, length), 0))[:, :length]
@@ -98,17 +106,17 @@ class WaveNet(nn.Module):
 
     def step(self, x: Tensor, cache: WaveNetCache) -> tuple[Tensor, WaveNetCache]:
         """Return the output ``[B, F]`` of the next position ``[B, X]`` and the cache after it: O(1) in the position."""
-        output, hidden = self._position(x, [before[0] for before in cache.past], cache.added, self._products())
+        output, hidden = self._position(x, [before[0] for before in cache.past], cache.added, self._weights())
         past = tuple((*before[1:], h) for before, h in zip(cache.past, hidden, strict=True))
         return output, WaveNetCache(past, cache.added)
 
     def reader(self, rows: int, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Return what maps positions ``[B, X]``, in turn, to outputs ``[B, F]``: :meth:`step` with the cache inside."""
         past, added = self.start(rows, condition)
-        queues, products = [deque(before) for before in past], self._products()
+        queues, weights = [deque(before) for before in past], self._weights()
 
         def read(x: Tensor) -> Tensor:
-            output, hidden = self._position(x, [queue.popleft() for queue in queues], added, products)
+            output, hidden = self._position(x, [queue.popleft() for queue in queues], added, weights)
             for queue, h in zip(queues, hidden, strict=True):
                 queue.append(h)
             return output
@@ -116,25 +124,27 @@ class WaveNet(nn.Module):
         return read
 
     def _position(
-        self, x: Tensor, past: list[Tensor], added: tuple[Tensor, ...], products: list[tuple[Tensor, Tensor | None]]
+        self, x: Tensor, past: list[Tensor], added: tuple[Tensor, ...], weights: _Weights
     ) -> tuple[Tensor, list[Tensor]]:
         """The output at a position, and what every layer read there.
 
         As few operations as there can be: at this size each costs its call, not its numbers.
         """
-        h, hidden, gated = self.embed(x), [], []
-        for before, extra, (taps, residual) in zip(past, added, products, strict=True):
+        h, hidden, gated = F.linear(x, *weights.embed), [], []
+        for before, extra, (taps, residual) in zip(past, added, weights.layers, strict=True):
             hidden.append(h)
             gated.append(_gate(torch.addmm(extra, torch.cat((before, h), 1), taps)))
             if residual is not None:
                 h = torch.addmm(h, gated[-1], residual)
-        return self.output(torch.cat(gated, 1)), hidden
+        skip, bias, last, last_bias = weights.output
+        return F.linear(F.linear(torch.cat(gated, 1), skip, bias).relu(), last, last_bias).relu(), hidden
 
-    def _products(self) -> list[tuple[Tensor, Tensor | None]]:
-        """What every layer multiplies by; looking it up a position costs as much as multiplying."""
+    def _weights(self) -> _Weights:
         taps: list[Any] = list(self.taps)
-        residual: list[Any] = list(self.residual)
-        return [(t.weight.T, r) for t, r in zip(taps, [*(r.weight.T for r in residual), None], strict=True)]
+        residual: list[Any] = [*(layer.weight.T for layer in list[Any](self.residual)), None]
+        layers = [(t.weight.T, r) for t, r in zip(taps, residual, strict=True)]
+        skip, _, last, _ = list[Any](self.output)
+        return _Weights((self.embed.weight, self.embed.bias), layers, (skip.weight, skip.bias, last.weight, last.bias))
 
     def _added(self, condition: Tensor | None) -> tuple[Tensor, ...]:
         """V c + w of every layer."""

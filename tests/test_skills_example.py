@@ -91,11 +91,57 @@ def test_numbers_that_make_no_sense_are_refused(example: ModuleType, name: str) 
 
 
 def test_files_that_are_something_else_are_refused(example: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(SystemExit, match="is a file, not a folder"):
-        example.main(example.Arguments(out=tmp_path / "out"))
-    other = example.point_skills.demonstrations(("rise", "push"), 2)
-    other.save(tmp_path / "other.npz")
-    with pytest.raises(SystemExit, match="does not hold the demonstrations of rise, push, toy"):
-        example.main(example.Arguments(demos=tmp_path / "other.npz", out=tmp_path / "new"))
+    def refused(match: str, **given: Any) -> None:
+        with pytest.raises(SystemExit, match=match):
+            example.main(example.Arguments(**{"out": tmp_path / "new"} | given))
+        assert not (tmp_path / "new").exists()
+
+    (tmp_path / "file").write_text("a file")
+    refused("file is a file, not a folder", out=tmp_path / "file")
+    refused("file is a file, not a folder", out=tmp_path / "file" / "deeper")
+    refused("file is a file, not a folder", demos=tmp_path / "file" / "demos.npz")
+    refused("is a folder, not a file", demos=tmp_path)
+    refused("cannot be read", demos=tmp_path / "file")
+    # The same number of demonstrations, of other skills: nothing in the file itself would tell.
+    task = example.task_of("toy")
+    other = example.Task("slalom", ("weave", "circle"), (), task.show, task.teacher, task.env)
+    example.demonstrations(example.Arguments(demos=tmp_path / "other.npz"), other)
+    refused("does not hold the demonstrations of rise, push, toy", demos=tmp_path / "other.npz")
+    (tmp_path / "other.json").unlink()
+    refused("does not hold the demonstrations of rise, push, toy", demos=tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weight": -1.0}, "--weight must be at least 0, got -1"),
+        ({"beta": float("nan")}, "--beta must be at least 0, got nan"),
+        ({"free_bits": float("inf")}, "--free-bits must be at least 0, got inf"),
+        ({"warmup": -1}, "--warmup must be at least 0, got -1"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"updates": 0}, "--updates must be at least 1, got 0"),
+        ({"batch_size": 100}, "--batch-size 100 exceeds the 40 demonstrations"),
+        ({"device": "gpu"}, "--device gpu cannot be used"),
+        ({"residual": True, "axis": "mlp"}, "--residual is for --axis time"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_options_are_refused(example: ModuleType, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        example.main(example.Arguments(out=tmp_path / "new", **given))
     assert not (tmp_path / "new").exists()
+
+
+def test_the_folder_of_another_run_is_refused(example: ModuleType, tmp_path: Path) -> None:
+    run(example, tmp_path / "out", mi="off", updates=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    with pytest.raises(SystemExit, match="--out .*out: "):
+        run(example, tmp_path / "out", mi="tied", updates=1)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+
+
+def test_what_is_assisted_is_said(example: ModuleType) -> None:
+    assert example.task_of("toy").assisted == ()
+    pytest.importorskip("pybullet")
+    assert example.task_of("spinkick").assisted == ("kick", "spin")
+    assert example.task_of("backflip").assisted == ("roll",)

@@ -38,12 +38,32 @@ def test_rows_of_runs(benchmark: ModuleType, tmp_path: Path) -> None:
 
     for name in ("toy-tied-10-3", "toy-off-3", "toy-somebody's-3"):
         (tmp_path / name).mkdir()
-        content = {"revision": "abc", "rows": [item(name.split("-")[1]), item("mean-state")]}
+        content = {"revision": "abc", "rows": [item(name.split("-")[1]), item("teacher")]}
         (tmp_path / name / "result.json").write_text(json.dumps(content))
     rows = benchmark.collect(benchmark.Arguments(runs=tmp_path))
     assert [benchmark.run_of(row) for row in rows] == [("toy", m, 3) for m in ("off", "off", "tied-10", "tied-10")]
-    assert [row["method"] for row in rows] == ["off", "mean-state", "tied-10", "mean-state"]
+    assert [row["method"] for row in rows] == ["off", "teacher", "tied-10", "teacher"]
     assert benchmark.last_step(rows, "toy", "tied-10") == 7
+
+
+def test_the_table_keeps_what_is_compared_apart(benchmark: ModuleType) -> None:
+    def item(method: str, value: float, step: int | None, kind: str | None) -> dict[str, object]:
+        setting = {name: given for name, given in (("step", step), ("embedding", kind)) if given is not None}
+        metric = "tracking_error" if kind is None else "state_mse"
+        return {"method": method, "task": "toy", "setting": setting, "seed": 0, "metric": metric, "value": value}
+
+    rows = [item("off", 4, 1, "sum"), item("off", 2, 2, "sum"), item("mean-state", 5, None, "composite")]
+    lines = benchmark.table([*rows, item("teacher", 7, None, None)]).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[2:5]] for line in lines]
+    assert cells[0] == ["off", "3 ± nan (1)", "2 ± nan (1)"] and cells[1] == ["mean-state", "", "5"]
+    assert lines[2].split("|")[2].strip() == "teacher" and " 7 " in lines[2]
+
+
+def test_unknown_names_are_refused(benchmark: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="there is no method foo; there are off, variational"):
+        benchmark.main(benchmark.Arguments(methods=("off", "foo")))
+    with pytest.raises(SystemExit, match="there is no composite flip; there are spinkick"):
+        benchmark.main(benchmark.Arguments(composites=("flip",)))
 
 
 def test_one_repeat_of_speed(benchmark: ModuleType) -> None:

@@ -111,6 +111,30 @@ def test_a_walk_at_once_is_the_walk_step_by_step(kind: str, monkeypatch: pytest.
     assert (draws.std(0) / others.std(0) - 1).abs().max() < 0.04
 
 
+@pytest.mark.parametrize("kind", ["time", "time-residual"])
+def test_a_walk_at_once_carries_pathwise_gradients(kind: str) -> None:
+    given = sequence(MAKERS[kind](), (3, 3))
+
+    def end(z: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return Sequence(given.process, given.context._replace(z=z), 3).rsample().sum()
+
+    z = given.context.z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(end(z), z)
+    step = torch.zeros_like(z)
+    step[1, 2] = 1e-6
+    with torch.no_grad():
+        difference = (end(z + step) - end(z - step)) / 2e-6
+    torch.testing.assert_close(gradient[1, 2], difference, rtol=1e-5, atol=1e-7)
+
+
+def test_the_mode_draws_nothing() -> None:
+    given = sequence(MAKERS["time"](), (3, 3))
+    before = torch.get_rng_state()
+    given.greedy()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_residual_dynamics_predict_the_change() -> None:
     one, other = (MLPDynamics(2, 3, hidden=(4,), residual=residual) for residual in (False, True))
     other.load_state_dict(one.state_dict())
@@ -169,6 +193,10 @@ def test_bad_dynamics() -> None:
         make_dynamics("space", 4, 3)
     with pytest.raises(ValueError, match="states of 2 numbers and embeddings of 3, the model 5 and 3"):
         make_dynamics(MAKERS["mlp"](), 5, 3)
+    with pytest.raises(ValueError, match="hidden must name at least one layer"):
+        MLPDynamics(2, 3, hidden=())
+    with pytest.raises(ValueError, match="min_scale must be positive, got -1"):
+        WaveNetDynamics(2, 3, min_scale=-1)
 
 
 def test_settings_tell_apart() -> None:

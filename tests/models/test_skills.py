@@ -219,6 +219,8 @@ def test_sizes_when_generating() -> None:
     skills = skills_for(demonstrations())
     with pytest.raises(ValueError, match=r"embedding and state have 2 and 3 numbers, got \(5, 3\)"):
         skills.generate(torch.zeros(1, 5), torch.zeros(3), 4)
+    with pytest.raises(ValueError, match="an embedding or a first state is not finite"):
+        skills.generate(torch.full((1, 2), math.nan), torch.zeros(3), 4)
     with pytest.raises(ValueError, match="horizon of at least one step, got 0"):
         skills.generate(torch.zeros(1, 2), torch.zeros(3), 0)
 

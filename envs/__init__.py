@@ -76,3 +76,12 @@ _gymnasium.register("pyrocontrol/TMaze-v0", entry_point="pyrocontrol.envs.t_maze
 _gymnasium.register("pyrocontrol/DeepMimic-v0", entry_point="pyrocontrol.envs.deep_mimic:DeepMimicEnv")
 _gymnasium.register("pyrocontrol/Lane-v0", entry_point="pyrocontrol.envs.lane:LaneEnv")
 _gymnasium.register("pyrocontrol/PointSkills-v0", entry_point="pyrocontrol.envs.point_skills:PointSkillsEnv")
+_gymnasium.register(
+    "pyrocontrol/PointMaze-v0", entry_point="pyrocontrol.envs.point_maze:PointMaze", max_episode_steps=300
+)
+_gymnasium.register(
+    "pyrocontrol/PointMove-v0", entry_point="pyrocontrol.envs.point_maze:PointMove", max_episode_steps=300
+)
+# mujoco is imported when one of these is made.
+_gymnasium.register("pyrocontrol/AntMaze-v0", entry_point="pyrocontrol.envs.ant_maze:AntMaze", max_episode_steps=1000)
+_gymnasium.register("pyrocontrol/AntMove-v0", entry_point="pyrocontrol.envs.ant_maze:AntMove", max_episode_steps=1000)

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -29,6 +29,7 @@ from ..models.spaces import (
     unflatten_observations,
 )
 from .demonstrations import Demonstrations, Episode
+from .progress_bar import ProgressBar
 
 __all__ = ["Actor", "CollectionError", "CollectionInterrupted", "Collector", "as_actor", "collect", "predict_along"]
 
@@ -419,55 +420,23 @@ def _set_random_state(state: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------- progress
 
 
-class _Bar:
-    """How far a run is: a bar, or lines off a terminal."""
+class _Bar(ProgressBar):
+    """How far a run is, how fast it goes, and the mean return."""
 
     def __init__(self, episodes: int | None, labels: int | None, title: str, shown: bool) -> None:
-        self.title, self.shown = title, shown
-        self.unit, self.total = ("episode", episodes) if episodes is not None else ("step", labels or 0)
-        self.done = {"episode": 0, "step": 0}
-        self.returns, self.tenths = 0.0, 0
-        self.began = self.drawn = time.perf_counter()
-        self.console: Any = None
-        self.bar: Any = None
-
-    def __enter__(self) -> Self:
-        if self.shown:
-            from rich.console import Console  # here, because few need it
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.console = Console(stderr=True)
-            if self.console.is_terminal:
-                numbers = TextColumn("{task.description}")
-                columns = (BarColumn(), MofNCompleteColumn(), numbers, TimeRemainingColumn())
-                self.bar = Progress(*columns, console=self.console, auto_refresh=False)
-                self.task = self.bar.add_task("", total=self.total)
-                self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self._draw()
-            self.bar.stop()
+        super().__init__(*(("episode", episodes) if episodes is not None else ("step", labels or 0)), shown)
+        self.title, self.returns, self.began = title, 0.0, time.perf_counter()
+        self.counts = {"episode": 0, "step": 0}
 
     def tick(self, trace: _Trace) -> None:
-        """Count a step; redraw, four times a second at most."""
-        self.done["step"] += 1
+        """Count a step."""
+        self.counts["step"] += 1
         if any(trace.ended):
-            self.done["episode"] += 1
+            self.counts["episode"] += 1
             self.returns += sum(reward for _, reward, _ in trace.steps)
-        if self.bar is not None:
-            if time.perf_counter() - self.drawn > 0.25:
-                self._draw()
-        elif self.console is not None and (tenths := self.done[self.unit] * 10 // self.total) > self.tenths:
-            self.tenths = tenths
-            self.console.print(f"{self.unit} {self.done[self.unit]}/{self.total}  {self._text()}", highlight=False)
+        self.show(self.counts[self.unit], self._told)
 
-    def _draw(self) -> None:
-        self.bar.update(self.task, completed=self.done[self.unit], description=self._text(), refresh=True)
-        self.drawn = time.perf_counter()
-
-    def _text(self) -> str:
+    def _told(self) -> str:
         text = f"{self.title}  " if self.title else ""
-        text += f"{self.done['step'] / (time.perf_counter() - self.began):.0f} steps/s"
-        return text + (f"  mean return {self.returns / self.done['episode']:.4g}" if self.done["episode"] else "")
+        text += f"{self.counts['step'] / (time.perf_counter() - self.began):.0f} steps/s"
+        return text + (f"  mean return {self.returns / self.counts['episode']:.4g}" if self.counts["episode"] else "")

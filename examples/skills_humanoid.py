@@ -190,17 +190,19 @@ def checked(arguments: Arguments) -> Task:
 def task_of(composite: str) -> Task:
     """Return what a composite is made of, who shows it, and where."""
     room: Any = point_skills
+    show: Any = point_skills.demonstrations
     teacher: Any = point_skills.PointTeacher
     name, skill = "pyrocontrol/PointSkills-v0", "skill"
     if composite != "toy":
         from pyrocontrol.envs import deep_mimic_experts as room
+        from pyrocontrol.envs.humanoid_demonstrations import demonstrations as show
 
         name, skill, teacher = "pyrocontrol/DeepMimic-v0", "motion", room.DeepMimicExpert
     make: Callable[..., Any] = gymnasium.make
     make = functools.partial(make, name, **{skill: composite})
     skills = room.COMPOSITES[composite]
     assisted = () if composite == "toy" else tuple(name for name in skills if name not in room.EXPERT_SKILLS)
-    return Task(composite, skills, assisted, room.demonstrations, teacher, make)
+    return Task(composite, skills, assisted, show, teacher, make)
 
 
 def demonstrations(arguments: Arguments, task: Task) -> Data:

@@ -31,9 +31,12 @@ __all__ = ["ActionDistribution", "ActionPolicy", "LatentPolicy"]
 _EDGE = 1 - 1e-6
 
 
-def tanh_log_derivative(raw: Tensor) -> Tensor:
-    """Return log d tanh(u) / du = 2 (log 2 - u - softplus(-2u)), exact where 1 - tanh(u)^2 rounds to 0."""
-    return 2 * (math.log(2) - raw - F.softplus(-2 * raw))
+def tanh_log_determinant(raw: Tensor) -> Tensor:
+    """Return sum log d tanh(u) / du of ``[..., A]``, ``[...]``; exact also where 1 - tanh(u)^2 rounds to 0.
+
+    log (1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)).
+    """
+    return 2 * (raw.shape[-1] * math.log(2) - (raw + F.softplus(-2 * raw)).sum(-1))
 
 
 def standard_normal_log_prob(latents: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ class ActionPolicy(nn.Module):
         """Return actions and their log-probabilities, given those of the raw ones."""
         if not self.squash:
             return raw, log_prob
-        return raw.tanh(), log_prob - tanh_log_derivative(raw).sum(-1)
+        return raw.tanh(), log_prob - tanh_log_determinant(raw)
 
     def _unsquashed(self, actions: Tensor) -> Tensor:
         if actions.dim() < 1 or actions.shape[-1] != self.action_size:
@@ -276,7 +279,7 @@ class ActionDistribution(TorchDistribution):
                 self._validate_sample(value)
             raw = self.policy._unsquashed(value)
         log_prob = self.policy.raw_log_prob(*aligned(raw, self.condition))
-        return log_prob - tanh_log_derivative(raw).sum(-1) if self.policy.squash else log_prob
+        return log_prob - tanh_log_determinant(raw) if self.policy.squash else log_prob
 
     def _draw(self, sample_shape: Any) -> Tensor:
         condition = self.condition

@@ -1,0 +1,223 @@
+"""A frozen policy as part of the environment: its latents are the actions of the level above.
+
+A flow policy is a = f(h; s) with h ~ N(0, I). Frozen, f is a layer between the environment and another policy, and
+embedding it gives a new environment, whose actions are h. As f is invertible in h, everything that could be done before
+can still be done. T. Haarnoja et al., "Latent Space Policies for Hierarchical Reinforcement Learning" (2018), section
+4.3. Environments of this kind can be embedded again, to any depth.
+
+Shapes: O observation numbers, A action numbers, which are as many at all levels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+__all__ = ["Columns", "LatentActionEnv", "Level", "columns_of", "frozen", "from_box", "to_box"]
+
+Columns = slice | Sequence[int] | None
+"""Which numbers of an observation something sees; None for all of them."""
+
+
+class Level(Protocol):
+    """A policy that moves latents to actions, which an environment can embed; see `pyrocontrol.guides`.
+
+    Attributes:
+        observation_size: O.
+        action_size: A, of the actions and the latents.
+        squash: whether actions are within (-1, 1), as at the lowest level; otherwise they are latents of a level below.
+        invertible: whether ``actions`` is invertible in the latents.
+    """
+
+    observation_size: int
+    action_size: int
+    squash: bool
+    invertible: bool
+
+    def actions(self, latents: Tensor, observations: Tensor) -> Tensor:
+        """Return a = f(h; s) ``[..., A]`` of latents ``[..., A]`` and observations ``[..., O]``."""
+
+
+class LatentActionEnv(gymnasium.Wrapper):
+    """An environment whose actions are the latents h of a frozen policy, a = f(h; s).
+
+    The loop is closed: a latent is held for ``hold`` steps of the environment inside, and at each of them the action is
+    computed anew from what is then observed. Rewards of these steps are added up; fewer are made where the episode
+    ends. What the policy emits is mapped from (-1, 1) to the bounds of the actions inside, unless they are latents too.
+
+    Observation: as inside. Action: ``[A]``, any real numbers, of the policy's precision; its prior is N(0, I).
+    ``info`` is that of the last step inside; its ``environment_steps`` says how many steps were made at the very
+    bottom.
+
+    The policy is copied to the CPU, so that training it further does not change the environment.
+
+    Args:
+        env: bounded actions, or a `LatentActionEnv` itself, further wrapped as one likes.
+        policy: a `Level`, such as `FlowPolicy`.
+        observation: which numbers of the observation the policy sees, a slice or indices; None for all. An appended
+            goal, or a position, is cut off by it.
+        hold: for how many steps inside an action is held.
+
+    Raises:
+        TypeError: if the actions inside are not numbers in one row, the observations are not, or the policy is no torch
+            module.
+        ValueError: if they are of other sizes than the policy's, it squashes its actions where these are latents or
+            does not where they are bounded, the actions are unbounded and no latents, the policy is no map from latents
+            to actions, or ``hold`` is less than 1.
+    """
+
+    #: The actions are latents: any real numbers, not to be scaled to bounds. Wrappers around pass the name on.
+    latent = True
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], policy: Any, *, observation: Columns = None, hold: int = 1
+    ) -> None:
+        super().__init__(env)
+        if hold < 1:
+            raise ValueError(f"hold must be at least 1, got {hold}")
+        _check_spaces(env, policy)
+        self.hold = hold
+        self.columns = columns_of(observation, int(env.observation_space.shape[0]), policy.observation_size)  # type: ignore[index]
+        self.policy: Any = frozen(policy).cpu()
+        weight = next(self.policy.parameters())
+        self._dtype = weight.dtype
+        self._box: Any = None if is_latent(env) else env.action_space
+        precision = np.float64 if weight.dtype == torch.float64 else np.float32
+        self.action_space = spaces.Box(-np.inf, np.inf, (policy.action_size,), precision)
+        self._seen: np.ndarray | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode inside."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._seen = np.asarray(observation)[self.columns]
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Hold a latent for ``hold`` steps inside, or until the episode ends.
+
+        Raises:
+            ValueError: for a latent of another shape or that is not finite, or if it leads to no finite action.
+            RuntimeError: before `reset`.
+        """
+        if self._seen is None:
+            raise RuntimeError("call reset before step")
+        if np.shape(action) != (self.policy.action_size,):
+            raise ValueError(f"a latent must have shape [{self.policy.action_size}], got {[*np.shape(action)]}")
+        if not np.isfinite(action).all():
+            raise ValueError(f"a latent must be finite, got {action!r}")
+        latents = torch.as_tensor(np.asarray(action), dtype=self._dtype).unsqueeze(0)
+        total, steps = 0.0, 0
+        for _ in range(self.hold):
+            observation, reward, terminated, truncated, info = self.env.step(self._act(latents))
+            self._seen = np.asarray(observation)[self.columns]
+            total, steps = total + float(reward), steps + info.get("environment_steps", 1)
+            if terminated or truncated:
+                break
+        return observation, total, bool(terminated), bool(truncated), {**info, "environment_steps": steps}
+
+    def _act(self, latents: Tensor) -> np.ndarray:
+        """What the environment inside is to do next."""
+        with torch.inference_mode():
+            seen = torch.as_tensor(self._seen, dtype=self._dtype).unsqueeze(0)
+            action = self.policy.actions(latents, seen)[0].numpy()
+        if not np.isfinite(action).all():
+            raise ValueError(f"the latents {latents[0].tolist()} lead to an action that is not finite: {action}")
+        return action if self._box is None else to_box(action, self._box)
+
+
+def is_latent(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether the actions of an environment are the latents of a policy, also where it is wrapped further."""
+    return bool(env.has_wrapper_attr("latent") and env.get_wrapper_attr("latent"))
+
+
+def check_module(policy: Any) -> None:
+    """Refuse what is no torch module.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(policy, nn.Module):
+        raise TypeError(f"a level must be a policy and a torch module, got {type(policy).__name__}")
+
+
+def frozen(policy: Any) -> Any:
+    """Return a copy of a policy that takes no gradients, in evaluation mode.
+
+    Raises:
+        TypeError: if it is no torch module.
+    """
+    check_module(policy)
+    return copy.deepcopy(policy).eval().requires_grad_(False)
+
+
+def columns_of(columns: Columns, size: int, seen: int) -> np.ndarray:
+    """Return the indices of what is seen, ``[seen]``, of an observation of ``size`` numbers.
+
+    Raises:
+        ValueError: if there is no such number, or there are not ``seen`` of them.
+    """
+    try:
+        found = np.arange(size)[
+            slice(None) if columns is None else columns if isinstance(columns, slice) else [*columns]
+        ]
+    except IndexError as error:
+        raise ValueError(f"{columns} are not all indices of an observation of {size} numbers") from error
+    if len(found) != seen:
+        raise ValueError(f"the policy takes observations of {seen} numbers, it is to see {len(found)} of {size}")
+    return found
+
+
+def to_box(actions: np.ndarray, box: spaces.Box) -> np.ndarray:
+    """Return actions ``[..., A]`` in the bounds of a box, of normalised ones within -1 to 1."""
+    low, high = box.low, box.high
+    scaled = (low + high) / 2 + actions * ((high - low) / 2)
+    return np.clip(scaled, low, high).astype(box.dtype)
+
+
+def from_box(actions: np.ndarray, box: spaces.Box) -> np.ndarray:
+    """Return normalised actions ``[..., A]`` float64, of ones in the bounds of a box."""
+    low, high = box.low.astype(np.float64), box.high.astype(np.float64)
+    return (np.asarray(actions, np.float64) - (low + high) / 2) / ((high - low) / 2)
+
+
+def check_box(box: Any, size: int) -> None:
+    """Refuse actions that a lowest level of ``size`` actions cannot be mapped to.
+
+    Raises:
+        TypeError: unless it is a Box of floats.
+        ValueError: if it is of another size, or has no bounds.
+    """
+    if not isinstance(box, spaces.Box) or len(box.shape) != 1 or box.dtype.kind != "f":
+        raise TypeError(f"the actions must be a Box of floats in one row, got {box}")
+    if box.shape != (size,):
+        raise ValueError(f"the policy acts with {size} numbers, the space of actions is of another size: {box}")
+    if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
+        raise ValueError(f"the actions have no bounds to scale to: {box}")
+
+
+def _check_spaces(env: gymnasium.Env[Any, Any], policy: Any) -> None:
+    check_module(policy)
+    observations, actions = env.observation_space, env.action_space
+    if not isinstance(observations, spaces.Box) or len(observations.shape) != 1:
+        raise TypeError(f"observations must be a Box of one row (see FlattenObservation), got {observations}")
+    kind = type(policy).__name__
+    if not getattr(policy, "invertible", False):
+        raise ValueError(f"the {kind} is no invertible map from latents to actions: it can only be the top level")
+    if not is_latent(env):
+        check_box(actions, policy.action_size)
+        if not policy.squash:
+            raise ValueError(f"the {kind} emits any real numbers, it was trained for a level above: {actions}")
+        return
+    if actions.shape != (policy.action_size,):
+        raise ValueError(
+            f"the {kind} acts with {policy.action_size} numbers, the level below has other latents: {actions}"
+        )
+    if policy.squash:
+        raise ValueError(f"the {kind} squashes its actions, it was trained for an environment, not for latents")

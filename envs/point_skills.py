@@ -36,7 +36,8 @@ __all__ = [
 _FRICTION = 2.0  # per unit of time
 _STRENGTH = 40.0  # acceleration of a unit of force
 _TOP = _STRENGTH / _FRICTION  # no speed is greater
-_ARENA = 2.0  # half its side
+ARENA = 2.0  # half its side
+SIDE, MARGIN = 320, 10  # of a picture, pixels: the arena, and what is left around it
 _STIFFNESS, _RESISTANCE = 0.5, 0.15  # of the teacher, units of force a unit of distance and of speed
 
 
@@ -152,7 +153,7 @@ class PointSkillsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.skill, self.steps, self.render_mode = skill, steps, render_mode
         self._dt, self._decay, self._gain = _dynamics(steps)
         self._reference = reference(skill, steps)[0]
-        high = np.array([1, _ARENA, _ARENA, _TOP, _TOP], np.float32)
+        high = np.array([1, ARENA, ARENA, _TOP, _TOP], np.float32)
         low = -high
         low[0] = 0
         self.observation_space = spaces.Box(low, high)
@@ -181,8 +182,8 @@ class PointSkillsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"an action must be finite, got {action!r}")
         self._velocity = self._decay * self._velocity + self._gain * np.clip(force, -1, 1)
         free = position + self._dt * self._velocity
-        self._track.append(np.clip(free, -_ARENA, _ARENA))
-        terminated = bool((np.abs(free) > _ARENA).any())
+        self._track.append(np.clip(free, -ARENA, ARENA))
+        terminated = bool((np.abs(free) > ARENA).any())
         truncated = not terminated and time + 1 == self.steps
         self._over = terminated or truncated
         info = self._info()
@@ -340,7 +341,6 @@ def _episode(env: PointSkillsEnv, teacher: PointTeacher, disturbances: np.ndarra
 # ---------------------------------------------------------------------- rendering
 
 _COLUMNS, _ROWS = 41, 21  # of the text
-_SIDE, _MARGIN = 320, 10  # pixels: the arena, and what is left around it
 _GROUND, _FLOOR, _PATH, _TRAIL, _MASS = (40, 44, 52), (250, 250, 247), (150, 206, 170), (226, 160, 120), (214, 94, 30)
 
 
@@ -348,7 +348,7 @@ def _text(path: np.ndarray, position: np.ndarray) -> str:
     """The arena in a frame: `.` the path of the skill, `@` the mass."""
     rows = [[" "] * _COLUMNS for _ in range(_ROWS)]
     for mark, points in ((".", path), ("@", position[None])):
-        for x, y in np.clip(points, -_ARENA, _ARENA) / (2 * _ARENA) + 0.5:
+        for x, y in np.clip(points, -ARENA, ARENA) / (2 * ARENA) + 0.5:
             rows[round((1 - y) * (_ROWS - 1))][round(x * (_COLUMNS - 1))] = mark
     edge = "+" + "-" * _COLUMNS + "+"
     return "\n".join([edge, *("|" + "".join(row) + "|" for row in rows), edge]) + "\n"
@@ -356,12 +356,12 @@ def _text(path: np.ndarray, position: np.ndarray) -> str:
 
 def _picture(path: np.ndarray, track: np.ndarray) -> np.ndarray:
     """`[H, W, 3]` uint8: the path of the skill, the trail, and the mass as a disc."""
-    image = np.empty((_SIDE + 2 * _MARGIN, _SIDE + 2 * _MARGIN, 3), np.uint8)
+    image = np.empty((SIDE + 2 * MARGIN, SIDE + 2 * MARGIN, 3), np.uint8)
     image[:] = _GROUND
-    image[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = _FLOOR
+    image[MARGIN:-MARGIN, MARGIN:-MARGIN] = _FLOOR
     rows, columns = np.indices(image.shape[:2])
     for points, radius, colour in ((path, 3, _PATH), (track, 2, _TRAIL), (track[-1:], 8, _MASS)):
-        for x, y in np.clip(points, -_ARENA, _ARENA) / (2 * _ARENA) + 0.5:
-            row, column = _MARGIN + round((1 - y) * (_SIDE - 1)), _MARGIN + round(x * (_SIDE - 1))
+        for x, y in np.clip(points, -ARENA, ARENA) / (2 * ARENA) + 0.5:
+            row, column = MARGIN + round((1 - y) * (SIDE - 1)), MARGIN + round(x * (SIDE - 1))
             image[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = colour
     return image

@@ -30,6 +30,9 @@ class Skills(Protocol):
     #: Observations are multiplied by it, after the mean is taken off, ``[S]``.
     factor: Tensor
 
+    def check(self, data: Any, /) -> None:
+        """Refuse data of other observations or actions by a ValueError."""
+
     def scaled(self, inputs: Tensor, /) -> Tensor:
         """Observations in the model's units."""
 
@@ -86,11 +89,14 @@ class SkillMeasures:
 
     ``sum``
         the sum of the mean embeddings of the sub-skills, each a mean over its training demonstrations; the composite.
+    ``mean``
+        that sum divided by the number of sub-skills; the composite. It lies among the embeddings that were trained on,
+        which the sum need not.
     ``encoded``
         the mean embedding of a demonstration of the composite; that demonstration.
     ``part``
-        the mean embedding of a single sub-skill, the one that comes nearest; the composite. A sum that is no better
-        adds nothing.
+        the mean embedding of a single sub-skill, for each metric the one that comes nearest by it; the composite. A sum
+        that is no better adds nothing.
     ``own``
         the mean embedding of a held-out demonstration of a sub-skill; that demonstration.
 
@@ -104,7 +110,8 @@ class SkillMeasures:
         composite: those of the composite.
 
     Raises:
-        ValueError: if a sub-skill is not among the names, or was not demonstrated.
+        ValueError: if there are no sub-skills or one comes twice, one is not among the names, or was not demonstrated;
+            if the names do not fit the task; or if demonstrations are not what the model was made for (its ``check``).
     """
 
     def __init__(
@@ -121,6 +128,15 @@ class SkillMeasures:
         self.skills, self.guide, self.subskills = skills, guide, tuple(subskills)
         self.train, self.held_out, self.composite = train, held_out, composite
         names = tuple(names)
+        if not self.subskills or len(set(self.subskills)) < len(self.subskills):
+            raise ValueError(f"the sub-skills must be given, each once, got {', '.join(self.subskills) or 'none'}")
+        for which, shown in (("train", train), ("held_out", held_out), ("composite", composite)):
+            try:
+                skills.check(shown)
+            except ValueError as error:
+                raise ValueError(f"the demonstrations {which} are of something else: {error}") from error
+        if train.task.shape[1] != len(names):
+            raise ValueError(f"there are {len(names)} names, but the task has {train.task.shape[1]} numbers")
         self._rows: dict[str, Tensor] = {}
         for name in self.subskills:
             if name not in names:
@@ -140,10 +156,10 @@ class SkillMeasures:
         return {name: z[rows.to(z.device)] for name, rows in self._rows.items()}
 
     def embeddings(self) -> dict[str, Tensor]:
-        """Return the embeddings called ``sum`` and ``encoded``, a row for each demonstration of the composite."""
+        """Return the embeddings called ``sum``, ``encoded`` and ``mean``, a row a demonstration of the composite."""
         encoded = self.encoded(self.composite)
-        summed = torch.stack([z.mean(0) for z in self.parts().values()]).sum(0)
-        return {"sum": summed.expand_as(encoded), "encoded": encoded}
+        parts = torch.stack([z.mean(0) for z in self.parts().values()])
+        return {"sum": parts.sum(0).expand_as(encoded), "encoded": encoded, "mean": parts.mean(0).expand_as(encoded)}
 
     @torch.no_grad()
     def __call__(self, step: int = 0) -> dict[str, float]:
@@ -157,7 +173,10 @@ class SkillMeasures:
             the length of that difference relative to the encoded embedding's;
         ``dynamics_nats/own``
             the log-likelihood of the states, given those before and the embedding, in nats a number and step, of
-            scaled states.
+            scaled states. The embedding is the mean one of the whole trajectory, the states that are predicted
+            included, and what it says of them, its KL divergence, is not subtracted: this is no bound on the
+            likelihood of new trajectories. Over a humanoid's the difference is a few thousandths of a nat a number;
+            where states have few numbers, as a point's, it is not small.
         """
         found: dict[str, float] = {}
         kinds = self.embeddings()
@@ -202,7 +221,8 @@ class Cycle(NamedTuple):
 
     Attributes:
         fraction: how much of the cycle was played, 1 if all of it.
-        tracking_error: its mean over the steps, in the environment's own measure.
+        tracking_error: its mean over the steps that were played, in the environment's own measure. Who fails at once
+            has a low one: it means something beside the fraction only.
         frames: a picture of every state, ``[H, W, 3]`` uint8, where the environment makes them.
     """
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from .atomic_write import replacing
+from .point_skills import ARENA, MARGIN, SIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +48,7 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "t
 _SHOWN = ((-0.8, 1.6), (-0.9, 1.5))  # of the arena of a point, in x and y
 _POSES = 7  # of a humanoid's motion in one picture
 _STRIDE = 1.1  # metres between them
+_DPI, _BAR = 100, 24  # of films: pixels an inch, and the height of a bar of titles in pixels
 
 
 def link_positions(states: np.ndarray) -> np.ndarray:
@@ -195,47 +199,59 @@ def plot_links(path: str | os.PathLike[str], demonstration: np.ndarray, generate
     _save(figure, path)
 
 
-def state_frames(states: np.ndarray, *, size: tuple[int, int] = (320, 320), title: str = "") -> list[np.ndarray]:
+def state_frames(states: np.ndarray, *, size: tuple[int, int] = (340, 340)) -> list[np.ndarray]:
     """Return a picture of each state of a trajectory ``[T, S]``, ``[H, W, 3]`` uint8: what a video is made of.
 
     Args:
-        states: of a point or of the humanoid.
+        states: of a point or of the humanoid. A point is drawn in its whole arena, to the scale of the pictures of
+            `PointSkillsEnv` where they have the same size.
         size: height and width, pixels.
-        title: above each picture.
 
     Raises:
         ValueError: if the states are neither those of a point nor those of the humanoid.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     states = np.asarray(states)
     humanoid = _is_humanoid(states)
     frames = []
     for moment in range(len(states)):
-        figure = _figure(size[1] / 100, size[0] / 100)
-        canvas = FigureCanvasAgg(figure)
-        panel = figure.subplots()
+        figure = _figure(size[1] / _DPI, size[0] / _DPI, "constrained" if humanoid else "none")
         if humanoid:
+            panel = figure.subplots()
             _draw_figure(panel, states[moment], 0.0)
             panel.set(xlim=(-1.1, 1.1), ylim=(-0.1, 2.1), aspect="equal")
         else:
+            edge = MARGIN / (SIDE + 2 * MARGIN)
+            panel = figure.add_axes((edge, edge, 1 - 2 * edge, 1 - 2 * edge))
             _draw_path(panel, states[: moment + 1])
+            panel.set(xlim=(-ARENA, ARENA), ylim=(-ARENA, ARENA))
         panel.set(xticks=[], yticks=[])
-        panel.set_title(title, fontsize=8)
-        figure.set_dpi(100)
-        canvas.draw()
-        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+        frames.append(_pixels(figure))
     return frames
 
 
-def side_by_side(*panels: Sequence[np.ndarray]) -> list[np.ndarray]:
+def side_by_side(*panels: Sequence[np.ndarray], titles: Sequence[str] = ()) -> list[np.ndarray]:
     """Return films of the same height side by side; one that is over shows its last picture.
 
     Args:
         panels: of each its pictures, ``[H, W, 3]`` uint8, at least one.
+        titles: of each what stands above it, in a bar of 24 pixels; none for no bar.
+
+    Raises:
+        ValueError: if there are titles, but not one for each panel.
     """
+    if titles and len(titles) != len(panels):
+        raise ValueError(f"each of {len(panels)} panels needs a title, got {len(titles)}")
     length = max(map(len, panels))
-    return [np.concatenate([panel[min(time, len(panel) - 1)] for panel in panels], 1) for time in range(length)]
+    film = [np.concatenate([panel[min(time, len(panel) - 1)] for panel in panels], 1) for time in range(length)]
+    if not titles:
+        return film
+    bars = []
+    for panel, title in zip(panels, titles, strict=True):
+        figure = _figure(panel[0].shape[1] / _DPI, _BAR / _DPI, "none")
+        figure.text(0.5, 0.5, title, ha="center", va="center", fontsize=8)
+        bars.append(_pixels(figure))
+    bar = np.concatenate(bars, 1)
+    return [np.concatenate([bar, frame]) for frame in film]
 
 
 def _is_humanoid(states: Any) -> bool:
@@ -264,14 +280,25 @@ def _draw_figure(panel: Axes, state: np.ndarray, place: float) -> None:
     panel.axhline(0, color="gray", linewidth=0.5)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
     """A figure without pyplot, which would keep it and choose a backend."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """``[H, W, 3]`` uint8, `_DPI` pixels an inch."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a picture; the file appears whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as (temporary,):
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:] or "png")

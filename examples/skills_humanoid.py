@@ -340,7 +340,7 @@ def draw(out: Path, task: Task, measures: SkillMeasures, result: Any) -> None:
     titles = [f"{1 - share:.2f} {one} + {share:.2f} {other}" for share in shares]
     strip = skills.generate(between, first, steps).numpy()
     skill_plots.plot_bodies(out / "interpolation.png", dict(zip(titles, strip, strict=True)))
-    made = {f"generated ({kind})": skills.generate(z[0], first, steps).numpy() for kind, z in kinds.items()}
+    made = {f"generated ({kind})": skills.generate(kinds[kind][0], first, steps).numpy() for kind in ("sum", "encoded")}
     bodies = {"demonstrated": demonstration.numpy(), **made}
     skill_plots.plot_bodies(out / "generation.png", bodies, columns=task.composite == "toy")
     skill_plots.plot_links(out / "links.png", demonstration.numpy(), made["generated (sum)"])
@@ -349,8 +349,10 @@ def draw(out: Path, task: Task, measures: SkillMeasures, result: Any) -> None:
     played = [play_cycle(env, actor).frames for actor in actors]
     env.close()
     size = played[0][0].shape[:2]
-    drawn = [skill_plots.state_frames(bodies[title], size=size, title=title) for title in list(bodies)[:2]]
-    save_video(out / "generation.gif", skill_plots.side_by_side(*drawn, *played), fps=30)
+    titles = ["demonstrated", "generated (sum)"]
+    drawn = [skill_plots.state_frames(bodies[title], size=size) for title in titles]
+    film = skill_plots.side_by_side(*drawn, *played, titles=[*titles, "teacher", "policy (sum)"])
+    save_video(out / "generation.gif", film, fps=30)
 
 
 if __name__ == "__main__":

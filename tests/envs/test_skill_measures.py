@@ -26,6 +26,10 @@ class Straight:
 
     factor = torch.tensor([2.0, 0.5], dtype=torch.float64)
 
+    def check(self, data: Any) -> None:
+        if data.observations.shape[-1] != 2:
+            raise ValueError("lines of 2 numbers are meant")
+
     def scaled(self, inputs: Tensor) -> Tensor:
         return (inputs - 1) * self.factor
 
@@ -86,14 +90,18 @@ def test_measures_by_hand() -> None:
         *(
             f"{metric}/{kind}"
             for metric in ("state_mse", "state_mse_scaled")
-            for kind in ("sum", "encoded", "part", "own")
+            for kind in ("sum", "encoded", "mean", "part", "own")
         ),
         *("embedding_mse/sum", "embedding_error/sum", "dynamics_nats/own"),
     }
     assert found["state_mse/sum"] == pytest.approx(30 / 12)  # the sum is (1, 2)
+    # The mean is (0.5, 1): 0.25 + 4 and 0.25 + 1 times the squares of the steps.
+    assert found["state_mse/mean"] == pytest.approx((4.25 * (1 + 4 + 9 + 16) + 1.25 * (1 + 4)) / 12)
     assert found["state_mse/encoded"] == found["state_mse/own"] == 0
     # a, (1, 0): 9 (1 + 4 + 9 + 16) + 4 (1 + 4); b, (0, 2): (1 + 1) (1 + 4 + 9 + 16) + (1 + 4)
     assert found["state_mse/part"] == pytest.approx(min(290, 65) / 12)
+    # Scaled, the squares of the two numbers count 4 and 1/4, and the other part is nearer.
+    assert found["state_mse_scaled/part"] == pytest.approx(min(0.25 * 290, 4 * 35 + 0.25 * 30) / 12)
     assert found["embedding_mse/sum"] == pytest.approx(1 / 4)
     assert found["embedding_error/sum"] == pytest.approx((1 / math.sqrt(10) + 0) / 2)
     after = [(2, 2), (3, 3), (4, 1), (7, 1), (10, 1), (13, 1)]  # what follows in the two held out, no padding
@@ -117,6 +125,7 @@ def test_only_the_sub_skills_are_added_up() -> None:
     more = lines((0, (1.0, 0.0), 2), (1, (0.0, 2.0), 2), (2, (50.0, 50.0), 2))
     kinds = measures(train=more).embeddings()
     assert kinds["sum"].tolist() == [[1, 2]] * 2 and kinds["encoded"].tolist() == [[1, 3], [1, 2]]
+    assert kinds["mean"].tolist() == [[0.5, 1]] * 2 and list(kinds) == ["sum", "encoded", "mean"]
 
 
 def test_measures_of_a_trajectory_cvae() -> None:
@@ -140,6 +149,25 @@ def test_skills_that_are_not_there_are_refused() -> None:
         measures(subskills=("a", "flip"))
     with pytest.raises(ValueError, match="no demonstration of the skill 'both'"):
         measures(subskills=("a", "both"))
+    with pytest.raises(ValueError, match="each once, got a, b, a"):
+        measures(subskills=("a", "b", "a"))
+    with pytest.raises(ValueError, match="each once, got none"):
+        measures(subskills=())
+    with pytest.raises(ValueError, match="there are 2 names, but the task has 3 numbers"):
+        measures(names=("a", "b"))
+
+
+@pytest.mark.parametrize("which", ["train", "held_out", "composite"])
+def test_demonstrations_of_something_else_are_refused(which: str) -> None:
+    with pytest.raises(ValueError, match=f"the demonstrations {which} are of something else: lines of 2 numbers"):
+        measures(**{which: demonstrations(["rise", "push", "toy"], 1)})
+    shown = demonstrations(["rise", "push"], 1)
+    skills: Any = pc.models.TrajectoryCVAE(shown.observation_space, shown.action_space, latent=2, hidden=(8,))
+    given = {"train": shown, "held_out": shown, "composite": shown}
+    names = {"subskills": ("rise", "push"), "names": ("rise", "push")}
+    SkillMeasures(skills, pc.guides.TrajectoryGuide(skills, encoder_size=4), **names, **given)
+    with pytest.raises(ValueError, match=f"{which} are of something else: .* takes observations of 5 numbers"):
+        SkillMeasures(skills, pc.guides.TrajectoryGuide(skills, encoder_size=4), **names, **(given | {which: TRAIN}))
 
 
 def test_a_teacher_plays_its_cycle() -> None:

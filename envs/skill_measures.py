@@ -234,6 +234,8 @@ class Cycle(NamedTuple):
 def play_cycle(env: gymnasium.Env[Any, Any], policy: Any) -> Cycle:
     """Let a policy act from the start of a skill for one cycle, or until it fails.
 
+    A policy that fails is measured over what it played until then: compare errors at like fractions only.
+
     Args:
         env: whose `info` holds ``cycles``, how much was played, and after a step ``tracking_error``.
         policy: has ``predict``, or is a function from an observation to an action.

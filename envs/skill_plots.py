@@ -214,7 +214,7 @@ def state_frames(states: np.ndarray, *, size: tuple[int, int] = (340, 340)) -> l
     humanoid = _is_humanoid(states)
     frames = []
     for moment in range(len(states)):
-        figure = _figure(size[1] / _DPI, size[0] / _DPI, "constrained" if humanoid else "none")
+        figure = _figure(size[1] / _DPI, size[0] / _DPI, "constrained" if humanoid else None)
         if humanoid:
             panel = figure.subplots()
             _draw_figure(panel, states[moment], 0.0)
@@ -247,7 +247,7 @@ def side_by_side(*panels: Sequence[np.ndarray], titles: Sequence[str] = ()) -> l
         return film
     bars = []
     for panel, title in zip(panels, titles, strict=True):
-        figure = _figure(panel[0].shape[1] / _DPI, _BAR / _DPI, "none")
+        figure = _figure(panel[0].shape[1] / _DPI, _BAR / _DPI, None)
         figure.text(0.5, 0.5, title, ha="center", va="center", fontsize=8)
         bars.append(_pixels(figure))
     bar = np.concatenate(bars, 1)
@@ -280,7 +280,7 @@ def _draw_figure(panel: Axes, state: np.ndarray, place: float) -> None:
     panel.axhline(0, color="gray", linewidth=0.5)
 
 
-def _figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """A figure without pyplot, which would keep it and choose a backend."""
     from matplotlib.figure import Figure
 

@@ -76,6 +76,17 @@ def motion_reward(speed: float, squared_action: float, squared_contacts: float =
     return speed + 0.05 - 0.005 * squared_action - 0.0005 * squared_contacts
 
 
+def _push(x: float, y: float) -> tuple[float, float]:
+    """A point of the unit disc for one of the square; areas shrink by pi / 4 everywhere."""
+    if x == y == 0.0:
+        return 0.0, 0.0
+    if abs(x) >= abs(y):
+        angle = math.pi / 4 * y / x
+        return x * math.cos(angle), x * math.sin(angle)
+    angle = math.pi / 4 * x / y
+    return y * math.sin(angle), y * math.cos(angle)
+
+
 def _blocked(walls: tuple[Box, ...], axis: int) -> list[Box]:
     """Where a move along an axis may not end: the least and greatest coordinate along it, then across it."""
     # A point that touches the side of a wall is not in its way, whichever way its place was rounded.
@@ -94,12 +105,15 @@ def _blocked(walls: tuple[Box, ...], axis: int) -> list[Box]:
 class PointMove(gymnasium.Env[np.ndarray, np.ndarray]):
     """Be fast on an open floor, in any direction.
 
-    The action a is where to push; it is shortened to the unit disc, so that no direction is faster than another:
+    The action a, in a square, is mapped to a push u in the unit disc such that equal areas stay equal, directions along
+    the axes and the diagonals are kept, and |u| = max(|a_0|, |a_1|) (P. Shirley and K. Chiu, "A Low Distortion Map
+    Between Disk and Square", 1997). So no direction is faster than another, and none is likelier for a policy that is
+    as random as it can be.
 
-        v' = 0.8 v + 0.2 * 4 a / max(1, |a|),  x' = x + 0.05 v'.
+        v' = 0.8 v + 0.2 * 4 u,  x' = x + 0.05 v'.
 
     Observation: ``[4]`` float32: position (m) and velocity (m/s); ``[2]``, velocity alone, without ``positions``.
-    Action: ``[2]`` float32, clipped to -1 to 1. Reward: `motion_reward`, |v'| + 0.05 - 0.005 |a|^2. An episode begins
+    Action: ``[2]`` float32, clipped to -1 to 1. Reward: `motion_reward`, |v'| + 0.05 - 0.005 |u|^2. An episode begins
     at rest within 0.1 of the origin and does not end by itself; `pyrocontrol/PointMove-v0` is cut off after 300 steps.
 
     `info` holds `position` (``[2]`` float64) and, after a step, `motion_reward`.
@@ -145,21 +159,20 @@ class PointMove(gymnasium.Env[np.ndarray, np.ndarray]):
             raise RuntimeError("the episode is over: call reset before step")
         if np.shape(action) != (2,):
             raise ValueError(f"an action must have shape [2], got {action!r}")
-        push = (float(action[0]), float(action[1]))
-        if not (math.isfinite(push[0]) and math.isfinite(push[1])):
+        x, y = float(action[0]), float(action[1])
+        if not (math.isfinite(x) and math.isfinite(y)):
             raise ValueError(f"an action must be finite, got {action!r}")
-        push = (min(max(push[0], -1.0), 1.0), min(max(push[1], -1.0), 1.0))
-        length = math.hypot(*push)
-        self._advance(push, (1 - _INERTIA) * _TOP / max(1.0, length))
-        motion = motion_reward(math.hypot(*self._velocity), length * length)
+        push = _push(min(max(x, -1.0), 1.0), min(max(y, -1.0), 1.0))
+        self._advance(push)
+        motion = motion_reward(math.hypot(*self._velocity), push[0] * push[0] + push[1] * push[1])
         reward, self._over = self._judge(motion)
         return self._observe(), reward, self._over, False, self._info() | {"motion_reward": motion}
 
-    def _advance(self, push: tuple[float, float], gain: float) -> None:
+    def _advance(self, push: tuple[float, float]) -> None:
         """One step, first in x, then in y: so a point that meets a wall aslant slides along it."""
         place, velocity = list(self._track[-1]), list(self._velocity)
         for axis in (0, 1):
-            velocity[axis] = _INERTIA * velocity[axis] + gain * push[axis]
+            velocity[axis] = _INERTIA * velocity[axis] + (1 - _INERTIA) * _TOP * push[axis]
             if velocity[axis] == 0.0:
                 continue
             free = place[axis] + _DT * velocity[axis]

@@ -58,14 +58,21 @@ def test_a_push_moves_the_point_as_the_class_says() -> None:
     observation, info = env.reset(seed=0)
     place, velocity = info["position"], np.zeros(2)
     assert abs(place).max() <= 0.1 and not observation[2:].any()
-    for action in ([0.3, -0.4], [2.0, 0.0], [1.0, 1.0]):
+    turn = np.pi / 4
+    for action, expected in (
+        ([2.0, 0.0], [1.0, 0.0]),  # clipped
+        ([-0.5, 0.5], [-0.5 * np.sqrt(0.5), 0.5 * np.sqrt(0.5)]),
+        ([0.8, -0.4], [0.8 * np.cos(turn / 2), -0.8 * np.sin(turn / 2)]),
+        ([-0.2, -0.6], [-0.6 * np.sin(turn / 3), -0.6 * np.cos(turn / 3)]),
+        ([0.0, 0.0], [0.0, 0.0]),
+    ):
         observation, reward, *_, info = env.step(np.array(action))
-        clipped = np.clip(action, -1, 1)
-        velocity = 0.8 * velocity + 0.8 * clipped / max(1, np.linalg.norm(clipped))
+        force = np.array(expected)
+        velocity = 0.8 * velocity + 0.8 * force
         place = place + 0.05 * velocity
         np.testing.assert_allclose(info["position"], place, atol=1e-12)
         np.testing.assert_allclose(observation, [*place, *velocity], atol=1e-6)
-        assert reward == pytest.approx(np.linalg.norm(velocity) + 0.05 - 0.005 * clipped @ clipped)
+        assert reward == pytest.approx(np.linalg.norm(velocity) + 0.05 - 0.005 * force @ force)
         assert info["motion_reward"] == reward
 
 
@@ -77,6 +84,26 @@ def test_no_direction_is_faster_than_another() -> None:
         observation, *_ = push(env, direction, 60)
         speeds.append(math.hypot(*observation[2:]))
     np.testing.assert_allclose(speeds, 4.0, rtol=1e-4)
+
+
+def test_no_direction_is_likelier_than_another() -> None:
+    """Uniform actions are uniform pushes in the disc; shortening them to it would favour the diagonals."""
+    env = PointMove(positions=False)
+    pushes, actions = [], np.random.default_rng(0).uniform(-1, 1, (4000, 2))
+    for action in actions:
+        env.reset(seed=0)
+        pushes.append(env.step(action)[0] / 0.8)
+
+    def spread(points: np.ndarray) -> float:
+        """How many more of the fastest tenth go along the diagonals than along the axes."""
+        fast = points[np.hypot(*points.T) > np.sqrt(0.9)]
+        eighth = np.round(np.arctan2(fast[:, 1], fast[:, 0]) / (np.pi / 4)).astype(int) % 2
+        return float(eighth.mean()) - 0.5
+
+    found = np.array(pushes)
+    assert abs(np.mean(np.hypot(*found.T) < np.sqrt(0.5)) - 0.5) < 0.03 and np.hypot(*found.T).max() <= 1
+    shortened = actions / np.maximum(1, np.hypot(*actions.T))[:, None]
+    assert abs(spread(found)) < 0.08 < 0.3 < spread(shortened)
 
 
 def test_motion_reward_has_the_terms_of_the_paper() -> None:

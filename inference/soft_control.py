@@ -1,0 +1,383 @@
+"""Soft actor-critic: maximum-entropy control, with any policy of the protocol as the guide.
+
+The soft Q-function is the backward message of the optimality model (:mod:`pyrocontrol.models.optimality`), and the step
+of the policy is an SVI step on its one-step form, ``a ~ prior; factor(Q(s, a) / alpha)``.
+
+Shapes: B batch, O observation numbers, A action numbers, K critics, P draws of one state.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from ..models.optimality import ActionGuide, ActionPrior
+from .critics import Critics, TargetCopy
+from .replay import Transitions
+
+__all__ = ["SoftActorCritic", "SoftLearner"]
+
+
+class SoftLearner(nn.Module):
+    """What maximum-entropy learners share: a policy that acts, critics, target critics, one optimiser.
+
+    Its ``state_dict`` is all of it, the optimiser's state and the number of updates included.
+
+    Args:
+        policy: the policy, an ``nn.Module``.
+        observation_size: O.
+        action_size: A.
+        prior: p(a); None for the uniform one, whose constant density is left out.
+        critics: Q, observations ``[..., O]`` and actions ``[..., A]`` to ``[K, ...]``.
+        lr: of Adam, for everything.
+        discount: gamma.
+        reward_scale: what rewards are multiplied by.
+        move: when and how targets follow.
+        settings: the learner's further arguments, told apart by :meth:`signature`.
+
+    Raises:
+        TypeError: if the policy is no module, or lacks a part of the protocol.
+        ValueError: for a policy or prior of other sizes, or numbers out of range.
+    """
+
+    policy: Any  # a module that is an ActionGuide, which mypy cannot say
+
+    def __init__(
+        self,
+        policy: ActionGuide,
+        observation_size: int,
+        action_size: int,
+        *,
+        prior: ActionPrior | None,
+        critics: Critics,
+        lr: float,
+        discount: float,
+        reward_scale: float,
+        move: TargetCopy,
+        settings: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        _verify_policy(policy, observation_size, action_size)
+        if prior is not None and prior.action_size != action_size:
+            raise ValueError(f"the prior has {prior.action_size} action numbers, the learner {action_size}")
+        if not 0 <= discount < 1:
+            raise ValueError(f"discount must be in [0, 1), not {discount}")
+        _verify_positive(lr=lr, reward_scale=reward_scale)
+        self.policy, self.observation_size, self.action_size = policy, observation_size, action_size
+        self.prior, self.discount, self.reward_scale, self.move = prior, discount, reward_scale, move
+        dtype = next(self.policy.parameters()).dtype
+        self.critics = critics.to(dtype)
+        self.target = copy.deepcopy(self.critics).requires_grad_(False)
+        self.lr = lr
+        #: Updates so far.
+        self.updates = 0
+        self._settings = {
+            "prior": repr(prior),
+            "hidden": critics.hidden,
+            "lr": lr,
+            "discount": discount,
+            "reward_scale": reward_scale,
+            "smoothing": move.smoothing,
+            "target_every": move.every,
+        } | settings
+
+    def optimise(self, *others: nn.Parameter | nn.Module) -> None:
+        """Make the optimiser of policy, critics, and what else is to be learnt."""
+        parameters = [*self.policy.parameters(), *self.critics.parameters()]
+        for other in others:
+            parameters += other.parameters() if isinstance(other, nn.Module) else [other]
+        self.optimizer = torch.optim.Adam(parameters, lr=self.lr, fused=True)
+
+    def update(self, batch: Transitions) -> dict[str, Tensor]:
+        """Take one step of everything; return named numbers as tensors, so that nothing waits for a device."""
+        raise NotImplementedError
+
+    def log_ratio(self, actions: Tensor, log_prob: Tensor) -> Tensor:
+        """Return log pi(a|s) - log p(a) ``[...]``, the constant of a uniform prior left out."""
+        return log_prob if self.prior is None else log_prob - self.prior.log_prob(actions)
+
+    def bellman(self, rewards: Tensor, terminated: Tensor, following: Tensor) -> Tensor:
+        """Return ``scale r + gamma (1 - terminated) V(s')`` ``[B]``: where time ran out, the next value counts."""
+        return torch.addcmul(rewards * self.reward_scale, 1 - terminated, following, value=self.discount)
+
+    @torch.no_grad()
+    def act(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:
+        """Return the normalised action ``[A]`` or actions ``[B, A]`` for observations ``[O]`` or ``[B, O]``."""
+        weight = self.critics.biases[0]
+        inputs = torch.as_tensor(observation, dtype=weight.dtype, device=weight.device)
+        actions = self.policy.mode(inputs) if deterministic else self.policy.draw(inputs)[0]
+        return actions.cpu().numpy()
+
+    def signature(self) -> str:
+        """What two learners share exactly when one can go on from the other's checkpoint."""
+        settings = ", ".join(f"{name}={value}" for name, value in self._settings.items())
+        return f"{type(self).__name__}({self.policy.signature()}, {settings})"
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the state that is in no tensor of the modules."""
+        return {"updates": self.updates, "optimizer": self.optimizer.state_dict()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go back to a state of :meth:`get_extra_state`, sharing nothing with it."""
+        self.updates = int(state["updates"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+
+
+class SoftActorCritic(SoftLearner):
+    """Soft actor-critic, whose policy step is variational inference of the action.
+
+    Critics, with a' ~ pi(. | s') and the minimum of K target critics,
+
+        Q_k(s, a)  <-  r + gamma (1 - terminated) (min_k Qbar_k(s', a') - alpha [log pi(a' | s') - log p(a')]),
+
+    and policy, by the same minimum of the critics,
+
+        min  E_{a ~ pi(. | s)}[alpha log pi(a | s) - alpha log p(a) - min_k Q_k(s, a)].
+
+    (T. Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, eq. (5), (7), with a prior.) A policy
+    that can be reparametrised is learnt by the gradient through its actions; another by the likelihood ratio, with the
+    mean over the other draws of the state as the baseline. The temperature is the Lagrange multiplier of a bound on how
+    far the policy may be from its prior, ``E[log pi - log p] = A log 2 - target_entropy``: with the uniform prior on
+    (-1, 1)^A that is an entropy of ``target_entropy`` (eq. (18)), with another one a divergence equally great.
+
+    ``first=True`` is the form that the latent space policies were learnt with (T. Haarnoja et al., "Soft Actor-Critic:
+    Off-Policy Maximum Entropy Deep Reinforcement Learning with a Stochastic Actor", first version): one Q, a state
+    value V and its target, the likelihood ratio with baseline V for any policy, and alpha = 1 with rewards scaled.
+
+    Policy and critics are updated together, both by gradients at the same parameters.
+
+    Args:
+        policy: the policy; its sizes must be these.
+        observation_size: O.
+        action_size: A.
+        prior: p(a), such as :class:`~pyrocontrol.models.optimality.GaussianPrior` for latents of a level below; None
+            for the uniform one.
+        hidden: sizes of the critics' hidden layers.
+        lr: of Adam, for everything.
+        discount: gamma.
+        smoothing: how far a target moves towards its network; 1 copies.
+        target_every: updates between the moves of a target.
+        temperature: alpha, reward units a nat, or ``"learned"``, beginning at 1. None is 1 with ``first`` and
+            ``"learned"`` else.
+        target_entropy: nats, of a learned temperature; None for -A.
+        reward_scale: what rewards are multiplied by.
+        elbo: take the policy's step by this Pyro ELBO, ``loss_and_grads`` on the Pyro model of one step, which the
+            prior makes; None computes the same loss directly, and faster.
+        first: soft actor-critic's first form.
+        particles: P, draws of one state in the policy's loss; None for 1, and for 4 where the likelihood ratio has no
+            other baseline. An ELBO has its own.
+
+    Raises:
+        TypeError: if the policy or the ELBO is not what it should be.
+        ValueError: for a policy or prior of other sizes, numbers out of range, or arguments that exclude each other.
+    """
+
+    def __init__(
+        self,
+        policy: ActionGuide,
+        observation_size: int,
+        action_size: int,
+        *,
+        prior: ActionPrior | None = None,
+        hidden: Sequence[int] = (128, 128),
+        lr: float = 3e-4,
+        discount: float = 0.99,
+        smoothing: float = 0.01,
+        target_every: int = 1,
+        temperature: float | Literal["learned"] | None = None,
+        target_entropy: float | None = None,
+        reward_scale: float = 1.0,
+        elbo: ELBO | None = None,
+        first: bool = False,
+        particles: int | None = None,
+    ) -> None:
+        if temperature is None:
+            temperature = 1.0 if first else "learned"
+        if target_entropy is not None and temperature != "learned":
+            raise ValueError("target_entropy goes with a learned temperature")
+        if isinstance(temperature, str) and temperature != "learned":
+            raise ValueError(f"temperature must be a number or 'learned', not {temperature!r}")
+        if not isinstance(temperature, str):
+            _verify_positive(temperature=temperature)
+        if target_entropy is not None and not math.isfinite(target_entropy):
+            raise ValueError(f"target_entropy must be finite, not {target_entropy}")
+        if particles is not None and particles < 1:
+            raise ValueError(f"particles must be at least 1, not {particles}")
+        if elbo is not None:
+            _verify_elbo(elbo, prior, first, particles)
+        _verify_policy(policy, observation_size, action_size)
+        score = first or not policy.has_rsample
+        self_baseline = score and not first
+        if particles is None:
+            particles = 4 if self_baseline else 1
+        learned = temperature == "learned"
+        goal = float(-action_size if target_entropy is None else target_entropy)
+        super().__init__(
+            policy,
+            observation_size,
+            action_size,
+            prior=prior,
+            critics=Critics(observation_size, action_size, hidden, 1 if first else 2),
+            lr=lr,
+            discount=discount,
+            reward_scale=reward_scale,
+            move=TargetCopy(smoothing, target_every),
+            settings={
+                "temperature": temperature,
+                "target_entropy": goal if learned else None,
+                "first": first,
+                "particles": particles,
+                "elbo": None if elbo is None else type(elbo).__name__,
+            },
+        )
+        self.elbo: Any = elbo  # those that SVI can call have loss_and_grads, which Pyro's class does not say
+        self.first, self.particles, self.target_entropy, self.score = first, particles, goal, score
+        self.shift = goal - (0 if prior is None else action_size * math.log(2))
+        dtype = self.critics.biases[0].dtype
+        log_alpha = torch.tensor(0.0 if isinstance(temperature, str) else math.log(temperature), dtype=dtype)
+        learnt: list[nn.Parameter | nn.Module] = []
+        self.log_alpha: Tensor
+        if learned:
+            self.log_alpha = nn.Parameter(log_alpha)
+            learnt.append(self.log_alpha)
+        else:
+            self.register_buffer("log_alpha", log_alpha)
+        self.learned = learned
+        if first:  # what is followed slowly is the state value, and no target of Q is needed
+            self.values = Critics(observation_size, 0, hidden, 1).to(dtype)
+            self.target = copy.deepcopy(self.values).requires_grad_(False)
+            learnt.append(self.values)
+        self.optimise(*learnt)
+
+    @property
+    def alpha(self) -> Tensor:
+        """The temperature, without a graph."""
+        return self.log_alpha.detach().exp()
+
+    def update(self, batch: Transitions) -> dict[str, Tensor]:
+        """Take one step of policy, critics and temperature.
+
+        Returns:
+            ``critic_loss``, ``policy_loss``, ``q``, ``alpha`` and ``divergence``, the mean of log pi - log p, which is
+            not known, nan, for an ELBO with a given temperature.
+        """
+        alpha = self.alpha
+        target = self.soft_target(batch, alpha)
+        self.optimizer.zero_grad()
+        values = self.critics(batch.observations, batch.actions)
+        critic_loss = (values - target).square().sum() * (0.5 / len(target))
+        loss, report, ratio = self.policy_loss(batch.observations, alpha)
+        critic_loss_and = critic_loss if loss is None else critic_loss + loss
+        critic_loss_and.backward()
+        if self.learned:
+            # The gradient of -log alpha (E[log pi - log p] - A log 2 + target entropy), written out.
+            self.log_alpha.grad = -(ratio.mean() + self.shift)
+        self.optimizer.step()
+        self.updates += 1
+        self.move(self.target.parameters(), (self.values if self.first else self.critics).parameters(), self.updates)
+        numbers = {"critic_loss": critic_loss.detach(), "policy_loss": report, "q": values.detach().mean()}
+        return numbers | {"alpha": alpha, "divergence": ratio.mean()}
+
+    @torch.no_grad()
+    def soft_target(self, batch: Transitions, alpha: Tensor | None = None) -> Tensor:
+        """Return what every Q(s, a) is drawn towards, ``[B]``: one sample of the soft Bellman backup."""
+        alpha = self.alpha if alpha is None else alpha
+        if self.first:
+            following = self.target.minimum(batch.next_observations)
+        else:
+            actions, log_prob = self.policy.draw(batch.next_observations)
+            following = self.target.minimum(batch.next_observations, actions)
+            following = following - alpha * self.log_ratio(actions, log_prob)
+        return self.bellman(batch.rewards, batch.terminated, following)
+
+    def policy_loss(self, observations: Tensor, alpha: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return the policy's loss, its value to report, and log pi - log p ``[..., B]``, both without a graph.
+
+        The loss, of which gradients are taken, holds that of the state value in the first form. It is None where an
+        ELBO has taken the gradient itself.
+        """
+        if self.elbo is not None:
+            return self._elbo_loss(observations, alpha)
+        if not self.score:
+            if self.particles > 1:
+                observations = observations.expand(self.particles, *observations.shape)
+            actions, log_prob = self.policy.draw(observations)
+            ratio = self.log_ratio(actions, log_prob)
+            loss = (alpha * ratio - self.critics.value_of_frozen(observations, actions)).mean()
+            return loss, loss.detach(), ratio.detach()
+        inputs = observations.expand(self.particles, *observations.shape)
+        actions, log_prob = self._score(inputs)
+        with torch.no_grad():
+            ratio = self.log_ratio(actions, log_prob)
+            cost = alpha * ratio - self.critics.minimum(inputs, actions)  # [P, B]
+        loss = log_prob.new_zeros(())
+        if self.first:
+            values = self.values.minimum(observations)  # [B]
+            loss = 0.5 * (values + cost).square().mean()  # V(s) <- E[Q - alpha (log pi - log p)]
+            baseline = -values.detach()
+        elif self.particles > 1:
+            baseline = (cost.sum(0) - cost) / (self.particles - 1)
+        else:
+            baseline = torch.zeros_like(cost)
+        return loss + (log_prob * (cost - baseline)).mean(), cost.mean(), ratio.detach()
+
+    def _score(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions without a graph, and their log-density as a function of the parameters alone."""
+        if not self.policy.has_rsample:
+            return self.policy.draw(observations)
+        distribution = self.policy(observations)
+        actions = distribution.sample()
+        return actions, distribution.log_prob(actions)
+
+    def _elbo_loss(self, observations: Tensor, alpha: Tensor) -> tuple[None, Tensor, Tensor]:
+        assert self.elbo is not None and self.prior is not None
+        optimality = self.prior.optimality(self.critics.value_of_frozen, alpha)
+        scale = poutine.scale(scale=alpha / len(observations))  # from nats of the batch to rewards of one state
+        model, guide = scale(optimality.model), scale(optimality.guide_of(self.policy))
+        report = self.elbo.loss_and_grads(model, guide, observations)
+        if not self.learned:
+            return None, alpha.new_tensor(report), alpha.new_tensor(math.nan)
+        with torch.no_grad():
+            return None, alpha.new_tensor(report), self.log_ratio(*self.policy.draw(observations))
+
+
+def _verify_policy(policy: Any, observation_size: int, action_size: int) -> None:
+    """Refuse what is not a policy of these sizes."""
+    if not isinstance(policy, nn.Module):
+        raise TypeError(f"policy must be a module such as FlowPolicy, not {type(policy).__name__}")
+    for name in ("observation_size", "action_size", "squash", "has_rsample", "draw", "mode", "signature"):
+        if not hasattr(policy, name):
+            raise TypeError(f"a {type(policy).__name__} is no policy to learn: it has no {name}")
+    sizes: Any = (policy.observation_size, policy.action_size)
+    if sizes != (observation_size, action_size):
+        raise ValueError(
+            f"the policy has {sizes[0]} observation and {sizes[1]} action numbers, "
+            f"the learner {observation_size} and {action_size}"
+        )
+    if next(policy.parameters(), None) is None:
+        raise ValueError(f"the {type(policy).__name__} has no parameters to learn")
+
+
+def _verify_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be positive and finite, not {value}")
+
+
+def _verify_elbo(elbo: Any, prior: ActionPrior | None, first: bool, particles: int | None) -> None:
+    if not callable(getattr(elbo, "loss_and_grads", None)):
+        raise TypeError(f"elbo must be an ELBO such as Trace_ELBO(), not {type(elbo).__name__}")
+    if first:
+        raise ValueError("the first form has its own gradient of the policy: elbo and first exclude each other")
+    if prior is None:
+        raise ValueError("an elbo needs the prior that makes its model, such as UniformPrior(action_size)")
+    if particles is not None:
+        raise ValueError("particles are the elbo's own: give them to it as num_particles")

@@ -1,0 +1,172 @@
+"""Soft Q-learning: the soft value by importance sampling, and a policy fitted by Stein variational gradient descent.
+
+T. Haarnoja, H. Tang, P. Abbeel and S. Levine, "Reinforcement Learning with Deep Energy-Based Policies" (2017).
+
+Shapes: B batch, O observation numbers, A action numbers, M and N draws of one state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.optimality import ActionGuide, ActionPrior
+from .critics import Critics, TargetCopy
+from .replay import Transitions
+from .soft_control import SoftLearner, _verify_policy, _verify_positive
+
+__all__ = ["SoftQLearning", "stein_direction"]
+
+_EDGE = 1 - 1e-6  # squashed actions further out are taken for this: at 1 they have no finite inverse
+
+
+class SoftQLearning(SoftLearner):
+    """Learns Q of the best policy itself, and a policy that samples from ``p(a) exp(Q(s, a) / alpha)``.
+
+    Critic, with the policy as the proposal of importance sampling (eq. (10)),
+
+        Q(s, a)  <-  r + gamma (1 - terminated) V(s'),
+        V(s') = alpha log (1/M) sum_j p(a_j) exp(Qbar(s', a_j) / alpha) / pi(a_j | s'),  a_j ~ pi(. | s'),
+
+    unlike that of :class:`~pyrocontrol.inference.soft_control.SoftActorCritic` no function of the policy, but for the
+    error of M samples. Policy, by amortised Stein variational gradient descent (eq. (13)): one half of the draws of a
+    state say where the others should go; see :func:`stein_direction`. Squashed policies are moved before the squashing,
+    where the density vanishes at the ends, as Stein's identity needs.
+
+    Args:
+        policy: any policy that can be reparametrised; its sizes must be these.
+        observation_size: O.
+        action_size: A.
+        prior: p(a); None for the uniform one, its density counted as 1.
+        hidden: sizes of the critic's hidden layers.
+        lr: of Adam, for everything.
+        discount: gamma.
+        smoothing: how far the target moves towards the critic; 1 copies, as in the paper.
+        target_every: updates between the moves of the target.
+        temperature: alpha, reward units a nat.
+        reward_scale: what rewards are multiplied by.
+        particles: M, draws of one state for its value and for the policy.
+
+    Raises:
+        TypeError: if the policy is not what it should be.
+        ValueError: for a policy or prior of other sizes, one that cannot be reparametrised, or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        policy: ActionGuide,
+        observation_size: int,
+        action_size: int,
+        *,
+        prior: ActionPrior | None = None,
+        hidden: Sequence[int] = (128, 128),
+        lr: float = 3e-4,
+        discount: float = 0.99,
+        smoothing: float = 1.0,
+        target_every: int = 1000,
+        temperature: float = 1.0,
+        reward_scale: float = 1.0,
+        particles: int = 16,
+    ) -> None:
+        _verify_policy(policy, observation_size, action_size)
+        if not policy.has_rsample:
+            raise ValueError(
+                f"soft Q-learning moves the actions themselves, and those of a {type(policy).__name__} "
+                "are no function of its parameters: use one that can be reparametrised"
+            )
+        _verify_positive(temperature=temperature)
+        if particles < 4:
+            raise ValueError(f"particles must be at least 4, half of which move the others, not {particles}")
+        super().__init__(
+            policy,
+            observation_size,
+            action_size,
+            prior=prior,
+            critics=Critics(observation_size, action_size, hidden, 1),
+            lr=lr,
+            discount=discount,
+            reward_scale=reward_scale,
+            move=TargetCopy(smoothing, target_every),
+            settings={"temperature": temperature, "particles": particles},
+        )
+        self.temperature, self.particles = temperature, particles
+        self.optimise()
+
+    def update(self, batch: Transitions) -> dict[str, Tensor]:
+        """Take one step of critic and policy.
+
+        Returns:
+            ``critic_loss``, ``q``, and ``stein``, the mean length of the directions, which vanishes as the policy fits.
+        """
+        target = self.soft_target(batch)
+        self.optimizer.zero_grad()
+        values = self.critics(batch.observations, batch.actions)
+        critic_loss = (values - target).square().sum() * (0.5 / len(target))
+        loss, length = self.policy_loss(batch.observations)
+        (critic_loss + loss).backward()
+        self.optimizer.step()
+        self.updates += 1
+        self.move(self.target.parameters(), self.critics.parameters(), self.updates)
+        return {"critic_loss": critic_loss.detach(), "stein": length, "q": values.detach().mean()}
+
+    @torch.no_grad()
+    def soft_value(self, observations: Tensor) -> Tensor:
+        """Return V(s) ``[...]`` at observations ``[..., O]``, by the target critic (eq. (10))."""
+        inputs = observations.expand(self.particles, *observations.shape)
+        actions, log_prob = self.policy.draw(inputs)
+        weights = self.target.minimum(inputs, actions) / self.temperature - self.log_ratio(actions, log_prob)
+        return self.temperature * (weights.logsumexp(0) - math.log(self.particles))
+
+    @torch.no_grad()
+    def soft_target(self, batch: Transitions) -> Tensor:
+        """Return what Q(s, a) is drawn towards, ``[B]``."""
+        return self.bellman(batch.rewards, batch.terminated, self.soft_value(batch.next_observations))
+
+    def policy_loss(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a loss whose gradient is that of eq. (14), and the mean length of Stein's directions."""
+        fixed_count = self.particles // 2
+        drawn, _ = self.policy.draw(observations.expand(self.particles, *observations.shape))
+        raw = torch.atanh(drawn.clamp(-_EDGE, _EDGE)) if self.policy.squash else drawn
+        fixed, moved = raw.detach()[:fixed_count].requires_grad_(), raw[fixed_count:]
+        with torch.enable_grad():
+            (score,) = torch.autograd.grad(self.raw_log_density(observations, fixed).sum(), fixed)
+        direction = stein_direction(fixed.detach(), score, moved.detach())
+        # A step along the direction, of every action: the loss has no meaning beyond its gradient.
+        return -(moved * direction).sum(-1).mean(), direction.norm(dim=-1).mean()
+
+    def raw_log_density(self, observations: Tensor, raw: Tensor) -> Tensor:
+        """Return ``log p(a) + Q(s, a) / alpha``, a density of the action before squashing, ``[..., B]``."""
+        actions = raw.tanh() if self.policy.squash else raw
+        inputs = observations.expand(*raw.shape[:-1], -1)
+        density = self.critics.value_of_frozen(inputs, actions) / self.temperature
+        if self.prior is not None:
+            density = density + self.prior.log_prob(actions)
+        if self.policy.squash:
+            density = density + 2 * (math.log(2) - raw - F.softplus(-2 * raw)).sum(-1)  # log d tanh(u) / du
+        return density
+
+
+def stein_direction(fixed: Tensor, score: Tensor, moved: Tensor) -> Tensor:
+    """Return where Stein variational gradient descent moves actions, ``[N, B, A]`` (eq. (13) over alpha).
+
+        Delta(a) = (1/M) sum_j kappa(a_j, a) grad log p(a_j) + grad_{a_j} kappa(a_j, a),
+        kappa(a', a) = exp(-|a' - a|^2 / h),  h = median |a_j - a|^2 / log(M + 1),
+
+    the median taken over all pairs of a state, as in Q. Liu and D. Wang, "Stein Variational Gradient Descent" (2016).
+
+    Args:
+        fixed: a_j ``[M, B, A]``.
+        score: the gradient of the log-density at them ``[M, B, A]``.
+        moved: a ``[N, B, A]``.
+    """
+    difference = fixed.unsqueeze(1) - moved.unsqueeze(0)  # [M, N, B, A]
+    distance = difference.square().sum(-1)
+    pairs = distance.flatten(0, 1)
+    width = (pairs.median(0).values / math.log(len(fixed) + 1)).clamp_min(1e-3)  # [B]
+    kernel = (-distance / width).exp().unsqueeze(-1)
+    repulsion = -2 / width.unsqueeze(-1) * difference * kernel
+    return (kernel * score.unsqueeze(1) + repulsion).mean(0)

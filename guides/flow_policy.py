@@ -54,7 +54,7 @@ class Coupling(nn.Module):
 class FlowPolicy(LatentPolicy):
     """pi(a | s) by a conditional RealNVP, ``a = tanh u(h; s), h ~ N(0, I)``.
 
-    The observation is embedded by ReLU layers into 2A numbers. Couplings change the second part of the vector given the
+    The observation is embedded by ReLU layers. Couplings change the second part of the vector given the
     first, and the first given the second, in turn (parts of A // 2 and A - A // 2 numbers); scales are not clipped.
     A single number has no other to depend on: there every coupling is an affine map given by the embedding. One
     coupling alone leaves the first part of the latents as it is.
@@ -64,6 +64,8 @@ class FlowPolicy(LatentPolicy):
         action_size: A.
         couplings: L.
         hidden: sizes of the hidden layers of the embedding.
+        embedding_size: numbers of the embedding, by default 2A, as in the paper. With few actions that is few, and a
+            ReLU's may be 0 at every observation from the start: then ask for more.
         squash: whether actions are squashed into (-1, 1)^A by tanh, as at the lowest level of a hierarchy. There the
             embedding ends in a ReLU, at the upper levels it is linear, as in the authors' code.
 
@@ -88,13 +90,17 @@ class FlowPolicy(LatentPolicy):
         *,
         couplings: int = 2,
         hidden: Sequence[int] = (128, 128),
+        embedding_size: int | None = None,
         squash: bool = True,
     ):
         super().__init__(observation_size, action_size, squash=squash)
         if couplings < 1:
             raise ValueError(f"couplings must be positive, got {couplings}")
         self.couplings, self.hidden = couplings, tuple(hidden)
-        embedding = 2 * action_size
+        embedding = 2 * action_size if embedding_size is None else embedding_size
+        if embedding < 1:
+            raise ValueError(f"embedding_size must be positive, got {embedding_size}")
+        self.embedding_size = embedding
         self.embedding = condition_network(observation_size, self.hidden, embedding)
         if squash:
             self.embedding.append(nn.ReLU())
@@ -133,7 +139,8 @@ class FlowPolicy(LatentPolicy):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that make another policy of this kind."""
-        return {**super().settings(), "couplings": self.couplings, "hidden": list(self.hidden)}
+        given = {"couplings": self.couplings, "hidden": list(self.hidden), "embedding_size": self.embedding_size}
+        return {**super().settings(), **given}
 
     def _sums(self, condition: Tensor) -> tuple[Tensor, ...]:
         """The condition of each coupling, ``[2, N, A]``."""

@@ -31,7 +31,7 @@ needs_zuko = pytest.mark.skipif(importlib.util.find_spec("zuko") is None, reason
 KINDS: dict[str, tuple[type[ActionPolicy], dict[str, Any]]] = {
     "flow": (FlowPolicy, {}),
     "flow-5": (FlowPolicy, {"couplings": 5}),
-    "flow-linear": (FlowPolicy, {"hidden": ()}),
+    "flow-linear": (FlowPolicy, {"hidden": (), "embedding_size": 7}),
     "gaussian": (GaussianPolicy, {}),
     "mixture": (MixturePolicy, {"components": 3}),
     "spline": (ZukoPolicy, {"transform": "spline"}),
@@ -493,6 +493,7 @@ def test_missing_zuko_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         (FlowPolicy, {"observation_size": 0}, "observation_size and action_size must be positive: 0, 2"),
         (GaussianPolicy, {"action_size": 0}, "observation_size and action_size must be positive: 5, 0"),
         (FlowPolicy, {"couplings": 0}, "couplings must be positive, got 0"),
+        (FlowPolicy, {"embedding_size": 0}, "embedding_size must be positive, got 0"),
         (FlowPolicy, {"hidden": (8, 0)}, "hidden layers must have positive sizes"),
         (MixturePolicy, {"components": 0}, "components must be positive, got 0"),
         (ZukoPolicy, {"transform": "nsf"}, "transform must be one of spline, .*, got 'nsf'"),

@@ -1,0 +1,258 @@
+"""Latent space policies on Gymnasium's continuous-control tasks: one level, or a hierarchy learnt level by level.
+
+After T. Haarnoja, K. Hartikainen, P. Abbeel and S. Levine, "Latent Space Policies for Hierarchical Reinforcement
+Learning" (2018): a policy is the guide of a model in which actions are latent and optimality is observed. A flow as the
+guide is learnt by soft actor-critic; frozen, its latents are the actions of the next level.
+
+    python examples/lsp_benchmark.py --task HalfCheetah-v5 --steps 200000 --out out/lsp
+    python examples/lsp_benchmark.py --task Ant-v5 --levels 2 --steps 400000 --out out/lsp_2
+    python examples/lsp_benchmark.py --task Hopper-v5 --guide mixture --out out/gmm
+    python examples/lsp_benchmark.py --task Hopper-v5 --learner ppo --out out/ppo
+
+writes OUT/result.json (`return` at every evaluation), OUT/level-N/ (checkpoint, replay and TensorBoard of each level),
+OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png and OUT/policy.gif. A run that was stopped goes on
+from its checkpoints. DDPG and PPO are those of stable-baselines3, and start anew.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import pyro
+import torch
+import tyro
+
+import pyrocontrol as pc
+from pyrocontrol.envs.hierarchy import Hierarchy
+from pyrocontrol.envs.latent_action import LatentActionEnv
+from pyrocontrol.envs.skill_plots import plot_curves
+from pyrocontrol.envs.video import save_video
+from pyrocontrol.guides.flow_policy import FlowPolicy
+from pyrocontrol.guides.gaussian_policy import GaussianPolicy, MixturePolicy
+from pyrocontrol.inference.control_loop import evaluation
+from pyrocontrol.inference.soft_control import SoftActorCritic
+from pyrocontrol.inference.soft_q_learning import SoftQLearning
+from pyrocontrol.inference.stagewise import train_stagewise
+from pyrocontrol.models.optimality import GaussianPrior
+
+# What rewards are multiplied by where the temperature is fixed: Table 2 of the paper.
+REWARD_SCALES = {"Swimmer": 100.0, "Hopper": 1.0, "Walker2d": 3.0, "HalfCheetah": 1.0, "Ant": 3.0, "Humanoid": 3.0}
+BASELINES = ("ddpg", "ppo")
+FILM_STEPS = 300
+
+
+@dataclass
+class Arguments:
+    """Learn a latent space policy, or what it is compared with."""
+
+    task: str = "HalfCheetah-v5"
+    """Gymnasium's id of an environment with a Box of actions"""
+    levels: int = 1
+    """levels, learnt one after the other; each gets its share of the steps"""
+    couplings: int = 2
+    """of each level's flow"""
+    guide: Literal["flow", "spline", "gaussian", "mixture"] = "flow"
+    """what the policy is"""
+    learner: Literal["sac", "sac-first", "sql", "ddpg", "ppo"] = "sac"
+    """soft actor-critic, its first form (fixed temperature, one Q), soft Q-learning; or one of stable-baselines3"""
+    steps: int = 200_000
+    """environment steps, all levels together"""
+    temperature: Literal["learned", "fixed"] = "learned"
+    """of the soft learners; fixed: 1, and rewards scaled as in the paper"""
+    seed: int = 0
+    """of the initial weights, the episodes and all noise"""
+    evaluate_every: int = 10_000
+    """steps between evaluations"""
+    episodes: int = 5
+    """of each evaluation"""
+    device: str = "cpu"
+    """where to learn"""
+    out: Path = Path("out/lsp")
+    """folder for results; a run that was stopped goes on from its checkpoints"""
+
+
+def main(arguments: Arguments) -> None:
+    """Learn, evaluate, draw."""
+    checked(arguments)
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    start = time.perf_counter()
+    if arguments.learner in BASELINES:
+        curve, policy = baseline(arguments)
+    else:
+        curve, policy = latent_space_policy(arguments)
+    if policy is None:
+        print("stopped; the same command goes on from there")
+        return
+    seconds = time.perf_counter() - start
+    names = ("levels", "couplings", "guide", "learner", "temperature", "episodes")
+    setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
+    rows = [
+        pc.inference.row(
+            arguments.learner,
+            arguments.task,
+            "return",
+            value,
+            seed=arguments.seed,
+            seconds=seconds,
+            steps=step,
+            **setting,
+        )
+        for step, value in curve
+    ]
+    pc.inference.write_results(arguments.out / "result.json", "lsp", rows)
+    plot_curves(arguments.out / "learning_curve.png", {"return": {arguments.task: curve}})
+    film(arguments, policy)
+    print(f"return {curve[-1][1]:.0f} after {curve[-1][0]} steps, {seconds:.0f} s; results in {arguments.out}")
+
+
+def checked(arguments: Arguments) -> None:
+    """Exit with one line that says what is wrong, if something is."""
+    for name in ("levels", "couplings", "steps", "evaluate_every", "episodes"):
+        if getattr(arguments, name) < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):
+        raise SystemExit(f"--learner {arguments.learner} has a policy of its own: no --levels, no --guide")
+    if arguments.levels > 1 and arguments.guide == "mixture":
+        raise SystemExit("--guide mixture has no latents that a next level could act on: flow, spline or gaussian")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise SystemExit(f"--out {arguments.out} is a file, not a folder")
+    try:
+        env = gymnasium.make(arguments.task)
+    except gymnasium.error.Error as error:
+        raise SystemExit(f"--task {arguments.task}: {error}") from error
+    if not isinstance(env.action_space, gymnasium.spaces.Box):
+        raise SystemExit(f"--task {arguments.task} has actions {env.action_space}, not a Box")
+    env.close()
+
+
+# -- latent space policies --------------------------------------------------------------------------------------------
+
+
+def make_policy(arguments: Arguments, observations: int, actions: int, *, lowest: bool) -> Any:
+    """Return the policy of a level: the lowest acts within (-1, 1), the others on latents."""
+    match arguments.guide:
+        case "flow":
+            return FlowPolicy(observations, actions, couplings=arguments.couplings, squash=lowest)
+        case "spline":
+            from pyrocontrol.guides.zuko_policy import ZukoPolicy  # zuko, only here
+
+            return ZukoPolicy(observations, actions, squash=lowest)
+        case "gaussian":
+            return GaussianPolicy(observations, actions, squash=lowest)
+        case "mixture":
+            return MixturePolicy(observations, actions, squash=lowest)
+
+
+def latent_space_policy(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
+    """Learn all levels; return the evaluations (step, return) and the policy, None if the run was stopped."""
+    each = [arguments.steps // arguments.levels] * arguments.levels
+    each[-1] += arguments.steps - sum(each)
+    scale = 1.0
+    if arguments.temperature == "fixed" or arguments.learner == "sac-first":
+        scale = REWARD_SCALES.get(arguments.task.split("-")[0], 1.0)
+    below: list[Any] = []
+
+    def make_learner(level: int, observations: int, actions: int) -> Any:
+        policy = make_policy(arguments, observations, actions, lowest=level == 0)
+        prior = None if level == 0 else GaussianPrior(actions)
+        if arguments.learner == "sql":
+            return SoftQLearning(policy, observations, actions, prior=prior, reward_scale=scale)
+        first = arguments.learner == "sac-first"
+        temperature: Any = None if first else 1.0 if arguments.temperature == "fixed" else "learned"
+        return SoftActorCritic(
+            policy, observations, actions, prior=prior, first=first, temperature=temperature, reward_scale=scale
+        )
+
+    def evaluate(level: int, learner: Any) -> Any:
+        env = gymnasium.make(arguments.task)
+        for policy in below:
+            env = LatentActionEnv(env, policy)
+        below.append(learner.policy)
+        return evaluation(learner.policy, env, episodes=arguments.episodes)
+
+    result = train_stagewise(
+        [lambda: gymnasium.make(arguments.task)] * arguments.levels,
+        make_learner,
+        each,
+        embed=LatentActionEnv,
+        evaluate=evaluate,
+        seed=arguments.seed,
+        out=arguments.out,
+        device=arguments.device,
+        evaluate_every=arguments.evaluate_every,
+    )
+    curve, before = [], 0
+    for steps, part in zip(each, result.results, strict=False):
+        curve += [(before + step, values["return"]) for step, values in part.evaluations]
+        before += steps
+    if result.interrupted:
+        return curve, None
+    box = gymnasium.make(arguments.task).action_space
+    hierarchy = Hierarchy(result.policies, action_space=box)
+    hierarchy.save(arguments.out / "hierarchy.pt")
+    return curve, hierarchy
+
+
+# -- what it is compared with -----------------------------------------------------------------------------------------
+
+
+def baseline(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
+    """Learn with stable-baselines3, networks and rates as there but for their size; evaluate as all others."""
+    import stable_baselines3 as sb3
+    from stable_baselines3.common.callbacks import EventCallback
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    env, apart = gymnasium.make(arguments.task), gymnasium.make(arguments.task)
+    size = env.action_space.shape[0]  # type: ignore[index]
+    given: dict[str, Any] = {"seed": arguments.seed, "device": arguments.device}
+    model: Any
+    if arguments.learner == "ddpg":
+        noise = NormalActionNoise(torch.zeros(size).numpy(), torch.full((size,), 0.1).numpy())
+        net = {"net_arch": [128, 128]}
+        model = sb3.DDPG("MlpPolicy", env, batch_size=128, action_noise=noise, policy_kwargs=net, **given)
+    else:
+        model = sb3.PPO("MlpPolicy", env, **given)
+    curve: list[tuple[int, float]] = []
+
+    class Evaluated(EventCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps % arguments.evaluate_every == 0:
+                apart.reset(seed=10_000)
+                mean, _ = evaluate_policy(model, apart, n_eval_episodes=arguments.episodes, warn=False)
+                curve.append((self.num_timesteps, float(mean)))
+            return True
+
+    model.learn(arguments.steps, callback=Evaluated())
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model.save(arguments.out / "model.zip")
+    return curve, model
+
+
+def film(arguments: Arguments, policy: Any) -> None:
+    """Film the first steps of an episode; where nothing can be rendered, say so."""
+    env = gymnasium.make(arguments.task, render_mode="rgb_array")
+    try:
+        frames, state, ended = [], None, False
+        observation, _ = env.reset(seed=arguments.seed)
+        while not ended and len(frames) < FILM_STEPS:
+            frames.append(env.render())
+            action, state = policy.predict(observation, state, deterministic=True)
+            observation, _, terminated, truncated, _ = env.step(action)
+            ended = terminated or truncated
+        rate = min(50, math.ceil(env.metadata.get("render_fps", 30) / 2))
+        save_video(arguments.out / "policy.gif", frames[::2], fps=rate)
+    except Exception as error:  # a machine without OpenGL is no reason to lose a run
+        print(f"no film: {error}")
+    finally:
+        env.close()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -200,6 +201,22 @@ class SkillMeasures:
         ahead = self.skills.dynamics_of(z, states[:, 0], states.shape[1] - 1, following)
         nats = ahead.log_prob(states[:, 1:]).sum() / (following.sum() * states.shape[-1])
         return found | {"dynamics_nats/own": nats.item()}
+
+    @torch.no_grad()
+    def likeness(self) -> dict[str, float]:
+        """Return how far what the sum generates is from what each sub-skill alone generates, a squared error by name.
+
+        All begin at the composite's first states, and a sub-skill's embedding is its mean one. ``"apart"`` is the mean
+        over pairs of sub-skills, to compare with: near 0 against that, the sum generates one of its parts.
+        """
+        first, steps = self.composite.observations[:, 0], self.composite.observations.shape[1] - 1
+        first = first.to(self.skills.factor.device)
+        alone = {name: z.mean(0) for name, z in self.parts().items()}
+        made = {name: self.skills.generate(z.expand(len(first), -1), first, steps) for name, z in alone.items()}
+        summed = self.skills.generate(self.embeddings()["sum"], first, steps)
+        found = {name: (summed - each)[:, 1:].square().mean().item() for name, each in made.items()}
+        pairs = [(one - other)[:, 1:].square().mean().item() for one, other in combinations(made.values(), 2)]
+        return found | ({"apart": sum(pairs) / len(pairs)} if pairs else {})
 
     def mean_state(self) -> dict[str, float]:
         """Return the same measures of a model that knows the mean and the deviation of the training states only."""

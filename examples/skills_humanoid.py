@@ -302,6 +302,8 @@ def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, 
         ):
             rows.append(line(metric, sum(values) / len(values), method, **more))
     env.close()
+    for part, value in measures.likeness().items():
+        rows.append(line("likeness_mse", value, step=result.step, embedding="sum", part=part))
     pyro.set_rng_seed(arguments.seed)
     for kind, value in mi.estimates(TUPLES).items():
         rows.append(line("mutual_information", value, step=result.step, estimate=kind))

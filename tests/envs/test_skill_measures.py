@@ -109,6 +109,11 @@ def test_measures_by_hand() -> None:
     assert found["dynamics_nats/own"] == pytest.approx(-0.5 * (math.log(2 * math.pi) + square))
 
 
+def test_likeness_by_hand() -> None:
+    # Slopes (1, 2) of the sum, (1, 0) and (0, 2) of the parts; the mean of 1, 4, 9, 16 is 7.5.
+    assert measures().likeness() == pytest.approx({"a": 4 / 2 * 7.5, "b": 1 / 2 * 7.5, "apart": 5 / 2 * 7.5})
+
+
 def test_the_mean_state_by_hand() -> None:
     found = measures().mean_state()
     after = [(2, 2), (3, 3), (4, 1), (7, 1), (10, 1), (13, 1)]

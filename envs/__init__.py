@@ -5,6 +5,7 @@ Importing this package registers the environments.
 
 import gymnasium as _gymnasium
 
+from .ant_maze import AntMaze, AntMove
 from .arrays import from_arrays
 from .bubble_sort import (
     ACTIONS,
@@ -19,9 +20,12 @@ from .deep_mimic import DeepMimicEnv
 from .demonstrations import Demonstrations, Episode
 from .evaluate import evaluate_policy
 from .exchange import from_imitation, from_minari, to_imitation, to_minari
+from .hierarchy import Hierarchy, HierarchyState
 from .humanoid_motion import HumanoidMotion
 from .lane import LaneEnv, LaneTeacher
+from .latent_action import LatentActionEnv
 from .planning import MPPITeacher
+from .point_maze import PointMaze, PointMove
 from .point_skills import PointSkillsEnv, PointTeacher
 from .reacher_goal import GoalReacher
 from .storage import StoredDemonstrations, StoredTransitions
@@ -36,6 +40,8 @@ __all__ = [
     "BUBBLE_SORT_TREE",
     "MOVE_ACTIONS",
     "T_MAZE_ACTIONS",
+    "AntMaze",
+    "AntMove",
     "BubbleSortEnv",
     "BubbleSortMoveEnv",
     "CartPoleTeacher",
@@ -45,10 +51,15 @@ __all__ = [
     "Demonstrations",
     "Episode",
     "GoalReacher",
+    "Hierarchy",
+    "HierarchyState",
     "HumanoidMotion",
     "LaneEnv",
     "LaneTeacher",
+    "LatentActionEnv",
     "MPPITeacher",
+    "PointMaze",
+    "PointMove",
     "PointSkillsEnv",
     "PointTeacher",
     "StoredDemonstrations",

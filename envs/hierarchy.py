@@ -5,7 +5,7 @@ With levels 0 (the lowest) to L - 1 the action is
     a = f_0(h_0; s),  h_0 = f_1(h_1; s),  ...,  h_{L-1} ~ N(0, I),
 
 and since each f_i is invertible in its latents, every action is that of exactly one latent at the top. T. Haarnoja et
-al., "Latent Space Policies for Hierarchical Reinforcement Learning" (2018), section 4.3.
+al., "Latent Space Policies for Hierarchical Reinforcement Learning" (2018), section 5.1.
 
 Shapes: `...` a batch of any shape, B rows, L levels, O observation numbers, A action numbers.
 """

@@ -3,7 +3,7 @@
 A flow policy is a = f(h; s) with h ~ N(0, I). Frozen, f is a layer between the environment and another policy, and
 embedding it gives a new environment, whose actions are h. As f is invertible in h, everything that could be done before
 can still be done. T. Haarnoja et al., "Latent Space Policies for Hierarchical Reinforcement Learning" (2018), section
-4.3. Environments of this kind can be embedded again, to any depth.
+5.1. Environments of this kind can be embedded again, to any depth.
 
 Shapes: O observation numbers, A action numbers, which are as many at all levels.
 """

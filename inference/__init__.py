@@ -2,6 +2,8 @@
 
 from .augmentation import Augmented, compose, jitter, shifted
 from .checkpoint import load_checkpoint
+from .control_loop import Learner, LearnResult, evaluation, learn
+from .critics import Critics, TargetCopy
 from .evaluate import GreedyPolicy, Structured, boundary_f1, exact_match
 from .fit import Examples, FitResult, fit
 from .forward import ChainPosterior, chain_posterior, forward_log_likelihood
@@ -19,13 +21,18 @@ from .mutual_information import (
     variational_bound,
 )
 from .noise import ConfusionNoise, GaussianNoise, Noise
+from .replay import Replay
 from .results import Summary, mean_interval, read_rows, row, select, summary, write_results
+from .soft_control import SoftActorCritic, SoftLearner
+from .soft_q_learning import SoftQLearning
+from .stagewise import StagewiseResult, train_stagewise
 from .stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
 
 __all__ = [
     "Augmented",
     "ChainPosterior",
     "ConfusionNoise",
+    "Critics",
     "Examples",
     "FitResult",
     "GaussianNoise",
@@ -35,13 +42,21 @@ __all__ = [
     "InexactKLError",
     "InteractiveResult",
     "KLWeight",
+    "LearnResult",
+    "Learner",
     "MutualInformation",
     "Noise",
+    "Replay",
     "Round",
+    "SoftActorCritic",
+    "SoftLearner",
+    "SoftQLearning",
+    "StagewiseResult",
     "StepTerm",
     "StepwiseKL_ELBO",
     "Structured",
     "Summary",
+    "TargetCopy",
     "boundary_f1",
     "chain_posterior",
     "compose",
@@ -49,6 +64,7 @@ __all__ = [
     "dagger",
     "dart",
     "entropy_of_sum",
+    "evaluation",
     "exact_match",
     "fit",
     "forward_log_likelihood",
@@ -56,6 +72,7 @@ __all__ = [
     "hindsight",
     "infonce",
     "jitter",
+    "learn",
     "leave_one_out",
     "linear",
     "literal",
@@ -68,6 +85,7 @@ __all__ = [
     "shifted",
     "sum_of_parts",
     "summary",
+    "train_stagewise",
     "variational_bound",
     "write_results",
 ]

@@ -25,6 +25,15 @@ from .heads import (
 )
 from .memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
 from .observation import FieldEncoder
+from .optimality import (
+    ActionGuide,
+    ActionPrior,
+    GaussianPrior,
+    OneStepOptimality,
+    OptimalityModel,
+    UniformPrior,
+    optimality_evidence,
+)
 from .policies import (
     GoalConditionedPolicy,
     LatentMemoryPolicy,
@@ -57,6 +66,8 @@ from .wavenet import WaveNet, WaveNetCache
 
 __all__ = [
     "Action",
+    "ActionGuide",
+    "ActionPrior",
     "Boundary",
     "CallStack",
     "CallStackContext",
@@ -76,6 +87,7 @@ __all__ = [
     "FieldEncoder",
     "GaussianHead",
     "GaussianMemory",
+    "GaussianPrior",
     "GoalConditionedPolicy",
     "Head",
     "Interval",
@@ -86,6 +98,8 @@ __all__ = [
     "MemoryState",
     "MixtureHead",
     "MultiCategoricalHead",
+    "OneStepOptimality",
+    "OptimalityModel",
     "PlacedField",
     "Policy",
     "Procedure",
@@ -105,6 +119,7 @@ __all__ = [
     "Steps",
     "Traces",
     "TrajectoryCVAE",
+    "UniformPrior",
     "WaveNet",
     "WaveNetCache",
     "WaveNetDynamics",
@@ -120,6 +135,7 @@ __all__ = [
     "observation_dtype",
     "observation_parts",
     "observation_size",
+    "optimality_evidence",
     "plot_call_stack",
     "register",
     "space_from_json",

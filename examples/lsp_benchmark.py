@@ -28,17 +28,7 @@ import torch
 import tyro
 
 import pyrocontrol as pc
-from pyrocontrol.envs.hierarchy import Hierarchy
-from pyrocontrol.envs.latent_action import LatentActionEnv
 from pyrocontrol.envs.skill_plots import plot_curves
-from pyrocontrol.envs.video import save_video
-from pyrocontrol.guides.flow_policy import FlowPolicy
-from pyrocontrol.guides.gaussian_policy import GaussianPolicy, MixturePolicy
-from pyrocontrol.inference.control_loop import evaluation
-from pyrocontrol.inference.soft_control import SoftActorCritic
-from pyrocontrol.inference.soft_q_learning import SoftQLearning
-from pyrocontrol.inference.stagewise import train_stagewise
-from pyrocontrol.models.optimality import GaussianPrior
 
 # What rewards are multiplied by where the temperature is fixed: Table 2 of the paper.
 REWARD_SCALES = {"Swimmer": 100.0, "Hopper": 1.0, "Walker2d": 3.0, "HalfCheetah": 1.0, "Ant": 3.0, "Humanoid": 3.0}
@@ -62,6 +52,8 @@ class Arguments:
     """soft actor-critic, its first form (fixed temperature, one Q), soft Q-learning; or one of stable-baselines3"""
     steps: int = 200_000
     """environment steps, all levels together"""
+    start: int = 1000
+    """steps of each level before its first update"""
     temperature: Literal["learned", "fixed"] = "learned"
     """of the soft learners; fixed: 1, and rewards scaled as in the paper"""
     seed: int = 0
@@ -113,7 +105,7 @@ def main(arguments: Arguments) -> None:
 
 def checked(arguments: Arguments) -> None:
     """Exit with one line that says what is wrong, if something is."""
-    for name in ("levels", "couplings", "steps", "evaluate_every", "episodes"):
+    for name in ("levels", "couplings", "steps", "start", "evaluate_every", "episodes"):
         if getattr(arguments, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
     if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):
@@ -138,15 +130,13 @@ def make_policy(arguments: Arguments, observations: int, actions: int, *, lowest
     """Return the policy of a level: the lowest acts within (-1, 1), the others on latents."""
     match arguments.guide:
         case "flow":
-            return FlowPolicy(observations, actions, couplings=arguments.couplings, squash=lowest)
+            return pc.guides.FlowPolicy(observations, actions, couplings=arguments.couplings, squash=lowest)
         case "spline":
-            from pyrocontrol.guides.zuko_policy import ZukoPolicy  # zuko, only here
-
-            return ZukoPolicy(observations, actions, squash=lowest)
+            return pc.guides.ZukoPolicy(observations, actions, squash=lowest)
         case "gaussian":
-            return GaussianPolicy(observations, actions, squash=lowest)
+            return pc.guides.GaussianPolicy(observations, actions, squash=lowest)
         case "mixture":
-            return MixturePolicy(observations, actions, squash=lowest)
+            return pc.guides.MixturePolicy(observations, actions, squash=lowest)
 
 
 def latent_space_policy(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
@@ -160,32 +150,33 @@ def latent_space_policy(arguments: Arguments) -> tuple[list[tuple[int, float]], 
 
     def make_learner(level: int, observations: int, actions: int) -> Any:
         policy = make_policy(arguments, observations, actions, lowest=level == 0)
-        prior = None if level == 0 else GaussianPrior(actions)
+        prior = None if level == 0 else pc.models.GaussianPrior(actions)
         if arguments.learner == "sql":
-            return SoftQLearning(policy, observations, actions, prior=prior, reward_scale=scale)
+            return pc.inference.SoftQLearning(policy, observations, actions, prior=prior, reward_scale=scale)
         first = arguments.learner == "sac-first"
         temperature: Any = None if first else 1.0 if arguments.temperature == "fixed" else "learned"
-        return SoftActorCritic(
+        return pc.inference.SoftActorCritic(
             policy, observations, actions, prior=prior, first=first, temperature=temperature, reward_scale=scale
         )
 
     def evaluate(level: int, learner: Any) -> Any:
         env = gymnasium.make(arguments.task)
         for policy in below:
-            env = LatentActionEnv(env, policy)
+            env = pc.envs.LatentActionEnv(env, policy)
         below.append(learner.policy)
-        return evaluation(learner.policy, env, episodes=arguments.episodes)
+        return pc.inference.evaluation(learner.policy, env, episodes=arguments.episodes)
 
-    result = train_stagewise(
+    result = pc.inference.train_stagewise(
         [lambda: gymnasium.make(arguments.task)] * arguments.levels,
         make_learner,
         each,
-        embed=LatentActionEnv,
+        embed=pc.envs.LatentActionEnv,
         evaluate=evaluate,
         seed=arguments.seed,
         out=arguments.out,
         device=arguments.device,
         evaluate_every=arguments.evaluate_every,
+        start=arguments.start,
     )
     curve, before = [], 0
     for steps, part in zip(each, result.results, strict=False):
@@ -194,7 +185,7 @@ def latent_space_policy(arguments: Arguments) -> tuple[list[tuple[int, float]], 
     if result.interrupted:
         return curve, None
     box = gymnasium.make(arguments.task).action_space
-    hierarchy = Hierarchy(result.policies, action_space=box)
+    hierarchy = pc.envs.Hierarchy(result.policies, action_space=box)
     hierarchy.save(arguments.out / "hierarchy.pt")
     return curve, hierarchy
 
@@ -247,7 +238,7 @@ def film(arguments: Arguments, policy: Any) -> None:
             observation, _, terminated, truncated, _ = env.step(action)
             ended = terminated or truncated
         rate = min(50, math.ceil(env.metadata.get("render_fps", 30) / 2))
-        save_video(arguments.out / "policy.gif", frames[::2], fps=rate)
+        pc.envs.save_video(arguments.out / "policy.gif", frames[::2], fps=rate)
     except Exception as error:  # a machine without OpenGL is no reason to lose a run
         print(f"no film: {error}")
     finally:

@@ -49,6 +49,17 @@ EXAMPLES: dict[str, list[list[str]]] = {
             *([["--algo", "gcbc", "--env", "pyrocontrol/ReacherGoal-v0", "--episodes", "2"]] if MUJOCO else []),
         )
     ],
+    "lsp_benchmark.py": [
+        ["--task", "pyrocontrol/PointMove-v0", *arguments, "--start", "20", "--evaluate-every", "30", "--episodes", "1"]
+        for arguments in (
+            ["--levels", "2", "--steps", "60"],
+            ["--guide", "gaussian", "--temperature", "fixed", "--steps", "30"],
+            ["--guide", "mixture", "--learner", "sac-first", "--steps", "30"],
+            ["--learner", "sql", "--steps", "30"],
+            ["--learner", "ddpg", "--steps", "120"],
+            ["--learner", "ppo", "--steps", "60"],
+        )
+    ],
     "skills_humanoid.py": [
         ["--composite", "toy", *arguments, "--updates", "2", "--evaluate-every", "1"]
         for arguments in (

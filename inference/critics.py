@@ -60,23 +60,33 @@ class Critics(nn.Module):
         Returns:
             ``[K, ...]``.
         """
-        if actions is None:
-            inputs = observations
-        else:
-            if observations.shape[:-1] != actions.shape[:-1]:
-                batch = torch.broadcast_shapes(observations.shape[:-1], actions.shape[:-1])
-                observations, actions = observations.expand(*batch, -1), actions.expand(*batch, -1)
-            inputs = torch.cat([observations, actions], -1)
-        batch = inputs.shape[:-1]
-        hidden = inputs.reshape(-1, inputs.shape[-1]).expand(self.count, -1, -1)
-        last = len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        batch = observations.shape[:-1]
+        if actions is not None and batch != actions.shape[:-1]:
+            batch = torch.broadcast_shapes(batch, actions.shape[:-1])
+            observations, actions = observations.expand(*batch, -1), actions.expand(*batch, -1)
+        layers: list[tuple[Tensor, Tensor]] = list(zip(self.weights, self.biases, strict=True))
+        hidden = observations.reshape(-1, observations.shape[-1])
+        if actions is not None:
+            actions = actions.reshape(-1, actions.shape[-1])
+            if frozen and len(layers) > 1:
+                # The first layer in two parts, so that no gradient is computed for the observations.
+                weight, bias = layers[0][0].detach(), layers[0][1].detach()
+                size = self.observation_size
+                bias = torch.baddbmm(bias, hidden.expand(self.count, -1, -1), weight[:, :size])
+                layers[0], hidden = (weight[:, size:], bias), actions
+            else:
+                hidden = torch.cat([hidden, actions], -1)
+        hidden = hidden.expand(self.count, -1, -1)
+        for weight, bias in layers[:-1]:
             if frozen:
                 weight, bias = weight.detach(), bias.detach()
-            hidden = torch.baddbmm(bias, hidden, weight)
-            if layer < last:
-                hidden = hidden.relu_()
-        return hidden.reshape(self.count, *batch)
+            hidden = torch.baddbmm(bias, hidden, weight).relu_()
+        weight, bias = layers[-1]
+        if frozen:
+            weight, bias = weight.detach(), bias.detach()
+        # A matrix product with a single column is slower than this.
+        values = (hidden * weight.mT).sum(-1) + bias.squeeze(-1)
+        return values.reshape(self.count, *batch)
 
     def minimum(self, observations: Tensor, actions: Tensor | None = None, *, frozen: bool = False) -> Tensor:
         """Return ``min_k Q_k`` ``[...]``; of equal ones the gradient goes to all, in equal parts."""

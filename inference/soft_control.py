@@ -94,6 +94,7 @@ class SoftLearner(nn.Module):
         parameters = [*self.policy.parameters(), *self.critics.parameters()]
         for other in others:
             parameters += other.parameters() if isinstance(other, nn.Module) else [other]
+        self.learnt = tuple(parameters)
         self.optimizer = torch.optim.Adam(parameters, lr=self.lr, fused=True)
 
     def update(self, batch: Transitions) -> dict[str, Tensor]:
@@ -243,19 +244,19 @@ class SoftActorCritic(SoftLearner):
         self.shift = goal - (0 if prior is None else action_size * math.log(2))
         dtype = self.critics.biases[0].dtype
         log_alpha = torch.tensor(0.0 if isinstance(temperature, str) else math.log(temperature), dtype=dtype)
-        learnt: list[nn.Parameter | nn.Module] = []
+        others: list[nn.Parameter | nn.Module] = []
         self.log_alpha: Tensor
         if learned:
             self.log_alpha = nn.Parameter(log_alpha)
-            learnt.append(self.log_alpha)
+            others.append(self.log_alpha)
         else:
             self.register_buffer("log_alpha", log_alpha)
         self.learned = learned
         if first:  # what is followed slowly is the state value, and no target of Q is needed
             self.values = Critics(observation_size, 0, hidden, 1).to(dtype)
             self.target = copy.deepcopy(self.values).requires_grad_(False)
-            learnt.append(self.values)
-        self.optimise(*learnt)
+            others.append(self.values)
+        self.optimise(*others)
 
     @property
     def alpha(self) -> Tensor:
@@ -271,19 +272,24 @@ class SoftActorCritic(SoftLearner):
         """
         alpha = self.alpha
         target = self.soft_target(batch, alpha)
-        self.optimizer.zero_grad()
+        for parameter in self.learnt:
+            parameter.grad = None
         values = self.critics(batch.observations, batch.actions)
-        critic_loss = (values - target).square().sum() * (0.5 / len(target))
+        error = values.detach() - target
         loss, report, ratio = self.policy_loss(batch.observations, alpha)
-        critic_loss_and = critic_loss if loss is None else critic_loss + loss
-        critic_loss_and.backward()
+        # The gradient of sum_k mean_b (Q_k - target)^2 / 2, written out, saves its graph.
+        backward, given = [values], [error / len(target)]
+        if loss is not None:
+            backward, given = [values, loss], [given[0], torch.ones_like(loss)]
+        torch.autograd.backward(backward, given)
         if self.learned:
             # The gradient of -log alpha (E[log pi - log p] - A log 2 + target entropy), written out.
             self.log_alpha.grad = -(ratio.mean() + self.shift)
         self.optimizer.step()
         self.updates += 1
         self.move(self.target.parameters(), (self.values if self.first else self.critics).parameters(), self.updates)
-        numbers = {"critic_loss": critic_loss.detach(), "policy_loss": report, "q": values.detach().mean()}
+        critic_loss = error.square().sum() * (0.5 / len(target))
+        numbers = {"critic_loss": critic_loss, "policy_loss": report, "q": values.detach().mean()}
         return numbers | {"alpha": alpha, "divergence": ratio.mean()}
 
     @torch.no_grad()

@@ -53,10 +53,12 @@ def test_the_table_keeps_what_is_compared_apart(benchmark: ModuleType) -> None:
         return {"method": method, "task": "toy", "setting": setting, "seed": 0, "metric": metric, "value": value}
 
     rows = [item("off", 4, 1, "sum"), item("off", 2, 2, "sum"), item("mean-state", 5, None, "composite")]
-    lines = benchmark.table([*rows, item("teacher", 7, None, None)]).splitlines()[2:]
-    cells = [[cell.strip() for cell in line.split("|")[2:5]] for line in lines]
-    assert cells[0] == ["off", "3 ± nan (1)", "2 ± nan (1)"] and cells[1] == ["mean-state", "", "5"]
-    assert lines[2].split("|")[2].strip() == "teacher" and " 7 " in lines[2]
+    rows += [item("tied", 2, 1, "sum"), item("tied", 1, 2, "sum"), item("teacher", 7, None, None)]
+    lines = benchmark.table(rows).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[2:6]] for line in lines]
+    assert cells[0] == ["off", "", "3 ± nan (1)", "2 ± nan (1)"]
+    assert cells[1] == ["tied", "1.5 ± nan (1)", "1.5 ± nan (1)", "1 ± nan (1)"]
+    assert cells[2] == ["mean-state", "", "", "5"] and cells[3][0] == "teacher" and " 7 " in lines[3]
 
 
 def test_unknown_names_are_refused(benchmark: ModuleType) -> None:

@@ -184,7 +184,7 @@ def latent_space_policy(arguments: Arguments) -> tuple[list[tuple[int, float]], 
         before += steps
     if result.interrupted:
         return curve, None
-    box = gymnasium.make(arguments.task).action_space
+    box: Any = gymnasium.make(arguments.task).action_space
     hierarchy = pc.envs.Hierarchy(result.policies, action_space=box)
     hierarchy.save(arguments.out / "hierarchy.pt")
     return curve, hierarchy
@@ -216,6 +216,7 @@ def baseline(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
         def _on_step(self) -> bool:
             if self.num_timesteps % arguments.evaluate_every == 0:
                 apart.reset(seed=10_000)
+                mean: Any
                 mean, _ = evaluate_policy(model, apart, n_eval_episodes=arguments.episodes, warn=False)
                 curve.append((self.num_timesteps, float(mean)))
             return True
@@ -230,7 +231,8 @@ def film(arguments: Arguments, policy: Any) -> None:
     """Film the first steps of an episode; where nothing can be rendered, say so."""
     env = gymnasium.make(arguments.task, render_mode="rgb_array")
     try:
-        frames, state, ended = [], None, False
+        frames: list[Any] = []
+        state, ended = None, False
         observation, _ = env.reset(seed=arguments.seed)
         while not ended and len(frames) < FILM_STEPS:
             frames.append(env.render())

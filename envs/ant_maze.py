@@ -78,7 +78,7 @@ class AntMove(gymnasium.Env[np.ndarray, np.ndarray]):
     `motion_reward` of the torso's velocity in the plane over the step (0.05 s), the action and the clipped contact
     forces,
 
-        |v| + 0.05 - 0.005 |a|^2 - 0.0005 |c|^2.
+        ``|v| + 0.05 - 0.005 |a|^2 - 0.0005 |c|^2``.
 
     The episode ends when the torso leaves the heights 0.2 to 1 m, or anything is no longer finite.
     `pyrocontrol/AntMove-v0` is truncated after 1000 steps.

@@ -66,11 +66,11 @@ def goal_of(index: int) -> tuple[float, float]:
 
 
 def motion_reward(speed: float, squared_action: float, squared_contacts: float = 0.0) -> float:
-    """Return |v| + 0.05 - 0.005 |a|^2 - 0.0005 |c|^2: speed in the plane (m/s), whatever its direction.
+    """Return ``|v| + 0.05 - 0.005 |a|^2 - 0.0005 |c|^2``: speed in the plane (m/s), whatever its direction.
 
     Args:
-        speed: |v|.
-        squared_action: |a|^2.
+        speed: ``|v|``.
+        squared_action: ``|a|^2``.
         squared_contacts: |c|^2, of the contact forces, each clipped to -1 to 1; a point has none.
     """
     return speed + 0.05 - 0.005 * squared_action - 0.0005 * squared_contacts
@@ -106,14 +106,14 @@ class PointMove(gymnasium.Env[np.ndarray, np.ndarray]):
     """Be fast on an open floor, in any direction.
 
     The action a, in a square, is mapped to a push u in the unit disc such that equal areas stay equal, directions along
-    the axes and the diagonals are kept, and |u| = max(|a_0|, |a_1|) (P. Shirley and K. Chiu, "A Low Distortion Map
+    the axes and the diagonals are kept, and ``|u| = max(|a_0|, |a_1|)`` (P. Shirley and K. Chiu, "A Low Distortion Map
     Between Disk and Square", 1997). So no direction is faster than another, and none is likelier for a policy that is
     as random as it can be.
 
         v' = 0.8 v + 0.2 * 4 u,  x' = x + 0.05 v'.
 
     Observation: ``[4]`` float32: position (m) and velocity (m/s); ``[2]``, velocity alone, without ``positions``.
-    Action: ``[2]`` float32, clipped to -1 to 1. Reward: `motion_reward`, |v'| + 0.05 - 0.005 |u|^2. An episode begins
+    Action: ``[2]`` float32, clipped to -1 to 1. Reward: `motion_reward`, ``|v'| + 0.05 - 0.005 |u|^2``. It begins
     at rest within 0.1 of the origin and does not end by itself; `pyrocontrol/PointMove-v0` is cut off after 300 steps.
 
     `info` holds `position` (``[2]`` float64) and, after a step, `motion_reward`.

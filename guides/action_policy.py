@@ -294,7 +294,7 @@ class ActionDistribution(TorchDistribution):
 class LatentPolicy(ActionPolicy):
     """A policy that moves noise, ``a = f(h; s), h ~ N(0, I)`` in R^A, with f(.; s) invertible.
 
-    Then log pi(a | s) = log N(h; 0, I) - log |det df(h; s) / dh|, h = f^-1(a; s). Frozen, it is a layer between the
+    Then ``log pi(a | s) = log N(h; 0, I) - log |det df(h; s) / dh|``, h = f^-1(a; s). Frozen, it is a layer between the
     environment and another policy, whose actions are its latents.
     """
 
@@ -302,11 +302,11 @@ class LatentPolicy(ActionPolicy):
     has_rsample = True
 
     def push(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return raw actions u(h; c) ``[..., A]`` and log |det du / dh| ``[...]``, of one batch shape for both."""
+        """Return raw actions u(h; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         raise NotImplementedError
 
     def pull(self, raw: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latents h(u; c) ``[..., A]`` and log |det du / dh| ``[...]``, of one batch shape for both."""
+        """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         raise NotImplementedError
 
     def draw_raw(self, condition: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

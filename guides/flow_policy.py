@@ -118,7 +118,7 @@ class FlowPolicy(LatentPolicy):
         return self.conditioner(self.embedding(observations))
 
     def push(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return raw actions u(h; c) ``[..., A]`` and log |det du / dh| ``[...]``, of one batch shape for both."""
+        """Return raw actions u(h; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         parts, scales = self._split(latents), []
         for i, sums in enumerate(self._sums(condition)):
             scale, shift = self.layers[i](parts[i % len(parts)], sums)
@@ -128,7 +128,7 @@ class FlowPolicy(LatentPolicy):
         return self._joined(latents, parts, scales)
 
     def pull(self, raw: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latents h(u; c) ``[..., A]`` and log |det du / dh| ``[...]``, of one batch shape for both."""
+        """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         parts, scales = self._split(raw), []
         for i, sums in reversed(list(enumerate(self._sums(condition)))):
             scale, shift = self.layers[i](parts[i % len(parts)], sums)

@@ -47,12 +47,12 @@ class GaussianPolicy(LatentPolicy):
         return self.network(observations)
 
     def push(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return raw actions u(h; c) ``[..., A]`` and log |det du / dh| ``[...]``, of one batch shape for both."""
+        """Return raw actions u(h; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         mean, log_scale = self._split(condition)
         return torch.addcmul(mean, latents, log_scale.exp()), log_scale.sum(-1)
 
     def pull(self, raw: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latents h(u; c) ``[..., A]`` and log |det du / dh| ``[...]``, of one batch shape for both."""
+        """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         mean, log_scale = self._split(condition)
         return (raw - mean) * log_scale.neg().exp(), log_scale.sum(-1)
 

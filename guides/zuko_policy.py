@@ -85,11 +85,11 @@ class ZukoPolicy(LatentPolicy):
         return self.embedding(observations)
 
     def push(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return raw actions u(h; c) ``[..., A]`` and log |det du / dh| ``[...]``, of one batch shape for both."""
+        """Return raw actions u(h; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         return self.flow(condition).call_and_ladj(latents)
 
     def pull(self, raw: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return latents h(u; c) ``[..., A]`` and log |det du / dh| ``[...]``, of one batch shape for both."""
+        """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         latents, log_determinant = self.flow(condition).inv.call_and_ladj(raw)
         return latents, -log_determinant
 

@@ -54,6 +54,7 @@ METHODS: dict[str, list[str]] = {
     "off-residual": ["--mi", "off", "--residual"],
 }
 REFERENCES = ("mean-state", "teacher")
+OTHER_DYNAMICS = ("off-mlp", "off-residual")  # in the table, not in the plot
 STATE, ACTION, BATCH, STEPS = 197, 36, 16, 45
 SPEED = "speed"  # the task of the rows that are not of a run
 LENGTHS = (15, 30, 45, 90, 180)
@@ -337,7 +338,8 @@ def _met_by(reference: str, kind: str) -> str | None:
 
 
 def _cell(of: Summary) -> str:
-    return f"{of.mean:.3g} ± {of.half:.2g} ({of.seeds})" if of.seeds else ""
+    interval = "" if math.isnan(of.half) else f" ± {of.half:.2g}"
+    return f"{of.mean:.3g}{interval} ({of.seeds})" if of.seeds else ""
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -349,7 +351,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for column, task in enumerate(tasks):
         found = [item for item in rows if item["task"] == task]
         for axes, kind in zip(grid[:, column], ("sum", "encoded"), strict=True):
-            for number, method in enumerate(METHODS):
+            for number, method in enumerate(method for method in METHODS if method not in OTHER_DYNAMICS):
                 steps = sorted(
                     {
                         item["setting"]["step"]

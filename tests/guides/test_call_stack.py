@@ -140,7 +140,7 @@ def test_the_guide_does_not_own_the_programs_parameters() -> None:
 
 
 def test_an_unknown_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match="encoder must be one of bilstm, lstm, transformer, got 'gru'"):
+    with pytest.raises(ValueError, match="encoder must be one of bilstm, lstm, transformer, mlp, got 'gru'"):
         make("gru")
 
 

@@ -140,5 +140,5 @@ def test_an_unknown_encoder_is_refused_by_every_guide() -> None:
         lambda: CallStackGuide(program, "gru"),
         lambda: make_encoder("gru", 3, 4),
     ):
-        with pytest.raises(ValueError, match="encoder must be one of bilstm, lstm, transformer, got 'gru'"):
+        with pytest.raises(ValueError, match="encoder must be one of bilstm, lstm, transformer, mlp, got 'gru'"):
             make()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import signal
 from pathlib import Path
 from types import ModuleType
@@ -250,7 +249,7 @@ def test_control_c_saves_and_returns(tmp_path: Path) -> None:
     class Interrupted(Recorder):
         def update(self, batch: Any) -> dict[str, Tensor]:
             if len(self.batches) == 9:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return super().update(batch)
 
     result = learn(Interrupted(), Point(), steps=100, out=tmp_path, **OPTIONS)

@@ -160,7 +160,8 @@ def skills_for(demos: pc.envs.Demonstrations, axis: str = "time") -> tuple[Any, 
 def update_of(demos: pc.envs.Demonstrations, kind: str, axis: str = "time") -> Callable[[], object]:
     """Return one training update on a batch of all demonstrations."""
     skills, guide = skills_for(demos, axis)
-    mi = pc.inference.MutualInformation(skills, guide, demos, ("a", "b"), names=("a", "b"), kind=kind)
+    tuples = 2 if kind == "infonce" else 8  # as in the example
+    mi = pc.inference.MutualInformation(skills, guide, demos, ("a", "b"), names=("a", "b"), kind=kind, tuples=tuples)
     optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3})
     svi = pyro.infer.SVI(mi.model, guide, optimizer, pc.inference.StepwiseKL_ELBO())
 

@@ -161,16 +161,23 @@ class WaveNetDynamics(Dynamics):
 
     def walk(self, context: DynamicsContext, horizon: int, draw: str) -> tuple[Tensor, Tensor]:
         """Take a whole walk without a distribution object a step, with all noise drawn at once."""
-        s, read, states = context.first, self.net.reader(len(context.z), context.z), []
-        steps = [None] * horizon if draw == "mode" else torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
-        for noise in steps:
-            features = read(s)
-            mean = self.head.loc(features)
-            s = s + mean if self.residual else mean
-            if noise is not None:
-                s = torch.addcmul(s, self.head.scales(features), noise)
-            states.append(s)
-        return torch.stack(states, 1), context.steps.new_full(context.steps.shape, horizon)
+        # Without gradients, without what keeps account of them; a copy leaves that mode.
+        with torch.inference_mode(not torch.is_grad_enabled()):
+            s, states = context.first, []
+            read, evaluate = self.net.reader(len(context.z), context.z), self.head.evaluator()
+            steps: Any = [None] * horizon
+            if draw != "mode":
+                steps = torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
+            for noise in steps:
+                mean, scale = evaluate(read(s))
+                s = s + mean if self.residual else mean
+                if noise is not None:
+                    s = torch.addcmul(s, scale, noise)
+                states.append(s)
+            walked = torch.stack(states, 1)
+        if walked.is_inference():
+            walked = walked.clone()
+        return walked, context.steps.new_full(context.steps.shape, horizon)
 
     def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
         """Return a diagonal normal."""

@@ -35,6 +35,8 @@ __all__ = [
 
 # Categories that do not exist: a finite number, since the gradient of minus infinity is NaN.
 _NEVER = -1e9
+# What softplus makes 1 of.
+_UNIT = math.log(math.e - 1)
 # Greatest distance from the middle of its range, in half ranges, at which the density of a squashed action is asked.
 _EDGE = 1 - 1e-6
 
@@ -123,6 +125,24 @@ class GaussianHead(Head):
         """Return a diagonal normal, event shape ``(A,)``."""
         loc = self.loc(features)
         return dist.Normal(loc, self.scales(features).expand_as(loc)).to_event(1)
+
+    def evaluator(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return a map from features to mean and deviation, both layers in one product: for walks of many small steps.
+
+        It holds the parameters as they are now.
+        """
+        layer = self.scale
+        if not isinstance(layer, nn.Linear):
+            return lambda features: (self.loc(features), self.scales(features))
+        weight = torch.cat([self.loc.weight, layer.weight])
+        bias = torch.cat([self.loc.bias, layer.bias + _UNIT])
+        size = len(layer.bias)
+
+        def evaluate(features: Tensor) -> tuple[Tensor, Tensor]:
+            mean, raw = F.linear(features, weight, bias).split(size, -1)
+            return mean, F.softplus(raw).add(self.min_scale)
+
+        return evaluate
 
     def scales(self, features: Tensor) -> Tensor:
         """Return sigma(f) ``[..., A]``, or ``[A]`` where it is shared."""
@@ -231,7 +251,7 @@ def _positive(min_scale: float) -> float:
 
 
 def _scale(raw: Tensor, least: float) -> Tensor:
-    return least + F.softplus(raw + math.log(math.e - 1))
+    return least + F.softplus(raw + _UNIT)
 
 
 def make_head(head: str | Head, features: int, action_space: gymnasium.Space) -> Head:

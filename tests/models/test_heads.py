@@ -260,3 +260,11 @@ def test_signatures_tell_heads_apart() -> None:
     signatures = [head.signature() for head in heads]
     assert len(set(signatures)) == len(heads) and not any("\n" in signature for signature in signatures)
     assert made("squashed", PLANE).signature() in signatures
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_normal_evaluated_in_one_product(shared: bool) -> None:
+    head, features = GaussianHead(4, 3, shared=shared), torch.randn(5, 4)
+    mean, deviation = head.evaluator()(features)
+    torch.testing.assert_close(mean, head(features).mean)
+    torch.testing.assert_close(deviation.expand_as(mean), head(features).stddev)

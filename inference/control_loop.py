@@ -27,7 +27,10 @@ __all__ = ["LearnResult", "Learner", "evaluation", "learn"]
 
 
 class Learner(Protocol):
-    """What `learn` trains: an ``nn.Module`` whose state is all of it, such as `SoftActorCritic`."""
+    """What `learn` trains: an ``nn.Module`` whose state is all of it, such as `SoftActorCritic`.
+
+    A method ``begin(seed)`` is called where an episode begins, if there is one.
+    """
 
     @property
     def observation_size(self) -> int:
@@ -248,6 +251,7 @@ def learn(
         history, episodes = History(**content["history"]), _Episodes(**content["episodes"])
         if episodes.steps or episodes.broken:
             observation = _brought_back(body, memory, episodes, seed)
+            _begin(learner, seed, episodes.number)
         checkpoint.set_random_state(content["random"])
     saved = (history.step, len(history.evaluations))
     wrote = content is not None
@@ -303,6 +307,7 @@ def learn(
             before = torch.get_rng_state()
             try:
                 if observation is None:
+                    _begin(learner, seed, episodes.number)
                     observation = body.reset(_episode_seed(seed, episodes.number))
                 action = learner.act(observation)
                 following, reward, terminated, truncated = body.step(action)
@@ -394,6 +399,12 @@ def evaluation(
 
 def _episode_seed(seed: int, episode: int) -> int:
     return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0])
+
+
+def _begin(learner: Any, seed: int, episode: int) -> None:
+    """Tell a learner that wants to know that an episode begins."""
+    if callable(begin := getattr(learner, "begin", None)):
+        begin(_episode_seed(seed, episode))
 
 
 def _brought_back(body: _Body, memory: Replay, episodes: _Episodes, seed: int) -> np.ndarray | None:

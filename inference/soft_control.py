@@ -62,10 +62,13 @@ class SoftLearner(nn.Module):
         discount: float,
         reward_scale: float,
         move: TargetCopy,
+        fixed_latent: bool,
         settings: dict[str, Any],
     ) -> None:
         super().__init__()
         _verify_policy(policy, observation_size, action_size)
+        if fixed_latent and not getattr(policy, "invertible", False):
+            raise ValueError(f"a {type(policy).__name__} has no latent that could be fixed for an episode")
         if prior is not None and prior.action_size != action_size:
             raise ValueError(f"the prior has {prior.action_size} action numbers, the learner {action_size}")
         if not 0 <= discount < 1:
@@ -77,6 +80,8 @@ class SoftLearner(nn.Module):
         self.critics = critics.to(dtype)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.lr = lr
+        self.fixed_latent = fixed_latent
+        self.latent: Tensor | None = None
         #: Updates so far.
         self.updates = 0
         self._settings = {
@@ -87,6 +92,7 @@ class SoftLearner(nn.Module):
             "reward_scale": reward_scale,
             "smoothing": move.smoothing,
             "target_every": move.every,
+            "fixed_latent": fixed_latent,
         } | settings
 
     def optimise(self, *others: nn.Parameter | nn.Module) -> None:
@@ -109,12 +115,24 @@ class SoftLearner(nn.Module):
         """Return ``scale r + gamma (1 - terminated) V(s')`` ``[B]``: where time ran out, the next value counts."""
         return torch.addcmul(rewards * self.reward_scale, 1 - terminated, following, value=self.discount)
 
+    def begin(self, seed: int) -> None:
+        """Draw the latent of an episode, if it is to keep one; `learn` calls this where an episode begins."""
+        if self.fixed_latent:
+            weight = self.critics.biases[0]
+            drawn = torch.randn(self.action_size, generator=torch.Generator().manual_seed(seed))
+            self.latent = drawn.to(weight)
+
     @torch.no_grad()
     def act(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:
         """Return the normalised action ``[A]`` or actions ``[B, A]`` for observations ``[O]`` or ``[B, O]``."""
         weight = self.critics.biases[0]
         inputs = torch.as_tensor(observation, dtype=weight.dtype, device=weight.device)
-        actions = self.policy.mode(inputs) if deterministic else self.policy.draw(inputs)[0]
+        if deterministic:
+            actions = self.policy.mode(inputs)
+        elif self.latent is not None:
+            actions = self.policy.actions(self.latent.expand(*inputs.shape[:-1], -1), inputs)
+        else:
+            actions = self.policy.draw(inputs)[0]
         return actions.cpu().numpy()
 
     def signature(self) -> str:
@@ -173,6 +191,8 @@ class SoftActorCritic(SoftLearner):
         elbo: take the policy's step by this Pyro ELBO, ``loss_and_grads`` on the Pyro model of one step, which the
             prior makes; None computes the same loss directly, and faster.
         first: soft actor-critic's first form.
+        fixed_latent: draw a flow's latent once an episode, by its seed, and act with it to the end: exploration that
+            goes somewhere, as in the paper's maze. Not a part of the objective.
         particles: P, draws of one state in the policy's loss; None for 1, and for 4 where the likelihood ratio has no
             other baseline. An ELBO has its own.
 
@@ -198,6 +218,7 @@ class SoftActorCritic(SoftLearner):
         reward_scale: float = 1.0,
         elbo: ELBO | None = None,
         first: bool = False,
+        fixed_latent: bool = False,
         particles: int | None = None,
     ) -> None:
         if temperature is None:
@@ -231,6 +252,7 @@ class SoftActorCritic(SoftLearner):
             discount=discount,
             reward_scale=reward_scale,
             move=TargetCopy(smoothing, target_every),
+            fixed_latent=fixed_latent,
             settings={
                 "temperature": temperature,
                 "target_entropy": goal if learned else None,

@@ -49,6 +49,7 @@ class SoftQLearning(SoftLearner):
         target_every: updates between the moves of the target.
         temperature: alpha, reward units a nat.
         reward_scale: what rewards are multiplied by.
+        fixed_latent: draw a flow's latent once an episode, by its seed, and act with it to the end.
         particles: M, draws of one state for its value and for the policy.
 
     Raises:
@@ -70,6 +71,7 @@ class SoftQLearning(SoftLearner):
         target_every: int = 1000,
         temperature: float = 1.0,
         reward_scale: float = 1.0,
+        fixed_latent: bool = False,
         particles: int = 16,
     ) -> None:
         _verify_policy(policy, observation_size, action_size)
@@ -91,6 +93,7 @@ class SoftQLearning(SoftLearner):
             discount=discount,
             reward_scale=reward_scale,
             move=TargetCopy(smoothing, target_every),
+            fixed_latent=fixed_latent,
             settings={"temperature": temperature, "particles": particles},
         )
         self.temperature, self.particles = temperature, particles

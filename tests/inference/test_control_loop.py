@@ -16,6 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from pyrocontrol.guides import FlowPolicy
 from pyrocontrol.inference import load_checkpoint
 from pyrocontrol.inference.control_loop import evaluation, learn
 from pyrocontrol.inference.soft_control import SoftActorCritic
@@ -395,3 +396,32 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(before[:500])
     with pytest.raises(ValueError, match="is truncated or not a checkpoint"):
         learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
+
+
+def test_a_latent_kept_for_an_episode(tmp_path: Path) -> None:
+    class Watched(SoftActorCritic):
+        def __init__(self) -> None:
+            torch.manual_seed(0)
+            super().__init__(FlowPolicy(2, 1, hidden=(8,)), 2, 1, hidden=(8,), fixed_latent=True)
+            self.seen: list[float] = []
+
+        def act(self, observation: Any, deterministic: bool = False) -> Any:
+            assert self.latent is not None
+            self.seen.append(self.latent.item())
+            action = super().act(observation, deterministic)
+            inputs = torch.as_tensor(observation, dtype=torch.float32)
+            assert torch.allclose(self.policy.latents(torch.as_tensor(action), inputs), self.latent, atol=1e-3)
+            return action
+
+    whole = Watched()
+    learn(whole, Point(), steps=30, **OPTIONS)
+    assert whole.seen[0] == whole.seen[1] and 3 <= len(set(whole.seen)) < 15  # of at most 12 steps
+    for steps in (17, 30):
+        stopped = Watched()
+        learn(stopped, Point(), steps=steps, out=tmp_path, **OPTIONS)
+    assert stopped.seen == whole.seen[17:]
+
+
+def test_a_latent_can_be_kept_by_flows_only() -> None:
+    with pytest.raises(ValueError, match="a TanhGaussian has no latent that could be fixed for an episode"):
+        SoftActorCritic(TanhGaussian(2, 1), 2, 1, fixed_latent=True)

@@ -246,6 +246,7 @@ def test_an_environment_that_does_not_repeat_itself_begins_a_new_episode(tmp_pat
     assert len(set(env.seeds)) == 2
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_control_c_saves_and_returns(tmp_path: Path) -> None:
     class Interrupted(Recorder):
         def update(self, batch: Any) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "skills.json"
+PAGE = HERE.parent / "docs" / "methods" / "skills.md"
 METHODS: dict[str, list[str]] = {
     "off": ["--mi", "off"],
     "variational": ["--mi", "variational"],
@@ -55,6 +56,17 @@ METHODS: dict[str, list[str]] = {
 }
 REFERENCES = ("mean-state", "teacher")
 OTHER_DYNAMICS = ("off-mlp", "off-residual")  # in the table, not in the plot
+# Of the table: name, metric and embedding.
+COLUMNS = (
+    ("sum", "state_mse", "sum"),
+    ("encoded", "state_mse", "encoded"),
+    ("part", "state_mse", "part"),
+    ("own", "state_mse", "own"),
+    ("embedding", "embedding_error", "sum"),
+    ("cycle", "cycle_fraction", "sum"),
+    ("tracking", "tracking_error", "sum"),
+    ("nats", "dynamics_nats", "own"),
+)
 STATE, ACTION, BATCH, STEPS = 197, 36, 16, 45
 SPEED = "speed"  # the task of the rows that are not of a run
 LENGTHS = (15, 30, 45, 90, 180)
@@ -116,17 +128,32 @@ def run(arguments: Arguments, composite: str, method: str, seed: int) -> None:
 def collect(arguments: Arguments) -> list[dict[str, Any]]:
     """Return the rows of all finished runs under RUNS, by composite, method and seed."""
     rows = []
+    referred: set[tuple[Any, ...]] = set()
     for path in sorted(arguments.runs.glob("*/result.json")):
         composite, _, method = path.parent.name.rsplit("-", 1)[0].partition("-")
         if method not in METHODS:
             continue
         content = json.loads(path.read_text())
+        last = max(item["setting"].get("step", 0) for item in content["rows"])
         for item in content["rows"]:
-            # What a run is compared with keeps its own name; the run that made it is in the setting.
+            if item["method"] in REFERENCES:
+                # It keeps its own name, and is the same for all runs of a composite: the first of them is in the setting.
+                named = composite, item["method"], item["metric"], item["setting"].get("embedding")
+                if named in referred:
+                    continue
+                referred.add(named)
+            elif not _is_kept(item, last):
+                continue
             own = item["method"] if item["method"] in REFERENCES else method
             made = {"revision": content["revision"], "run": method}
             rows.append(item | {"method": own, "task": composite, "setting": item["setting"] | made})
     return rows
+
+
+def _is_kept(item: dict[str, Any], last: int) -> bool:
+    """Whether a row is kept: everything of the last evaluation; of those before, what the plot shows."""
+    shown = item["metric"] == "state_mse" and item["setting"].get("embedding") in ("sum", "encoded")
+    return shown or item["setting"].get("step", last) == last
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------
@@ -276,6 +303,8 @@ def main(arguments: Arguments) -> None:
     report_speed(rows)
     print(table(rows))
     plot(rows, HERE / "results" / "skills.png")
+    if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
+        PAGE.write_text(with_table(PAGE.read_text(), table(rows)))
 
 
 def last_step(rows: list[dict[str, Any]], task: str, method: str) -> int | None:
@@ -290,38 +319,33 @@ def last_step(rows: list[dict[str, Any]], task: str, method: str) -> int | None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean and 95% interval over seeds."""
-    columns = [
-        ("state_mse", "sum"),
-        ("state_mse_scaled", "sum"),
-        ("state_mse", "encoded"),
-        ("state_mse", "part"),
-        ("state_mse", "own"),
-        ("embedding_error", "sum"),
-        ("cycle_fraction", "sum"),
-        ("tracking_error", "sum"),
-        ("dynamics_nats", "own"),
-    ]
-    first = ("less than off, paired", "state_mse, sum, all along")
-    lines = ["| task | method | " + " | ".join([*first, *map(", ".join, columns)]) + " |"]
-    lines.append("|---|---|" + "---|" * (len(first) + len(columns)))
+    lines = ["| task | method (seeds) | less than off | " + " | ".join(name for name, _, _ in COLUMNS) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(COLUMNS))
     for task in ("spinkick", "backflip", "toy"):
         found = [item for item in rows if item["task"] == task]
+        plain = all_along(found, "off")
         for method in METHODS:
-            step = last_step(rows, task, method)
-            ends = [summary(found, method, metric, step=step, embedding=kind) for metric, kind in columns]
-            along, plain = all_along(found, method), all_along(found, "off")
+            step, along = last_step(rows, task, method), all_along(found, method)
             # Runs of a seed begin with the same weights and see the same batches.
             less = [plain[seed] - along[seed] for seed in sorted(along.keys() & plain.keys()) if method != "off"]
-            cells = [_cell(each) for each in (mean_interval(less), mean_interval([*along.values()]), *ends)]
-            if any(cells):
-                lines.append(f"| {task} | {method} | " + " | ".join(cells) + " |")
+            ends = [summary(found, method, metric, step=step, embedding=kind) for _, metric, kind in COLUMNS]
+            if along:
+                cells = [_cell(each) for each in (mean_interval(less), *ends)]
+                lines.append(f"| {task} | {method} ({len(along)}) | " + " | ".join(cells) + " |")
         for reference in REFERENCES:
-            # Every run of a composite has the same ones.
-            values = [select(found, reference, metric, embedding=_met_by(reference, kind)) for metric, kind in columns]
+            values = [
+                select(found, reference, metric, embedding=_met_by(reference, kind)) for _, metric, kind in COLUMNS
+            ]
             if any(values):
                 cells = [f"{each[0]:.3g}" if each else "" for each in values]
-                lines.append(f"| {task} | {reference} | | | " + " | ".join(cells) + " |")
+                lines.append(f"| {task} | {reference} | | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def with_table(page: str, lines: str) -> str:
+    """Return a page with its table replaced, between the two marks."""
+    before, rest = page.split("<!-- TABLE -->\n")
+    return before + "<!-- TABLE -->\n" + lines + "\n<!-- END -->\n" + rest.split("<!-- END -->\n")[-1]
 
 
 def all_along(rows: list[dict[str, Any]], method: str) -> dict[int, float]:
@@ -340,7 +364,7 @@ def _met_by(reference: str, kind: str) -> str | None:
 
 def _cell(of: Summary) -> str:
     interval = "" if math.isnan(of.half) else f" ± {of.half:.2g}"
-    return f"{of.mean:.3g}{interval} ({of.seeds})" if of.seeds else ""
+    return f"{of.mean:.3g}{interval}" if of.seeds else ""
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -41,9 +41,18 @@ def test_rows_of_runs(benchmark: ModuleType, tmp_path: Path) -> None:
         content = {"revision": "abc", "rows": [item(name.split("-")[1]), item("teacher")]}
         (tmp_path / name / "result.json").write_text(json.dumps(content))
     rows = benchmark.collect(benchmark.Arguments(runs=tmp_path))
-    assert [benchmark.run_of(row) for row in rows] == [("toy", m, 3) for m in ("off", "off", "tied-10", "tied-10")]
-    assert [row["method"] for row in rows] == ["off", "teacher", "tied-10", "teacher"]
+    assert [benchmark.run_of(row) for row in rows] == [("toy", m, 3) for m in ("off", "off", "tied-10")]
+    assert [row["method"] for row in rows] == ["off", "teacher", "tied-10"]  # the teacher is the same for all
     assert benchmark.last_step(rows, "toy", "tied-10") == 7
+
+
+def test_of_earlier_evaluations_only_what_is_plotted_is_kept(benchmark: ModuleType) -> None:
+    def kept(metric: str, **setting: object) -> bool:
+        return benchmark._is_kept({"metric": metric, "setting": setting}, 5)
+
+    assert kept("state_mse", step=2, embedding="sum") and kept("state_mse", step=5, embedding="own")
+    assert kept("mutual_information") and not kept("state_mse", step=2, embedding="own")
+    assert not kept("dynamics_nats", step=2, embedding="own")
 
 
 def test_the_table_keeps_what_is_compared_apart(benchmark: ModuleType) -> None:
@@ -55,10 +64,15 @@ def test_the_table_keeps_what_is_compared_apart(benchmark: ModuleType) -> None:
     rows = [item("off", 4, 1, "sum"), item("off", 2, 2, "sum"), item("mean-state", 5, None, "composite")]
     rows += [item("tied", 2, 1, "sum"), item("tied", 1, 2, "sum"), item("teacher", 7, None, None)]
     lines = benchmark.table(rows).splitlines()[2:]
-    cells = [[cell.strip() for cell in line.split("|")[2:6]] for line in lines]
-    assert cells[0] == ["off", "", "3 (1)", "2 (1)"]
-    assert cells[1] == ["tied", "1.5 (1)", "1.5 (1)", "1 (1)"]
-    assert cells[2] == ["mean-state", "", "", "5"] and cells[3][0] == "teacher" and " 7 " in lines[3]
+    cells = [[cell.strip() for cell in line.split("|")[2:5]] for line in lines]
+    assert cells[0] == ["off (1)", "", "2"]
+    assert cells[1] == ["tied (1)", "1.5", "1"]
+    assert cells[2] == ["mean-state", "", "5"] and cells[3][0] == "teacher" and " 7 " in lines[3]
+
+
+def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
+    page = benchmark.PAGE.read_text()
+    assert benchmark.with_table(page, benchmark.table(benchmark.read_rows(benchmark.RESULTS))) == page
 
 
 def test_unknown_names_are_refused(benchmark: ModuleType) -> None:

@@ -137,7 +137,7 @@ def collect(arguments: Arguments) -> list[dict[str, Any]]:
         last = max(item["setting"].get("step", 0) for item in content["rows"])
         for item in content["rows"]:
             if item["method"] in REFERENCES:
-                # It keeps its own name, and is the same for all runs of a composite: the first of them is in the setting.
+                # It keeps its name, and is the same for all runs of a composite: the setting names the first of them.
                 named = composite, item["method"], item["metric"], item["setting"].get("embedding")
                 if named in referred:
                     continue

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .interrupts import Interrupts
-from .progress import Display, History
+from .progress import Display, History, evaluate_once
 from .replay import Replay, Transitions
 
 __all__ = ["LearnResult", "Learner", "evaluation", "learn"]
@@ -282,21 +282,8 @@ def learn(
 
     def evaluate_if_due() -> None:
         due = history.step == steps or (evaluate_every and history.step % evaluate_every == 0)
-        done = history.evaluations[-1][0] if history.evaluations else 0
-        if evaluate is None or not due or history.step == done or interrupts.requests:
-            return
-        before = checkpoint.random_state()
-        interrupts.patience = 0  # no step is under way, so Ctrl-C may act at once
-        try:
-            results = {name: float(value) for name, value in evaluate(history.step).items()}
-        except KeyboardInterrupt:
-            interrupts.requests += 1
-        else:
-            history.evaluations.append((history.step, results))
-            display.scalars(history.step, results)
-        finally:
-            interrupts.patience = 2
-            checkpoint.set_random_state(before)
+        if evaluate is not None and due:
+            evaluate_once(evaluate, history, display, interrupts)
 
     numbers: dict[str, Tensor] = {}
     with Interrupts() as interrupts, Display(history, steps, path, progress) as display:

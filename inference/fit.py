@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from . import checkpoint
 from .interrupts import Interrupts
-from .progress import Display, History
+from .progress import Display, History, evaluate_once
 from .updates import update_of
 
 __all__ = ["Examples", "FitResult", "fit"]
@@ -171,21 +171,8 @@ def fit(
 
     def evaluate_if_due() -> None:
         due = history.step == steps or (evaluate_every and history.step % evaluate_every == 0)
-        done = history.evaluations[-1][0] if history.evaluations else 0
-        if evaluate is None or not due or history.step == done or interrupts.requests:
-            return
-        before = checkpoint.random_state()
-        interrupts.patience = 0  # no step is under way, so Ctrl-C may act at once
-        try:
-            results = {name: float(value) for name, value in evaluate(history.step).items()}
-        except KeyboardInterrupt:
-            interrupts.requests += 1
-        else:
-            history.evaluations.append((history.step, results))
-            display.scalars(history.step, results)
-        finally:
-            interrupts.patience = math.inf
-            checkpoint.set_random_state(before)
+        if evaluate is not None and due:
+            evaluate_once(evaluate, history, display, interrupts)
 
     batches = _batches(len(data), batch_size, seed, history.step)
     with Interrupts() as interrupts, Display(history, steps, path, progress) as display:

@@ -1,13 +1,17 @@
 """Where a training run is, and how it is shown: a progress bar, lines off a terminal, TensorBoard."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor
 
-__all__ = ["Display", "History"]
+from . import checkpoint
+from .interrupts import Interrupts
+
+__all__ = ["Display", "History", "evaluate_once"]
 
 
 @dataclass
@@ -101,3 +105,27 @@ class Display:
         loss = f"loss {self.history.losses[-1][1]:.4g}  " if self.history.losses else ""
         seconds = self.history.seconds - self.seconds
         return loss + (f"{(self.history.step - self.start) / seconds:.1f} steps/s" if seconds else "")
+
+
+def evaluate_once(
+    evaluate: Callable[[int], dict[str, float]], history: History, display: Display, interrupts: Interrupts
+) -> None:
+    """Evaluate at the step that the history is at, unless that was done; note the results there and on display.
+
+    The random state is set aside. Ctrl-C ends the evaluation at once, counts as a request, and leaves no entry.
+    """
+    done = history.evaluations[-1][0] if history.evaluations else 0
+    if history.step == done or interrupts.requests:
+        return
+    before, patience = checkpoint.random_state(), interrupts.patience
+    interrupts.patience = 0  # no step is under way
+    try:
+        results = {name: float(value) for name, value in evaluate(history.step).items()}
+    except KeyboardInterrupt:
+        interrupts.requests += 1
+    else:
+        history.evaluations.append((history.step, results))
+        display.scalars(history.step, results)
+    finally:
+        interrupts.patience = patience
+        checkpoint.set_random_state(before)

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ import tyro
 from pyrocontrol.envs import Demonstrations
 from pyrocontrol.envs.bubble_sort import ACTIONS, demonstrations
 from pyrocontrol.inference import read_rows, row, select, summary, write_results
+from training_runs import make, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -83,14 +81,9 @@ def run(arguments: Arguments, method: str, demos: int, seed: int) -> None:
     out = folder(arguments.runs, method, demos, seed)
     if (out / "result.json").exists() or (method, demos, seed) in {run_of(item) for item in read_rows(RESULTS)}:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(HERE.parent / "examples" / "bubble_sort.py"), *METHODS[method]]
-    command += ["--demos", str(demos), "--seed", str(seed), "--out", str(out)]
-    with open(out / "log.txt", "a") as log:
-        code = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        ).returncode
-    print(f"{out.name}: {'done' if code == 0 else f'exit {code}, see its log.txt'}", flush=True)
+    given = [*METHODS[method]]
+    given += ["--demos", str(demos), "--seed", str(seed), "--out", str(out)]
+    make(HERE.parent / "examples" / "bubble_sort.py", given, out.name, out / "log.txt")
 
 
 def collect(arguments: Arguments) -> list[dict[str, Any]]:
@@ -163,12 +156,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         if any(cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def with_table(text: str, lines: str) -> str:
-    """Return the README with its table replaced, between the two marks."""
-    before, rest = text.split("<!-- TABLE -->\n")
-    return before + "<!-- TABLE -->\n" + lines + "\n<!-- END -->\n" + rest.split("<!-- END -->\n")[-1]
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

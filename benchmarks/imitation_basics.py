@@ -18,9 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +37,7 @@ import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import mean_interval, read_rows, row, select, summary, write_results
+from training_runs import make
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -104,15 +103,8 @@ def run(arguments: Arguments, part: str, seed: int) -> None:
     done = {(item["setting"]["part"], item["seed"]) for item in read_rows(RESULTS)}
     if out.exists() or (part, seed) in done:
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_suffix(".log"), "a") as log:
-        code = subprocess.run(
-            [sys.executable, str(HERE / "imitation_basics.py"), "--part", part, "--seed", str(seed), "--out", str(out)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        ).returncode
-    print(f"{out.stem}: {'done' if code == 0 else f'exit {code}, see {out.stem}.log'}", flush=True)
+    given = ["--part", part, "--seed", str(seed), "--out", str(out)]
+    make(HERE / "imitation_basics.py", given, out.stem, out.with_suffix(".log"))
 
 
 @dataclass

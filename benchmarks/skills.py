@@ -16,9 +16,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +33,7 @@ from torch import Tensor
 
 import pyrocontrol as pc
 from pyrocontrol.inference import Summary, mean_interval, read_rows, row, select, summary, write_results
+from training_runs import make, verify_known, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -114,15 +112,10 @@ def run(arguments: Arguments, composite: str, method: str, seed: int) -> None:
     out = folder(arguments.runs, composite, method, seed)
     if (out / "result.json").exists() or (composite, method, seed) in {run_of(item) for item in read_rows(RESULTS)}:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(HERE.parent / "examples" / "skills_humanoid.py"), *METHODS[method]]
-    command += ["--composite", composite, "--seed", str(seed), "--out", str(out)]
-    command += ["--demos", str(arguments.runs / f"{composite}.npz")]
-    with open(out / "log.txt", "a") as log:
-        code = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        ).returncode
-    print(f"{out.name}: {'done' if code == 0 else f'exit {code}, see its log.txt'}", flush=True)
+    given = [*METHODS[method]]
+    given += ["--composite", composite, "--seed", str(seed), "--out", str(out)]
+    given += ["--demos", str(arguments.runs / f"{composite}.npz")]
+    make(HERE.parent / "examples" / "skills_humanoid.py", given, out.name, out / "log.txt")
 
 
 def collect(arguments: Arguments) -> list[dict[str, Any]]:
@@ -281,12 +274,8 @@ def report_speed(rows: list[dict[str, Any]]) -> None:
 
 def main(arguments: Arguments) -> None:
     """Make the missing runs, measure the speed, then the results file and its plot."""
-    for kind, given, known in (
-        ("method", arguments.methods, METHODS),
-        ("composite", arguments.composites, ("spinkick", "backflip", "toy")),
-    ):
-        if unknown := [name for name in given if name not in known]:
-            raise SystemExit(f"there is no {kind} {', '.join(unknown)}; there are {', '.join(known)}")
+    verify_known("method", arguments.methods, [*METHODS])
+    verify_known("composite", arguments.composites, ["spinkick", "backflip", "toy"])
     if arguments.train:
         arguments.runs.mkdir(parents=True, exist_ok=True)
         # Seed by seed, so that what there is at any time is balanced.
@@ -340,12 +329,6 @@ def table(rows: list[dict[str, Any]]) -> str:
                 cells = [f"{each[0]:.3g}" if each else "" for each in values]
                 lines.append(f"| {task} | {reference} | | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def with_table(page: str, lines: str) -> str:
-    """Return a page with its table replaced, between the two marks."""
-    before, rest = page.split("<!-- TABLE -->\n")
-    return before + "<!-- TABLE -->\n" + lines + "\n<!-- END -->\n" + rest.split("<!-- END -->\n")[-1]
 
 
 def all_along(rows: list[dict[str, Any]], method: str) -> dict[int, float]:

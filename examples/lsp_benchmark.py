@@ -56,6 +56,8 @@ class Arguments:
     """steps of each level before its first update"""
     temperature: Literal["learned", "fixed"] = "learned"
     """of the soft learners; fixed: 1, and rewards scaled as in the paper"""
+    lr: float = 3e-4
+    """of the soft learners, for policy, critics and temperature"""
     seed: int = 0
     """of the initial weights, the episodes and all noise"""
     evaluate_every: int = 10_000
@@ -82,7 +84,7 @@ def main(arguments: Arguments) -> None:
         print("stopped; the same command goes on from there")
         return
     seconds = time.perf_counter() - start
-    names = ("levels", "couplings", "guide", "learner", "temperature", "episodes")
+    names = ("levels", "couplings", "guide", "learner", "temperature", "lr", "episodes")
     setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
     rows = [
         pc.inference.row(
@@ -108,6 +110,8 @@ def checked(arguments: Arguments) -> None:
     for name in ("levels", "couplings", "steps", "start", "evaluate_every", "episodes"):
         if getattr(arguments, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
+        raise SystemExit(f"--lr must be positive, got {arguments.lr}")
     if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):
         raise SystemExit(f"--learner {arguments.learner} has a policy of its own: no --levels, no --guide")
     if arguments.levels > 1 and arguments.guide == "mixture":
@@ -146,17 +150,24 @@ def latent_space_policy(arguments: Arguments) -> tuple[list[tuple[int, float]], 
     scale = 1.0
     if arguments.temperature == "fixed" or arguments.learner == "sac-first":
         scale = REWARD_SCALES.get(arguments.task.split("-")[0], 1.0)
-    below: list[Any] = []
+    lr, below = arguments.lr, list[Any]()
 
     def make_learner(level: int, observations: int, actions: int) -> Any:
         policy = make_policy(arguments, observations, actions, lowest=level == 0)
         prior = None if level == 0 else pc.models.GaussianPrior(actions)
         if arguments.learner == "sql":
-            return pc.inference.SoftQLearning(policy, observations, actions, prior=prior, reward_scale=scale)
+            return pc.inference.SoftQLearning(policy, observations, actions, prior=prior, lr=lr, reward_scale=scale)
         first = arguments.learner == "sac-first"
         temperature: Any = None if first else 1.0 if arguments.temperature == "fixed" else "learned"
         return pc.inference.SoftActorCritic(
-            policy, observations, actions, prior=prior, first=first, temperature=temperature, reward_scale=scale
+            policy,
+            observations,
+            actions,
+            prior=prior,
+            lr=lr,
+            first=first,
+            temperature=temperature,
+            reward_scale=scale,
         )
 
     def evaluate(level: int, learner: Any) -> Any:

@@ -60,6 +60,16 @@ EXAMPLES: dict[str, list[list[str]]] = {
             ["--learner", "ppo", "--steps", "60"],
         )
     ],
+    "lsp_maze.py": [
+        [*arguments, "--start", "5", "--evaluate-every", "30", "--episodes", "1"]
+        for arguments in (
+            ["--levels", "3", "--pretrain", "20", "--steps", "60"],
+            ["--learner", "sql", "--guide", "gaussian", "--pretrain", "20", "--steps", "30"],
+            ["--levels", "1", "--pretrain", "20", "--motion", "1", "--goal", "1", "--steps", "30"],
+            ["--levels", "1", "--pretrain", "0", "--guide", "spline", "--steps", "30"],
+            *([["--task", "AntMaze", "--pretrain", "20", "--goal", "2", "--steps", "30"]] if MUJOCO else []),
+        )
+    ],
     "skills_humanoid.py": [
         ["--composite", "toy", *arguments, "--updates", "2", "--evaluate-every", "1"]
         for arguments in (

@@ -1,7 +1,5 @@
 """What the imitation benchmark computes from its rows, and the bound that it computes without sampling."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,18 +10,6 @@ import torch
 import pyrocontrol as pc
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_imitation_basics", ROOT / "benchmarks" / "imitation_basics.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_exponents(benchmark: ModuleType) -> None:

@@ -1,10 +1,9 @@
 """The benchmark of training from disk: a tiny run measures everything, a limit is one, and nothing stays behind."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,34 +11,23 @@ from typing import Any
 import pyro
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "lazy_demonstrations.py"
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and caches as Linux has them")
 
 
-@pytest.fixture(scope="module")
-def lazy() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("lazy_demonstrations_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
 def test_a_tiny_run(
-    lazy: ModuleType,
+    benchmark: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     check_results: Callable[[dict[str, Any]], None],
 ) -> None:
     # All in this process, which is much faster.
-    monkeypatch.setattr(lazy, "in_a_process", lambda limit=None, **task: lazy.perform(**task))
+    monkeypatch.setattr(benchmark, "in_a_process", lambda limit=None, **task: benchmark.perform(**task))
     out, folder = tmp_path / "lazy_demonstrations.json", tmp_path / "files"
     folder.mkdir()
     with pyro.validation_enabled(True):  # which perform() turns off
-        lazy.main(lazy.Arguments(folder=folder, out=out, gigabytes=0.01, files=2, steps=20, updates=2, seeds=(0, 1)))
+        benchmark.main(
+            benchmark.Arguments(folder=folder, out=out, gigabytes=0.01, files=2, steps=20, updates=2, seeds=(0, 1))
+        )
     assert not list(folder.iterdir())
     results = json.loads(out.read_text())
     check_results(results)
@@ -53,11 +41,13 @@ def test_a_tiny_run(
             assert row["value"] == pytest.approx(1e7 if row["method"] == "stored" else 5e6, rel=0.1)
 
 
-def test_the_limit_of_a_process_is_kept(lazy: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_limit_of_a_process_is_kept(
+    benchmark: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = str(tmp_path / "a.npz")
-    lazy.generate(path, 4e6, 20, 0)
-    found = lazy.in_a_process(limit=2**31, what="check", paths=[path] * 3)
+    benchmark.generate(path, 4e6, 20, 0)
+    found = benchmark.in_a_process(limit=2**31, what="check", paths=[path] * 3)
     assert 0 < found["peak_memory_bytes"] < 2**31 and found["transitions"] % 3 == 0
     with pytest.raises(subprocess.CalledProcessError):
-        lazy.in_a_process(limit=2**20, what="check", paths=[path])
+        benchmark.in_a_process(limit=2**20, what="check", paths=[path])
     assert "Memory" in capfd.readouterr().err

@@ -1,10 +1,8 @@
 """The benchmark of mutual information: its closed forms, and a tiny run that says what it should."""
 
-import importlib.util
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,19 +13,6 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from pyrocontrol.inference import summary
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "mutual_information.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("mutual_information_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.mark.parametrize("m", [2, 3])

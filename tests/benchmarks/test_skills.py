@@ -1,8 +1,6 @@
 """What the benchmark of skills compares: the same samples with and without a cache, and which run a row is of."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,16 +8,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_skills", ROOT / "benchmarks" / "skills.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_what_is_timed_samples_the_same(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

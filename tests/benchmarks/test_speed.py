@@ -1,9 +1,7 @@
 """The speed benchmark: its site loop is the same model and guide, and a tiny run writes a valid file."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,25 +13,12 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "speed.py"
 
-
-@pytest.fixture(scope="module")
-def speed() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("speed_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
-def test_the_site_loop_is_the_same_model_and_guide(speed: ModuleType, float64: None) -> None:
+def test_the_site_loop_is_the_same_model_and_guide(benchmark: ModuleType, float64: None) -> None:
     # Ours at the z that the site loop drew: one loss and one gradient under one ELBO.
-    trainer = speed.Trainer(speed.Arguments(demos=4))
+    trainer = benchmark.Trainer(benchmark.Arguments(demos=4))
     trainer.program.double(), trainer.guide.double()
-    batch = speed.demonstrations(3, 7, max_length=3)
+    batch = benchmark.demonstrations(3, 7, max_length=3)
     for name in ("observations", "task", "arguments"):
         object.__setattr__(batch, name, getattr(batch, name).double())
     twin = trainer.losses["site-loop"]
@@ -56,9 +41,9 @@ def test_the_site_loop_is_the_same_model_and_guide(speed: ModuleType, float64: N
     assert ours[1].abs().max() > 0
 
 
-def test_an_update_is_taken_back(speed: ModuleType) -> None:
-    trainer = speed.Trainer(speed.Arguments(demos=4))
-    batch = speed.demonstrations(2, 7, max_length=3)
+def test_an_update_is_taken_back(benchmark: ModuleType) -> None:
+    trainer = benchmark.Trainer(benchmark.Arguments(demos=4))
+    batch = benchmark.demonstrations(2, 7, max_length=3)
     before = [p.detach().clone() for p in trainer.program.parameters()]
     measured = [trainer.measure("hvil", batch, 3) for _ in range(2)]
     assert all(torch.equal(p, q) for p, q in zip(before, trainer.program.parameters(), strict=True))
@@ -69,23 +54,23 @@ def test_an_update_is_taken_back(speed: ModuleType) -> None:
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("intercept", [0.0, 5.0])
-def test_the_exponent_of_growth_is_recovered(speed: ModuleType, exponent: float, intercept: float) -> None:
+def test_the_exponent_of_growth_is_recovered(benchmark: ModuleType, exponent: float, intercept: float) -> None:
     steps = np.array([60.0, 110, 190, 280, 390, 520, 680])
-    assert speed.power_fit(steps, intercept + 0.1 * steps**exponent) == pytest.approx(exponent, abs=0.01)
-    assert speed.linear_fit(steps, 3 + 0.1 * steps) == pytest.approx((3, 0.1, 1))
+    assert benchmark.power_fit(steps, intercept + 0.1 * steps**exponent) == pytest.approx(exponent, abs=0.01)
+    assert benchmark.linear_fit(steps, 3 + 0.1 * steps) == pytest.approx((3, 0.1, 1))
 
 
 def test_a_tiny_run_writes_its_file_and_keeps_rows_of_other_devices(
-    speed: ModuleType, tmp_path: Path, check_results: Callable[[dict[str, Any]], None]
+    benchmark: ModuleType, tmp_path: Path, check_results: Callable[[dict[str, Any]], None]
 ) -> None:
     out = tmp_path / "speed.json"
-    other = speed.pc.inference.row("hvil", "BubbleSort", "update_seconds", 1.0, seed=0, seconds=1.0, device="cuda")
+    other = benchmark.pc.inference.row("hvil", "BubbleSort", "update_seconds", 1.0, seed=0, seconds=1.0, device="cuda")
     stale = other | {"setting": {"device": "cpu"}}
-    speed.write_results(out, "speed", [other, stale], command="before")
-    tiny = speed.Arguments(
+    benchmark.write_results(out, "speed", [other, stale], command="before")
+    tiny = benchmark.Arguments(
         out=out, repeats=1, demos=4, updates=1, lengths=(2, 3, 4), max_length=2, batches=(1, 2), memory_updates=1
     )
-    speed.main(tiny)
+    benchmark.main(tiny)
     results = json.loads(out.read_text())
     check_results(results)
     assert other in results["rows"] and stale not in results["rows"]

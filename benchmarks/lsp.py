@@ -1,0 +1,300 @@
+"""Remake results/lsp.json: latent space policies on Gymnasium's tasks against what else there is, and the plot.
+
+    python benchmarks/lsp.py                                          # every run that is missing, then the plot
+    python benchmarks/lsp.py --tasks Ant-v5 --methods lsp ppo --seeds 0 --jobs 1 --no-speed
+    python benchmarks/lsp.py --hierarchy                              # one level, two, four couplings: the ant
+    python benchmarks/lsp.py --no-train --no-speed                    # collect finished runs and plot
+
+Each run is `examples/lsp_benchmark.py` in a process of one thread, with a folder of its own under RUNS; a run that was
+stopped goes on from its checkpoint (those of DDPG and PPO begin anew).
+
+The rows: `return` of every evaluation, setting `steps`, the same number of environment steps for every method; at the
+end of a run we quote the mean over the evaluations in its last tenth. `updates_per_second` and `speed_ratio`, task
+`speed`, are measured on one thread, interleaved in one process; every repeat is a row, its seed the repeat's number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import gymnasium
+import matplotlib
+import numpy as np
+import pyro
+import torch
+import tyro
+
+import pyrocontrol as pc
+from pyrocontrol.inference import mean_interval, read_rows, row, write_results
+from training_runs import make, verify_known, with_table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "lsp.json"
+PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
+METHODS: dict[str, list[str]] = {
+    "lsp": [],
+    "sac-gaussian": ["--guide", "gaussian"],
+    "sac-gmm": ["--guide", "mixture"],
+    "sql": ["--learner", "sql", "--temperature", "fixed"],
+    "ddpg": ["--learner", "ddpg"],
+    "ppo": ["--learner", "ppo"],
+    "lsp-spline": ["--guide", "spline"],
+    "lsp-2": ["--levels", "2"],
+    "lsp-4-end-to-end": ["--couplings", "4"],
+}
+COMPARED = ("lsp", "sac-gmm", "sql", "ddpg", "ppo")
+HIERARCHIES = ("lsp", "lsp-2", "lsp-4-end-to-end")
+TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5")
+SPEED = "speed"  # the task of the rows that are not of a run
+BATCH, HIDDEN, OBSERVATIONS, ACTIONS = 128, 128, 17, 6  # the last two are HalfCheetah's
+
+Run = tuple[str, str, int, int]
+
+
+@dataclass
+class Arguments:
+    """Which runs to make."""
+
+    tasks: tuple[str, ...] = TASKS[:4]
+    """Gymnasium's ids"""
+    methods: tuple[str, ...] = COMPARED
+    """which methods; there are also sac-gaussian, lsp-spline, lsp-2 and lsp-4-end-to-end"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """trials"""
+    steps: int = 200_000
+    """environment steps of each run, all levels together"""
+    hierarchy: bool = False
+    """instead: one level, two, and four couplings on the ant, twice as many steps each"""
+    jobs: int = 2
+    """runs side by side"""
+    runs: Path = HERE / "runs" / "lsp"
+    """where runs are kept"""
+    train: bool = True
+    """make the runs that are missing"""
+    speed: bool = True
+    """measure the speed"""
+    repeats: int = 15
+    """of each measurement of speed"""
+
+
+def main(arguments: Arguments) -> None:
+    """Make the missing runs, measure the speed, then the results file, its plot and the page's tables."""
+    verify_known("method", arguments.methods, [*METHODS])
+    if arguments.train:
+        tasks, methods, steps = arguments.tasks, arguments.methods, arguments.steps
+        if arguments.hierarchy:
+            tasks, methods, steps = ("Ant-v5",), HIERARCHIES, 2 * steps
+        # Seed by seed, so that what there is at any time is balanced.
+        jobs = [(task, method, steps, seed) for seed in arguments.seeds for task in tasks for method in methods]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(lambda job: run(arguments.runs, job), jobs))
+    rows = collect(arguments.runs)
+    # Runs made elsewhere, whose folders are not here, stay in the file; so does the speed, unless measured anew.
+    made = {run_of(item) for item in rows}
+    kept = [item for item in read_rows(RESULTS) if run_of(item) not in made]
+    measured = speed(arguments.repeats) if arguments.speed else []
+    rows += [item for item in kept if not (measured and item["task"] == SPEED)] + measured
+    write_results(RESULTS, "lsp", rows, command="python benchmarks/lsp.py")
+    report_speed(rows)
+    print(table(rows))
+    plot(rows, HERE / "results" / "lsp.png")
+    if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
+        PAGE.write_text(with_table(PAGE.read_text(), table(rows)))
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def run_of(item: dict[str, Any]) -> Run:
+    """Return the run that a row is of: task, method, environment steps and seed."""
+    return item["task"], item["method"], item["setting"].get("budget", 0), item["seed"]
+
+
+def folder(runs: Path, made: Run) -> Path:
+    """Return the folder of a run."""
+    task, method, steps, seed = made
+    return runs / task / f"{method}-{steps}-{seed}"
+
+
+def run(runs: Path, job: Run) -> None:
+    """Make one run unless it is there."""
+    out = folder(runs, job)
+    if (out / "result.json").exists() or job in {run_of(item) for item in read_rows(RESULTS)}:
+        return
+    task, method, steps, seed = job
+    given = [*METHODS[method], "--task", task, "--steps", str(steps), "--seed", str(seed), "--out", str(out)]
+    make(HERE.parent / "examples" / "lsp_benchmark.py", given, f"{task}/{out.name}", out / "log.txt")
+
+
+def collect(runs: Path) -> list[dict[str, Any]]:
+    """Return the rows of all finished runs, by task, method, budget and seed."""
+    rows = []
+    for path in runs.glob("*/*/result.json"):
+        method = path.parent.name.rsplit("-", 2)[0]
+        if method in METHODS:
+            content = json.loads(path.read_text())
+            made = {"revision": content["revision"]}
+            rows += [item | {"method": method, "setting": item["setting"] | made} for item in content["rows"]]
+    methods = [*METHODS]
+    return sorted(rows, key=lambda item: (item["task"], methods.index(item["method"]), *run_of(item)[2:]))
+
+
+# -- what came out ----------------------------------------------------------------------------------------------------
+
+
+def curves(rows: list[dict[str, Any]], task: str, method: str, budget: int) -> dict[int, dict[int, float]]:
+    """Return the return by seed and step."""
+    found: dict[int, dict[int, float]] = {}
+    for item in rows:
+        if run_of(item)[:3] == (task, method, budget) and item["metric"] == "return":
+            found.setdefault(item["seed"], {})[item["setting"]["steps"]] = item["value"]
+    return found
+
+
+def ends(rows: list[dict[str, Any]], task: str, method: str, budget: int) -> dict[int, float]:
+    """Return for each seed the mean return of the evaluations in the last tenth of its steps."""
+    return {
+        seed: float(np.mean([value for step, value in curve.items() if step > 0.9 * budget]))
+        for seed, curve in curves(rows, task, method, budget).items()
+    }
+
+
+def budgets(rows: list[dict[str, Any]], task: str) -> list[int]:
+    """Return the numbers of steps for which a task was learnt."""
+    return sorted({run_of(item)[2] for item in rows if item["task"] == task})
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return what the runs end with, as a Markdown table: mean, 95% interval where there are three seeds, and seeds."""
+    lines = ["| task | steps | " + " | ".join(METHODS) + " |", "|---|---|" + "---|" * len(METHODS)]
+    for task in (task for task in TASKS if any(item["task"] == task for item in rows)):
+        for budget in budgets(rows, task):
+            cells = []
+            for method in METHODS:
+                mean, half, seeds = mean_interval([*ends(rows, task, method, budget).values()])
+                interval = f" ± {half:,.0f}" if seeds >= 3 else ""
+                cells.append(f"{mean:,.0f}{interval} ({seeds})" if seeds else "")
+            lines.append(f"| {task} | {budget:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw return against environment steps, with 95% intervals over seeds where there are three."""
+    panels = [
+        (task, budget) for task in TASKS for budget in budgets(rows, task) if any(i["task"] == task for i in rows)
+    ]
+    if not panels:
+        return
+    wide = min(3, len(panels))
+    high = math.ceil(len(panels) / wide)
+    figure, grid = plt.subplots(high, wide, figsize=(4.4 * wide, 3.4 * high), layout="constrained", squeeze=False)
+    shown: dict[str, Any] = {}
+    for axes, (task, budget) in zip(grid.flat, panels, strict=False):
+        for number, method in enumerate(METHODS):
+            seeds = curves(rows, task, method, budget)
+            if not seeds:
+                continue
+            steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
+            points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
+            mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
+            (shown[method],) = axes.plot(steps, mean, color=f"C{number}", label=method)
+            if len(seeds) >= 3:
+                axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
+            else:
+                for curve in seeds.values():
+                    axes.plot(steps, [curve[step] for step in steps], color=f"C{number}", lw=0.6, alpha=0.6)
+        axes.set_title(f"{task}, {budget // 1000}k steps", loc="left", fontsize=10)
+        axes.set(xlabel="environment steps", ylabel="return")
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    figure.legend([*shown.values()], [*shown], loc="outside lower center", ncols=min(len(shown), 6), fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+def learner_of(policy: Any) -> Callable[[], object]:
+    """Return an update of soft actor-critic, its batch drawn from a replay."""
+    learner = pc.inference.SoftActorCritic(policy, OBSERVATIONS, ACTIONS)
+    memory = pc.inference.Replay(10_000, OBSERVATIONS, ACTIONS, seed=0)
+    draw = np.random.default_rng(0)
+    for _ in range(10_000):
+        seen, following = draw.standard_normal((2, OBSERVATIONS)).astype(np.float32)
+        action = draw.uniform(-1, 1, ACTIONS).astype(np.float32)
+        memory.add(seen, action, draw.standard_normal(), following, False)
+    return lambda: learner.update(memory.sample(BATCH))
+
+
+def stable_baselines() -> Callable[[], object]:
+    """Return an update of stable-baselines3's SAC at the same sizes, its batch drawn from its replay."""
+    import stable_baselines3 as sb3
+    from stable_baselines3.common.logger import Logger
+
+    env = gymnasium.make("HalfCheetah-v5")
+    net: dict[str, Any] = {"net_arch": [HIDDEN, HIDDEN]}
+    model = sb3.SAC("MlpPolicy", env, batch_size=BATCH, buffer_size=10_000, policy_kwargs=net, seed=0, device="cpu")
+    model.set_logger(Logger(None, []))
+    draw, memory = np.random.default_rng(0), model.replay_buffer
+    assert memory is not None
+    for _ in range(10_000):
+        seen, following = draw.standard_normal((2, 1, OBSERVATIONS)).astype(np.float32)
+        action = draw.uniform(-1, 1, (1, ACTIONS)).astype(np.float32)
+        memory.add(seen, following, action, draw.standard_normal(1), np.zeros(1), [{}])
+    return lambda: model.train(gradient_steps=1, batch_size=BATCH)
+
+
+def speed(repeats: int, updates: int = 200) -> list[dict[str, Any]]:
+    """Return updates a second of soft actor-critic, and `speed_ratio`, of ours to stable-baselines3's."""
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    kinds = {
+        "sac-sb3": stable_baselines(),
+        "lsp": learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS)),
+        "sac-gaussian": learner_of(pc.guides.GaussianPolicy(OBSERVATIONS, ACTIONS)),
+    }
+    setting = {"batch": BATCH, "hidden": HIDDEN, "device": "cpu"}
+    rows = []
+    for repeat in range(-1, repeats):  # the first is for warming up
+        rates = {}
+        for method, update in kinds.items():
+            start = time.perf_counter()
+            for _ in range(updates):
+                update()
+            rates[method] = (updates / (seconds := time.perf_counter() - start), seconds)
+        if repeat < 0:
+            continue
+        for method, (rate, seconds) in rates.items():
+            found = {"updates_per_second": rate, "speed_ratio": rate / rates["sac-sb3"][0]}
+            rows += [
+                row(method, SPEED, metric, value, seed=repeat, seconds=seconds, **setting)
+                for metric, value in found.items()
+                if (method, metric) != ("sac-sb3", "speed_ratio")
+            ]
+    return rows
+
+
+def report_speed(rows: list[dict[str, Any]]) -> None:
+    """Print the medians of the speed rows."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for item in rows:
+        if item["task"] == SPEED:
+            found.setdefault((item["method"], item["metric"]), []).append(item["value"])
+    for (method, metric), values in found.items():
+        print(f"{method:14} {metric:20} {median(values):8.4g}  ({min(values):.4g} to {max(values):.4g})")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

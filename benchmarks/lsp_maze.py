@@ -1,0 +1,203 @@
+"""Remake results/lsp_maze.json: a level that moves and one that finds the way, against one level, and the plot.
+
+    python benchmarks/lsp_maze.py                                              # the point: every run that is missing
+    python benchmarks/lsp_maze.py --goals 0 --methods lsp scratch --seeds 0 --jobs 1
+    python benchmarks/lsp_maze.py --task AntMaze --seeds 0 --pretrain 1000000 --steps 600000
+    python benchmarks/lsp_maze.py --no-train                                   # collect finished runs and plot
+
+Each run is `examples/lsp_maze.py` in a process of one thread, with a folder of its own under RUNS; a run that was
+stopped goes on from its checkpoint. What is learnt on open floor is kept once a seed, for all goals, as in the paper.
+
+The rows: `final_distance` to the goal where an episode ends (m) and `success`, the fraction of episodes that reach it,
+at every evaluation, setting `goal` and `steps` (in the maze; `pretrain` of them before, on open floor).
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import tyro
+
+from pyrocontrol.envs.point_maze import GOAL_RADIUS
+from pyrocontrol.inference import mean_interval, read_rows, write_results
+from training_runs import make, verify_known, with_table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "lsp_maze.json"
+PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
+ONE = ("--levels", "1")
+METHODS: dict[str, list[str]] = {
+    "lsp": [],
+    "lsp-sql": ["--learner", "sql"],
+    "finetune": [*ONE],
+    "finetune-motion": [*ONE, "--motion", "1"],
+    "scratch": [*ONE, "--pretrain", "0"],
+    "scratch-motion": [*ONE, "--pretrain", "0", "--motion", "1"],
+}
+# Methods that go on from the same training on open floor.
+FLOORS = {"lsp": "floor-lsp", "lsp-sql": "floor-sql", "finetune": "floor-one", "finetune-motion": "floor-one"}
+TASKS = ("PointMaze", "AntMaze")
+
+Run = tuple[str, str, int, int]
+
+
+@dataclass
+class Arguments:
+    """Which runs to make."""
+
+    task: Literal["PointMaze", "AntMaze"] = "PointMaze"
+    """whose body"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which methods"""
+    goals: tuple[int, ...] = (0, 1, 2)
+    """which goals"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """trials"""
+    pretrain: int = 50_000
+    """environment steps on open floor, of the methods that have them"""
+    steps: int = 60_000
+    """environment steps in the maze"""
+    jobs: int = 2
+    """runs side by side"""
+    runs: Path = HERE / "runs" / "lsp_maze"
+    """where runs are kept"""
+    train: bool = True
+    """make the runs that are missing"""
+
+
+def main(arguments: Arguments) -> None:
+    """Make the missing runs, then the results file, its plot and the page's table."""
+    verify_known("method", arguments.methods, [*METHODS])
+    if arguments.train:
+        # Seed by seed, so that what there is at any time is balanced. Runs that share a floor follow each other.
+        chains: dict[tuple[int, str], list[Run]] = {}
+        for seed in arguments.seeds:
+            for method in arguments.methods:
+                chain = chains.setdefault((seed, FLOORS.get(method, method)), [])
+                chain += [(arguments.task, method, goal, seed) for goal in arguments.goals]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(lambda chain: [run(arguments, job) for job in chain], chains.values()))
+    rows = collect(arguments.runs)
+    # Runs made elsewhere, whose folders are not here, stay in the file.
+    made = {run_of(item) for item in rows}
+    rows += [item for item in read_rows(RESULTS) if run_of(item) not in made]
+    write_results(RESULTS, "lsp_maze", rows, command="python benchmarks/lsp_maze.py")
+    print(table(rows))
+    plot(rows, HERE / "results" / "lsp_maze.png")
+    if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
+        PAGE.write_text(with_table(PAGE.read_text(), table(rows), "MAZE"))
+
+
+def run_of(item: dict[str, Any]) -> Run:
+    """Return the run that a row is of: task, method, goal and seed."""
+    return item["task"], item["method"], item["setting"]["goal"], item["seed"]
+
+
+def folder(runs: Path, made: Run) -> Path:
+    """Return the folder of a run."""
+    task, method, goal, seed = made
+    return runs / task / f"{method}-{goal}-{seed}"
+
+
+def run(arguments: Arguments, job: Run) -> None:
+    """Make one run unless it is there."""
+    out = folder(arguments.runs, job)
+    if (out / "result.json").exists() or job in {run_of(item) for item in read_rows(RESULTS)}:
+        return
+    task, method, goal, seed = job
+    given = ["--task", task, "--goal", str(goal), "--seed", str(seed), "--steps", str(arguments.steps)]
+    given += ["--evaluate-every", str(max(1, arguments.steps // 10)), "--out", str(out)]
+    if method in FLOORS:
+        floor = arguments.runs / task / f"{FLOORS[method]}-{seed}"
+        given += ["--pretrain", str(arguments.pretrain), "--pretrained", str(floor)]
+    make(HERE.parent / "examples" / "lsp_maze.py", given + METHODS[method], f"{task}/{out.name}", out / "log.txt")
+
+
+def collect(runs: Path) -> list[dict[str, Any]]:
+    """Return the rows of all finished runs, by task, method, goal and seed."""
+    rows = []
+    for path in runs.glob("*/*/result.json"):
+        method = path.parent.name.rsplit("-", 2)[0]
+        if method in METHODS:
+            content = json.loads(path.read_text())
+            made = {"revision": content["revision"]}
+            rows += [item | {"method": method, "setting": item["setting"] | made} for item in content["rows"]]
+    methods = [*METHODS]
+    return sorted(rows, key=lambda item: (item["task"], methods.index(item["method"]), *run_of(item)[2:]))
+
+
+# -- what came out ----------------------------------------------------------------------------------------------------
+
+
+def curves(rows: list[dict[str, Any]], task: str, method: str, metric: str) -> dict[int, dict[int, float]]:
+    """Return a metric by seed and step, each the mean over the goals that the seed has."""
+    found: dict[int, dict[int, list[float]]] = {}
+    for item in rows:
+        if (item["task"], item["method"], item["metric"]) == (task, method, metric):
+            found.setdefault(item["seed"], {}).setdefault(item["setting"]["steps"], []).append(item["value"])
+    return {
+        seed: {step: float(np.mean(values)) for step, values in sorted(curve.items())} for seed, curve in found.items()
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return what the runs end with, as a Markdown table: mean, 95% interval where there are three seeds, and seeds."""
+    lines = [
+        "| task | method (seeds) | final distance (m) | success | success, mean over the run |",
+        "|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        for method in METHODS:
+            ends, reached, along = [], [], []
+            for curve in curves(rows, task, method, "final_distance").values():
+                ends.append(curve[max(curve)])
+            for curve in curves(rows, task, method, "success").values():
+                reached.append(curve[max(curve)])
+                along.append(float(np.mean([*curve.values()])))
+            if ends:
+                cells = [_cell(values) for values in (ends, reached, along)]
+                lines.append(f"| {task} | {method} ({len(ends)}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    mean, half, seeds = mean_interval(values)
+    return f"{mean:.2f}" + (f" ± {half:.2f}" if seeds >= 3 else "")
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the final distance against environment steps in the maze, with 95% intervals over seeds."""
+    tasks = [task for task in TASKS if any(item["task"] == task for item in rows)]
+    if not tasks:
+        return
+    figure, grid = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4), layout="constrained", squeeze=False)
+    for axes, task in zip(grid[0], tasks, strict=True):
+        for number, method in enumerate(METHODS):
+            seeds = curves(rows, task, method, "final_distance")
+            if not seeds:
+                continue
+            steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
+            points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
+            mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
+            axes.plot(steps, mean, color=f"C{number}", label=f"{method} ({len(seeds)})")
+            if len(seeds) >= 3:
+                axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
+        axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1, label="reached")
+        axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, None))
+        axes.set_title(task, loc="left", fontsize=10)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,34 @@
+"""What benchmarks share that are made of many runs of an example: making one, and putting a table into a page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
+    """Run a script in a process of one thread, what it prints appended to ``log``, and say how it ended."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        code = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ).returncode
+    print(f"{name}: {'done' if code == 0 else f'exit {code}, see its {log.name}'}", flush=True)
+
+
+def with_table(page: str, lines: str, mark: str = "TABLE") -> str:
+    """Return a page with a table replaced, between its mark and the next ``END``."""
+    before, rest = page.split(f"<!-- {mark} -->\n")
+    return before + f"<!-- {mark} -->\n" + lines + "\n<!-- END -->\n" + rest.split("<!-- END -->\n", 1)[1]
+
+
+def verify_known(kind: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Exit with one line if something was asked for that there is not."""
+    if unknown := [name for name in given if name not in known]:
+        raise SystemExit(f"there is no {kind} {', '.join(unknown)}; there are {', '.join(known)}")

@@ -1,0 +1,329 @@
+"""A maze whose only reward is at the end of it: a level that moves in any direction, and one above that finds the way.
+
+After T. Haarnoja, K. Hartikainen, P. Abbeel and S. Levine, "Latent Space Policies for Hierarchical Reinforcement
+Learning" (2018), section 5.2: the lowest level is trained on open floor, where all that counts is speed, frozen, and
+embedded in the maze; the next one acts on its latents, each held for three steps, its own latent kept for an episode.
+What it is compared with is one level, which learns from scratch or goes on from such training, with the maze's reward
+alone or with that for motion added.
+
+    python examples/lsp_maze.py --goal 0 --out out/maze                         # two levels
+    python examples/lsp_maze.py --learner sql --out out/sql                     # soft Q-learning at both
+    python examples/lsp_maze.py --levels 1 --motion 1 --out out/finetuned       # one level, trained on
+    python examples/lsp_maze.py --levels 1 --motion 1 --pretrain 0 --out out/s  # from scratch
+    python examples/lsp_maze.py --task AntMaze --pretrain 1000000 --steps 1000000 --out out/ant
+
+writes OUT/result.json (`final_distance` to the goal, m, and `success` at every evaluation), OUT/level-N/ (checkpoint,
+replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png,
+OUT/tracks.png and OUT/policy.gif. A run that was stopped goes on from its checkpoints. With --pretrained FOLDER the
+training on open floor is kept there, for several runs that differ in the goal alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import pyro
+import torch
+import tyro
+
+import pyrocontrol as pc
+from pyrocontrol.envs.point_maze import GOAL_RADIUS, GOALS, WALLS
+from pyrocontrol.envs.skill_plots import plot_curves
+
+# By task: where it is learnt to move.
+OPEN_FLOOR = {"PointMaze": "PointMove", "AntMaze": "AntMove"}
+HOLD = 3  # environment steps for which a level above the lowest keeps an action
+PLACE = 2  # numbers of an observation that say where the body is; the lowest level of several does not see them
+EVALUATION_SEED = 10_000
+FILM_FRAMES = 150  # of an episode that does not end before its time
+
+
+@dataclass
+class Arguments:
+    """Learn to move, then to find a goal in the maze."""
+
+    task: Literal["PointMaze", "AntMaze"] = "PointMaze"
+    """whose body"""
+    goal: int = 0
+    """which of the three: 0, 1 or 2"""
+    levels: int = 2
+    """1: a policy that acts in the maze itself; more: those above the lowest act on latents"""
+    guide: Literal["flow", "spline", "gaussian"] = "flow"
+    """what the policy of each level is"""
+    learner: Literal["sac", "sql"] = "sac"
+    """soft actor-critic or soft Q-learning"""
+    motion: float = 0.0
+    """how much of the reward for motion is added to that of the maze"""
+    temperature: Literal["learned", "fixed"] = "learned"
+    """of soft actor-critic; fixed: 1, as is that of soft Q-learning"""
+    reward_scale: float = 1.0
+    """what rewards are multiplied by"""
+    pretrain: int = 50_000
+    """environment steps on open floor, 0 for none"""
+    steps: int = 100_000
+    """environment steps in the maze, all levels together"""
+    start: int = 1000
+    """actions of each level before its first update"""
+    seed: int = 0
+    """of the initial weights, the episodes and all noise"""
+    evaluate_every: int = 10_000
+    """environment steps between evaluations"""
+    episodes: int = 10
+    """of each evaluation"""
+    pretrained: Path | None = None
+    """folder of the training on open floor; by default in OUT"""
+    device: str = "cpu"
+    """where to learn"""
+    out: Path = Path("out/maze")
+    """folder for results; a run that was stopped goes on from its checkpoints"""
+
+
+def main(arguments: Arguments) -> None:
+    """Learn, evaluate, draw."""
+    checked(arguments)
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    before = time.perf_counter()
+    lowest = learnt_to_move(arguments) if arguments.pretrain else None
+    start = time.perf_counter()
+    if arguments.pretrain and lowest is None:
+        print("stopped; the same command goes on from there")
+        return
+    curve, hierarchy = learnt_the_maze(arguments, lowest)
+    if hierarchy is None:
+        print("stopped; the same command goes on from there")
+        return
+    names = ("goal", "levels", "guide", "learner", "motion", "pretrain", "episodes")
+    setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
+    seconds = time.perf_counter() - start
+    rows = [
+        pc.inference.row(
+            arguments.learner,
+            arguments.task,
+            metric,
+            value,
+            seed=arguments.seed,
+            seconds=seconds,
+            steps=step,
+            **setting,
+        )
+        for metric in ("final_distance", "success")
+        for step, values in curve
+        if (value := values[metric]) is not None
+    ]
+    pc.inference.write_results(arguments.out / "result.json", "lsp_maze", rows)
+    distances = [(step, values["final_distance"]) for step, values in curve]
+    plot_curves(arguments.out / "learning_curve.png", {"final distance (m)": {f"goal {arguments.goal}": distances}})
+    distance, success, tracks = rollouts(hierarchy, maze(arguments, motion=0.0), arguments.episodes)
+    plot_tracks(arguments.out / "tracks.png", arguments.goal, tracks)
+    film(arguments, hierarchy)
+    print(
+        f"final distance {distance:.2f} m, goal reached in {success:.0%} of {arguments.episodes} episodes; "
+        f"{start - before:.0f} s to learn to move, {seconds:.0f} s for the maze; results in {arguments.out}"
+    )
+
+
+def checked(arguments: Arguments) -> None:
+    """Exit with one line that says what is wrong, if something is."""
+    for name in ("levels", "steps", "start", "evaluate_every", "episodes"):
+        if getattr(arguments, name) < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.pretrain < 0:
+        raise SystemExit(f"--pretrain must not be negative, got {arguments.pretrain}")
+    if arguments.levels > 1 and not arguments.pretrain:
+        raise SystemExit("--pretrain 0 leaves nothing to act through: --levels 1, or steps on open floor")
+    for name in ("out", "pretrained"):
+        if (path := getattr(arguments, name)) is not None and path.exists() and not path.is_dir():
+            raise SystemExit(f"--{name} {path} is a file, not a folder")
+    try:
+        maze(arguments).close()
+    except (ValueError, gymnasium.error.Error) as error:
+        raise SystemExit(f"--task {arguments.task}: {error}") from error
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+def maze(arguments: Arguments, **given: Any) -> gymnasium.Env[Any, Any]:
+    """Return the maze of a run."""
+    given = {"goal": arguments.goal, "motion": arguments.motion} | given
+    return gymnasium.make(f"pyrocontrol/{arguments.task}-v0", **given)
+
+
+def make_learner(arguments: Arguments, level: int, observations: int, actions: int) -> Any:
+    """Return the learner of a level: the lowest acts within (-1, 1), the others on latents, whose prior is N(0, I)."""
+    kind = {"flow": pc.guides.FlowPolicy, "spline": pc.guides.ZukoPolicy, "gaussian": pc.guides.GaussianPolicy}
+    policy: Any = kind[arguments.guide](observations, actions, squash=level == 0)
+    given: dict[str, Any] = dict(reward_scale=arguments.reward_scale, fixed_latent=level > 0)
+    if level > 0:
+        given["prior"] = pc.models.GaussianPrior(actions)
+    if arguments.learner == "sql":
+        return pc.inference.SoftQLearning(policy, observations, actions, **given)
+    given["temperature"] = 1.0 if arguments.temperature == "fixed" else "learned"
+    return pc.inference.SoftActorCritic(policy, observations, actions, **given)
+
+
+def learnt_to_move(arguments: Arguments) -> Any:
+    """Return the lowest level's learner, trained on open floor; None if that was stopped."""
+    floor = f"pyrocontrol/{OPEN_FLOOR[arguments.task]}-v0"
+    env = gymnasium.make(floor, positions=arguments.levels == 1)
+    pyro.set_rng_seed(arguments.seed)
+    sizes = [int(space.shape[0]) for space in (env.observation_space, env.action_space)]  # type: ignore[index]
+    learner = make_learner(arguments, 0, *sizes)
+    result = pc.inference.learn(
+        learner,
+        env,
+        steps=arguments.pretrain,
+        start=arguments.start,
+        seed=arguments.seed,
+        out=arguments.pretrained or arguments.out / "open-floor",
+        device=arguments.device,
+    )
+    env.close()
+    return None if result.interrupted else learner
+
+
+def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, dict[str, float]]], Any]:
+    """Learn all that is learnt in the maze.
+
+    Returns:
+        The evaluations, each with the environment steps before it, and the policy; None if the run was stopped.
+    """
+    embed = partial(pc.envs.LatentActionEnv, observation=slice(PLACE, None), hold=HOLD)
+    above = partial(pc.envs.LatentActionEnv, hold=HOLD)
+    several = arguments.levels > 1
+    below = [lowest.policy] if several else []
+    count = arguments.levels - len(below)
+    made: list[Any] = []
+
+    def compose(policies: list[Any]) -> Any:
+        seen = [slice(PLACE, None) if several else None] + [None] * (len(policies) - 1)
+        return pc.envs.Hierarchy(
+            policies,
+            seen,
+            holds=[HOLD] * (len(policies) - 1),
+            fixed_latent=several,
+            observation_size=policies[-1].observation_size,
+            action_space=env.action_space,
+        )
+
+    def learner_of(level: int, observations: int, actions: int) -> Any:
+        return lowest if level == 0 and lowest else make_learner(arguments, level, observations, actions)
+
+    def evaluate(level: int, learner: Any) -> Callable[[int], dict[str, float]]:
+        policies = [*below, *made, learner.policy]
+        made.append(learner.policy)
+
+        def measured(_step: int) -> dict[str, float]:
+            # Without what motion may be worth: the same for all.
+            distance, success, _ = rollouts(compose(policies), maze(arguments, motion=0.0), arguments.episodes)
+            return {"final_distance": distance, "success": success}
+
+        return measured
+
+    env: Any = maze(arguments)
+    # An action of level n is held for HOLD^n environment steps.
+    each = [arguments.steps // count // HOLD ** (len(below) + n) for n in range(count)]
+    result = pc.inference.train_stagewise(
+        [partial(maze, arguments)] * count,
+        learner_of,
+        [max(steps, 1) for steps in each],
+        embed=[embed, *[above] * (arguments.levels - 2)][: arguments.levels - 1],
+        below=below,
+        evaluate=evaluate,
+        seed=arguments.seed,
+        out=arguments.out,
+        device=arguments.device,
+        evaluate_every=max(1, arguments.evaluate_every // HOLD ** len(below)),
+        start=arguments.start,
+    )
+    curve, past = [], 0
+    for level, part in enumerate(result.results, len(below)):
+        curve += [(past + step * HOLD**level, values) for step, values in part.evaluations]
+        past = curve[-1][0] if curve else 0
+    if result.interrupted:
+        return curve, None
+    hierarchy = compose(result.policies)
+    hierarchy.save(arguments.out / "hierarchy.pt")
+    return curve, hierarchy
+
+
+def rollouts(policy: Any, env: gymnasium.Env[Any, Any], episodes: int) -> tuple[float, float, list[np.ndarray]]:
+    """Act in the maze, actions sampled; the same episodes and noise at every call.
+
+    Returns:
+        Mean distance to the goal where episodes end (m), the fraction that reached it, and where the body was in each
+        step of each episode, ``[steps, 2]``.
+    """
+    distances, reached, tracks = [], [], []
+    torch.manual_seed(EVALUATION_SEED)
+    for episode in range(episodes):
+        observation, info = env.reset(seed=EVALUATION_SEED + episode)
+        state, over, track = None, False, [info["position"]]
+        while not over:
+            action, state = policy.predict(observation, state)
+            observation, _, terminated, truncated, info = env.step(action)
+            over = terminated or truncated
+            track.append(info["position"])
+        distances.append(info["distance"])
+        reached.append(info["is_success"])
+        tracks.append(np.array(track))
+    env.close()
+    return float(np.mean(distances)), float(np.mean(reached)), tracks
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def plot_tracks(path: Path, goal: int, tracks: list[np.ndarray]) -> None:
+    """Draw the maze from above, its goal, and where the body went."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import patches
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    for x, y, half_x, half_y in WALLS:
+        axes.add_patch(patches.Rectangle((x - half_x, y - half_y), 2 * half_x, 2 * half_y, color="0.4"))
+    axes.add_patch(patches.Circle(GOALS[goal], GOAL_RADIUS, color="tab:green", alpha=0.4))
+    for track in tracks:
+        axes.plot(*track.T, linewidth=1)
+    axes.set(xlim=(-3, 15), ylim=(-9, 9), aspect="equal", xlabel="x (m)", ylabel="y (m)")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def film(arguments: Arguments, policy: Any) -> None:
+    """Film an episode; where nothing can be rendered, say so."""
+    small = {"width": 240, "height": 240} if arguments.task == "AntMaze" else {}
+    try:
+        env = maze(arguments, render_mode="rgb_array", **small)
+        limit = env.spec.max_episode_steps if env.spec else None
+        every = max(1, (limit or FILM_FRAMES) // FILM_FRAMES)
+        frames: list[Any] = []
+        torch.manual_seed(EVALUATION_SEED)
+        observation, _ = env.reset(seed=EVALUATION_SEED)
+        state, over, step = None, False, 0
+        while not over:
+            if step % every == 0:
+                frames.append(env.render())
+            action, state = policy.predict(observation, state)
+            observation, _, terminated, truncated, _ = env.step(action)
+            over, step = terminated or truncated, step + 1
+        frames.append(env.render())
+        pc.envs.save_video(arguments.out / "policy.gif", frames, fps=env.metadata["render_fps"])
+        env.close()
+    except Exception as error:  # a machine without OpenGL is no reason to lose a run
+        print(f"no film: {error}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

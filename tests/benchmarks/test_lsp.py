@@ -1,0 +1,93 @@
+"""What the benchmark of latent space policies makes of its runs, and that the page shows it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def item(method: str, seed: int, step: int, value: float, budget: int = 100) -> dict[str, Any]:
+    setting = {"steps": step, "budget": budget}
+    return {
+        "method": method,
+        "task": "Ant-v5",
+        "setting": setting,
+        "seed": seed,
+        "metric": "return",
+        "value": value,
+        "seconds": 1.0,
+    }
+
+
+def test_runs_are_collected_by_their_folders(benchmark: ModuleType, tmp_path: Path) -> None:
+    for method, steps, seed in (("lsp-2", 200, 1), ("lsp", 100, 10), ("lsp", 100, 2), ("somebody's", 100, 0)):
+        out = benchmark.folder(tmp_path, ("Ant-v5", method, steps, seed))
+        out.mkdir(parents=True)
+        content = {"revision": "abc", "rows": [item("sac", seed, steps, 5.0, budget=steps)]}
+        (out / "result.json").write_text(json.dumps(content))
+    rows = benchmark.collect(tmp_path)
+    assert [benchmark.run_of(row) for row in rows] == [
+        ("Ant-v5", "lsp", 100, 2),
+        ("Ant-v5", "lsp", 100, 10),
+        ("Ant-v5", "lsp-2", 200, 1),
+    ]
+    assert {row["setting"]["revision"] for row in rows} == {"abc"}
+
+
+def test_runs_that_are_there_are_not_made_again(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(benchmark, "make", lambda *given: made.append(given))
+    monkeypatch.setattr(benchmark, "read_rows", lambda path: [item("lsp", 1, 100, 5.0)])
+    there = ("Ant-v5", "lsp", 100, 0)
+    benchmark.folder(tmp_path, there).mkdir(parents=True)
+    (benchmark.folder(tmp_path, there) / "result.json").write_text("{}")
+    for job in (there, ("Ant-v5", "lsp", 100, 1), ("Ant-v5", "sql", 100, 0)):
+        benchmark.run(tmp_path, job)
+    ((script, given, name, _),) = made
+    assert script.exists() and name == "Ant-v5/sql-100-0"
+    assert given[:8] == ["--learner", "sql", "--temperature", "fixed", "--task", "Ant-v5", "--steps", "100"]
+
+
+def test_what_is_quoted_is_the_last_tenth(benchmark: ModuleType) -> None:
+    rows = [item("lsp", 0, step, value) for step, value in ((50, 9.0), (90, 7.0), (95, 1.0), (100, 2.0))]
+    rows += [item("lsp", 1, 100, 4.0), item("lsp", 0, 100, 99.0, budget=200), item("ppo", 0, 100, 0.0)]
+    assert benchmark.ends(rows, "Ant-v5", "lsp", 100) == {0: 1.5, 1: 4.0}
+    assert benchmark.curves(rows, "Ant-v5", "lsp", 200) == {0: {100: 99.0}}
+
+
+def test_the_table_has_an_interval_from_three_seeds_on(benchmark: ModuleType, tmp_path: Path) -> None:
+    rows = [item("lsp", seed, 100, 1000.0 * seed) for seed in range(3)]
+    rows += [item("ppo", seed, 100, 5.0) for seed in range(2)]
+    rows += [item("lsp-2", 0, 200, 7.0, budget=200)]
+    first, second = benchmark.table(rows).splitlines()[2:]
+    assert first.startswith("| Ant-v5 | 100 | 1,000 ± 2,484 (3) |") and "| 5 (2) |" in first
+    assert second.startswith("| Ant-v5 | 200 |  |") and "| 7 (1) |" in second
+    benchmark.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
+    rows = json.loads(benchmark.RESULTS.read_text())["rows"]
+    page = benchmark.PAGE.read_text()
+    assert benchmark.with_table(page, benchmark.table(rows)) == page
+
+
+def test_speed_is_a_ratio_to_that_of_stable_baselines(
+    benchmark: ModuleType, check_row: Callable[[dict[str, Any]], None]
+) -> None:
+    pytest.importorskip("mujoco")
+    rows = benchmark.speed(1, updates=1)
+    found = {(row["method"], row["metric"]): row["value"] for row in rows}
+    base = found["sac-sb3", "updates_per_second"]
+    assert ("sac-sb3", "speed_ratio") not in found
+    for method in ("lsp", "sac-gaussian"):
+        assert found[method, "speed_ratio"] == pytest.approx(found[method, "updates_per_second"] / base)
+    for row in rows:
+        check_row(row)

@@ -1,0 +1,75 @@
+"""What the benchmark of the maze makes of its runs, and that the page shows it."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def item(method: str, seed: int, goal: int, step: int, value: float, metric: str = "final_distance") -> dict[str, Any]:
+    return {
+        "method": method,
+        "task": "PointMaze",
+        "setting": {"steps": step, "goal": goal},
+        "seed": seed,
+        "metric": metric,
+        "value": value,
+        "seconds": 1.0,
+    }
+
+
+def test_runs_are_collected_by_their_folders(benchmark: ModuleType, tmp_path: Path) -> None:
+    for method, goal, seed in (("finetune-motion", 2, 1), ("lsp", 0, 10), ("somebody's", 0, 0)):
+        out = benchmark.folder(tmp_path, ("PointMaze", method, goal, seed))
+        out.mkdir(parents=True)
+        content = {"revision": "abc", "rows": [item("sac", seed, goal, 5, 1.0)]}
+        (out / "result.json").write_text(json.dumps(content))
+    (tmp_path / "PointMaze" / "floor-one-1").mkdir()
+    rows = benchmark.collect(tmp_path)
+    expected = [("PointMaze", "lsp", 0, 10), ("PointMaze", "finetune-motion", 2, 1)]
+    assert [benchmark.run_of(row) for row in rows] == expected
+    assert {row["setting"]["revision"] for row in rows} == {"abc"}
+
+
+def test_methods_that_go_on_from_one_floor_are_made_one_after_the_other(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setattr(benchmark, "make", lambda script, given, name, log: made.append(given))
+    monkeypatch.setattr(benchmark, "read_rows", lambda path: [item("lsp", 0, 0, 5, 1.0)])
+    monkeypatch.setattr(benchmark, "write_results", lambda *given, **options: None)
+    monkeypatch.setattr(benchmark, "plot", lambda *given: None)
+    benchmark.main(benchmark.Arguments(goals=(0, 1), seeds=(0,), jobs=1, runs=tmp_path, steps=70, pretrain=9))
+    assert len(made) == 11  # one is there
+    floors = [given[given.index("--pretrained") + 1] for given in made if "--pretrained" in given]
+    assert [Path(floor).name for floor in floors] == ["floor-lsp-0", *["floor-sql-0"] * 2, *["floor-one-0"] * 4]
+    for given in made:
+        assert given[given.index("--pretrain") + 1] == ("9" if "--pretrained" in given else "0")
+        assert given[given.index("--evaluate-every") + 1] == "7"
+
+
+def test_a_seed_counts_once_whatever_its_goals(benchmark: ModuleType, tmp_path: Path) -> None:
+    rows = [
+        item("lsp", seed, goal, step, seed + goal + step) for seed in range(3) for goal in (0, 2) for step in (5, 10)
+    ]
+    rows += [item("lsp", seed, goal, step, step / 10, "success") for seed, goal, step in _keys(rows)]
+    assert benchmark.curves(rows, "PointMaze", "lsp", "final_distance")[1] == {5: 7.0, 10: 12.0}
+    assert benchmark.table(rows).splitlines()[2:] == [
+        "| PointMaze | lsp (3) | 12.00 ± 2.48 | 1.00 ± 0.00 | 0.75 ± 0.00 |"
+    ]
+    benchmark.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def _keys(rows: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
+    return [(row["seed"], row["setting"]["goal"], row["setting"]["steps"]) for row in rows]
+
+
+def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
+    rows = json.loads(benchmark.RESULTS.read_text())["rows"]
+    page = benchmark.PAGE.read_text()
+    assert benchmark.with_table(page, benchmark.table(rows), "MAZE") == page

@@ -11,6 +11,8 @@ stopped goes on from its checkpoint (those of DDPG and PPO begin anew).
 The rows: `return` of every evaluation, setting `steps`, the same number of environment steps for every method; at the
 end of a run we quote the mean over the evaluations in its last tenth. `updates_per_second` and `speed_ratio`, task
 `speed`, are measured on one thread, interleaved in one process; every repeat is a row, its seed the repeat's number.
+`inversion_error`, task `inversion`: how far actions in (-1, 1) are from what their latents at the top of three frozen
+levels make of them again, at most.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ METHODS: dict[str, list[str]] = {
 COMPARED = ("lsp", "sac-gmm", "sql", "ddpg", "ppo")
 HIERARCHIES = ("lsp", "lsp-2", "lsp-4-end-to-end")
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5")
-SPEED = "speed"  # the task of the rows that are not of a run
+SPEED, INVERSION = "speed", "inversion"  # the tasks of the rows that are not of a run
 BATCH, HIDDEN, OBSERVATIONS, ACTIONS = 128, 128, 17, 6  # the last two are HalfCheetah's
 
 Run = tuple[str, str, int, int]
@@ -83,9 +85,9 @@ class Arguments:
     train: bool = True
     """make the runs that are missing"""
     speed: bool = True
-    """measure the speed"""
+    """measure the speed, and the error of inversion"""
     repeats: int = 15
-    """of each measurement of speed"""
+    """of each measurement"""
 
 
 def main(arguments: Arguments) -> None:
@@ -103,10 +105,10 @@ def main(arguments: Arguments) -> None:
     # Runs made elsewhere, whose folders are not here, stay in the file; so does the speed, unless measured anew.
     made = {run_of(item) for item in rows}
     kept = [item for item in read_rows(RESULTS) if run_of(item) not in made]
-    measured = speed(arguments.repeats) if arguments.speed else []
-    rows += [item for item in kept if not (measured and item["task"] == SPEED)] + measured
+    measured = speed(arguments.repeats) + inversion(arguments.repeats) if arguments.speed else []
+    rows += [item for item in kept if not (measured and item["task"] in (SPEED, INVERSION))] + measured
     write_results(RESULTS, "lsp", rows, command="python benchmarks/lsp.py")
-    report_speed(rows)
+    report_measured(rows)
     print(table(rows))
     plot(rows, HERE / "results" / "lsp.png")
     if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
@@ -223,7 +225,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-# -- speed ------------------------------------------------------------------------------------------------------------
+# -- speed and inversion -----------------------------------------------------------------------------------------------
 
 
 def learner_of(policy: Any) -> Callable[[], object]:
@@ -286,11 +288,31 @@ def speed(repeats: int, updates: int = 200) -> list[dict[str, Any]]:
     return rows
 
 
-def report_speed(rows: list[dict[str, Any]]) -> None:
-    """Print the medians of the speed rows."""
+def inversion(repeats: int, steps: int = 1000) -> list[dict[str, Any]]:
+    """Return the errors of inverting episodes of random actions through three levels of random weights."""
+    rows = []
+    for repeat in range(repeats):
+        torch.manual_seed(repeat)
+        levels = [pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS, squash=number == 0) for number in range(3)]
+        with torch.no_grad():  # far from the identity, at which flows begin
+            for parameter in (parameter for level in levels for parameter in level.parameters()):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        stack = pc.envs.Hierarchy(levels)
+        seen, actions = torch.randn(steps, OBSERVATIONS), 2 * torch.rand(steps, ACTIONS) - 1
+        start = time.perf_counter()
+        again = stack.actions(stack.latents(actions, seen)[-1], seen)
+        error, seconds = float((again - actions).abs().max()), time.perf_counter() - start
+        rows.append(
+            row("lsp", INVERSION, "inversion_error", error, seed=repeat, seconds=seconds, levels=3, steps=steps)
+        )
+    return rows
+
+
+def report_measured(rows: list[dict[str, Any]]) -> None:
+    """Print the medians of the rows that are not of a run."""
     found: dict[tuple[str, str], list[float]] = {}
     for item in rows:
-        if item["task"] == SPEED:
+        if item["task"] in (SPEED, INVERSION):
             found.setdefault((item["method"], item["metric"]), []).append(item["value"])
     for (method, metric), values in found.items():
         print(f"{method:14} {metric:20} {median(values):8.4g}  ({min(values):.4g} to {max(values):.4g})")

@@ -62,7 +62,7 @@ class Arguments:
     """which goals"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """trials"""
-    pretrain: int = 50_000
+    pretrain: int = 30_000
     """environment steps on open floor, of the methods that have them"""
     steps: int = 60_000
     """environment steps in the maze"""

@@ -42,6 +42,7 @@ OPEN_FLOOR = {"PointMaze": "PointMove", "AntMaze": "AntMove"}
 HOLD = 3  # environment steps for which a level above the lowest keeps an action
 PLACE = 2  # numbers of an observation that say where the body is; the lowest level of several does not see them
 EVALUATION_SEED = 10_000
+VARIED_SCALE = 3.0  # of rewards on open floor, with temperature 1: Table 2
 FILM_FRAMES = 150  # of an episode that does not end before its time
 
 
@@ -62,12 +63,12 @@ class Arguments:
     motion: float = 0.0
     """how much of the reward for motion is added to that of the maze"""
     temperature: Literal["learned", "fixed"] = "learned"
-    """of soft actor-critic; fixed: 1, as is that of soft Q-learning"""
+    """of soft actor-critic in the maze; fixed: 1, as is that of soft Q-learning"""
     reward_scale: float = 1.0
-    """what rewards are multiplied by"""
-    pretrain: int = 50_000
+    """what rewards in the maze are multiplied by"""
+    pretrain: int = 30_000
     """environment steps on open floor, 0 for none"""
-    steps: int = 100_000
+    steps: int = 60_000
     """environment steps in the maze, all levels together"""
     start: int = 1000
     """actions of each level before its first update"""
@@ -158,15 +159,21 @@ def maze(arguments: Arguments, **given: Any) -> gymnasium.Env[Any, Any]:
 
 
 def make_learner(arguments: Arguments, level: int, observations: int, actions: int) -> Any:
-    """Return the learner of a level: the lowest acts within (-1, 1), the others on latents, whose prior is N(0, I)."""
+    """Return the learner of a level: the lowest acts within (-1, 1), the others on latents, whose prior is N(0, I).
+
+    The lowest of several is to know many ways to move: its temperature and scale of rewards are those of the paper's
+    ant. A single level is to be good in the maze, whatever it was trained on before.
+    """
     kind = {"flow": pc.guides.FlowPolicy, "spline": pc.guides.ZukoPolicy, "gaussian": pc.guides.GaussianPolicy}
     policy: Any = kind[arguments.guide](observations, actions, squash=level == 0)
-    given: dict[str, Any] = dict(reward_scale=arguments.reward_scale, fixed_latent=level > 0)
+    varied = level == 0 and arguments.levels > 1
+    scale = VARIED_SCALE if varied else arguments.reward_scale
+    given: dict[str, Any] = dict(reward_scale=scale, fixed_latent=level > 0)
     if level > 0:
         given["prior"] = pc.models.GaussianPrior(actions)
     if arguments.learner == "sql":
         return pc.inference.SoftQLearning(policy, observations, actions, **given)
-    given["temperature"] = 1.0 if arguments.temperature == "fixed" else "learned"
+    given["temperature"] = 1.0 if varied or arguments.temperature == "fixed" else "learned"
     return pc.inference.SoftActorCritic(policy, observations, actions, **given)
 
 

@@ -91,3 +91,11 @@ def test_speed_is_a_ratio_to_that_of_stable_baselines(
         assert found[method, "speed_ratio"] == pytest.approx(found[method, "updates_per_second"] / base)
     for row in rows:
         check_row(row)
+
+
+def test_actions_are_made_again_of_their_latents(
+    benchmark: ModuleType, check_row: Callable[[dict[str, Any]], None]
+) -> None:
+    (row,) = benchmark.inversion(1, steps=50)
+    check_row(row)
+    assert 0 < row["value"] <= 1e-5

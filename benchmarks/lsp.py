@@ -51,6 +51,7 @@ METHODS: dict[str, list[str]] = {
     "sql": ["--learner", "sql", "--temperature", "fixed"],
     "ddpg": ["--learner", "ddpg"],
     "ppo": ["--learner", "ppo"],
+    "lsp-3e-4": ["--lr", "3e-4"],  # the paper's learning rate
     "lsp-spline": ["--guide", "spline"],
     "lsp-2": ["--levels", "2"],
     "lsp-4-end-to-end": ["--couplings", "4"],
@@ -71,7 +72,7 @@ class Arguments:
     tasks: tuple[str, ...] = TASKS[:4]
     """Gymnasium's ids"""
     methods: tuple[str, ...] = COMPARED
-    """which methods; there are also sac-gaussian, lsp-spline, lsp-2 and lsp-4-end-to-end"""
+    """which methods; there are also sac-gaussian, lsp-3e-4, lsp-spline, lsp-2 and lsp-4-end-to-end"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """trials"""
     steps: int = 200_000

@@ -37,7 +37,7 @@ PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
 ONE = ("--levels", "1")
 METHODS: dict[str, list[str]] = {
     "lsp": [],
-    "lsp-sql": ["--learner", "sql"],
+    "lsp-sql": ["--learner", "sql", "--reward-scale", "0.1"],
     "finetune": [*ONE],
     "finetune-motion": [*ONE, "--motion", "1"],
     "scratch": [*ONE, "--pretrain", "0"],

@@ -56,7 +56,7 @@ class Arguments:
     """steps of each level before its first update"""
     temperature: Literal["learned", "fixed"] = "learned"
     """of the soft learners; fixed: 1, and rewards scaled as in the paper"""
-    lr: float = 3e-4
+    lr: float = 1e-3
     """of the soft learners, for policy, critics and temperature"""
     seed: int = 0
     """of the initial weights, the episodes and all noise"""

@@ -122,13 +122,18 @@ def plot_curves(
     path: str | os.PathLike[str],
     curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
     lines: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    along: str = "update",
+    log: bool = True,
 ) -> None:
     """Draw learning curves, a panel a metric.
 
     Args:
         path: the picture.
-        curves: metric -> label -> (update, value) pairs; a metric whose values are all positive has a logarithmic axis.
+        curves: metric -> label -> (step, value) pairs.
         lines: metric -> label -> a value to compare with.
+        along: what a step is.
+        log: whether a metric whose values are all positive has a logarithmic axis.
     """
     figure = _figure(4.2 * len(curves), 3.5)
     for panel, (metric, kinds) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
@@ -138,8 +143,8 @@ def plot_curves(
             panel.plot(*zip(*pairs, strict=True), ".-" if len(pairs) < 50 else "-", color=colour, label=label)
         for label, value in compared.items():
             panel.axhline(value, color="gray", linestyle="--", linewidth=1, label=label)
-        scale = "log" if values and min(values) > 0 else "linear"
-        panel.set(xlabel="update", ylabel=metric, yscale=scale)
+        scale = "log" if log and values and min(values) > 0 else "linear"
+        panel.set(xlabel=along, ylabel=metric, yscale=scale)
         panel.legend(fontsize=8)
     _save(figure, path)
 

@@ -100,7 +100,9 @@ def main(arguments: Arguments) -> None:
         for step, value in curve
     ]
     pc.inference.write_results(arguments.out / "result.json", "lsp", rows)
-    plot_curves(arguments.out / "learning_curve.png", {"return": {arguments.task: curve}})
+    plot_curves(
+        arguments.out / "learning_curve.png", {"return": {arguments.task: curve}}, along="environment steps", log=False
+    )
     film(arguments, policy)
     print(f"return {curve[-1][1]:.0f} after {curve[-1][0]} steps, {seconds:.0f} s; results in {arguments.out}")
 
@@ -240,7 +242,10 @@ def baseline(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
 
 def film(arguments: Arguments, policy: Any) -> None:
     """Film the first steps of an episode; where nothing can be rendered, say so."""
-    env = gymnasium.make(arguments.task, render_mode="rgb_array")
+    # Gymnasium's bodies run out of the picture unless the camera goes with them.
+    follows = hasattr(gymnasium.make(arguments.task).unwrapped, "mujoco_renderer")
+    camera = {"camera_name": "track"} if follows else {}
+    env = gymnasium.make(arguments.task, render_mode="rgb_array", **camera)
     try:
         frames: list[Any] = []
         state, ended = None, False

@@ -121,7 +121,12 @@ def main(arguments: Arguments) -> None:
     ]
     pc.inference.write_results(arguments.out / "result.json", "lsp_maze", rows)
     distances = [(step, values["final_distance"]) for step, values in curve]
-    plot_curves(arguments.out / "learning_curve.png", {"final distance (m)": {f"goal {arguments.goal}": distances}})
+    plot_curves(
+        arguments.out / "learning_curve.png",
+        {"final distance (m)": {f"goal {arguments.goal}": distances}},
+        along="environment steps in the maze",
+        log=False,
+    )
     distance, success, tracks = rollouts(hierarchy, maze(arguments, motion=0.0), arguments.episodes)
     plot_tracks(arguments.out / "tracks.png", arguments.goal, tracks)
     film(arguments, hierarchy)

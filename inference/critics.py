@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,19 @@ class Critics(nn.Module):
         hidden: sizes of the hidden layers, with ReLU.
         count: K; 2 for the twin critics, whose minimum counters overestimation (S. Fujimoto, H. van Hoof and D. Meger,
             "Addressing Function Approximation Error in Actor-Critic Methods", 2018, eq. (10)).
+        coordinates: what the networks read instead of actions ``[..., A]``, of the same shape; None for themselves.
 
     Raises:
         ValueError: for sizes that make no sense.
     """
 
     def __init__(
-        self, observation_size: int, action_size: int, hidden: Sequence[int] = (128, 128), count: int = 2
+        self,
+        observation_size: int,
+        action_size: int,
+        hidden: Sequence[int] = (128, 128),
+        count: int = 2,
+        coordinates: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if observation_size < 1 or action_size < 0:
@@ -40,7 +46,7 @@ class Critics(nn.Module):
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
         self.observation_size, self.action_size, self.count = observation_size, action_size, count
-        self.hidden = tuple(hidden)
+        self.hidden, self.coordinates = tuple(hidden), coordinates
         sizes = [observation_size + action_size, *hidden, 1]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
@@ -68,6 +74,8 @@ class Critics(nn.Module):
         hidden = observations.reshape(-1, observations.shape[-1])
         if actions is not None:
             actions = actions.reshape(-1, actions.shape[-1])
+            if self.coordinates is not None:
+                actions = self.coordinates(actions)
             if frozen and len(layers) > 1:
                 # The first layer in two parts, so that no gradient is computed for the observations.
                 weight, bias = layers[0][0].detach(), layers[0][1].detach()

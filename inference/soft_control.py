@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -247,7 +247,7 @@ class SoftActorCritic(SoftLearner):
             observation_size,
             action_size,
             prior=prior,
-            critics=Critics(observation_size, action_size, hidden, 1 if first else 2),
+            critics=Critics(observation_size, action_size, hidden, 1 if first else 2, coordinates_of(prior)),
             lr=lr,
             discount=discount,
             reward_scale=reward_scale,
@@ -375,6 +375,15 @@ class SoftActorCritic(SoftLearner):
             return None, alpha.new_tensor(report), alpha.new_tensor(math.nan)
         with torch.no_grad():
             return None, alpha.new_tensor(report), self.log_ratio(*self.policy.draw(observations))
+
+
+def coordinates_of(prior: ActionPrior | None) -> Callable[[Tensor], Tensor] | None:
+    """Return what critics read of actions: coordinates in which the prior is uniform on (-1, 1)^A.
+
+    Of the latents of a level below, which have no bounds, a network makes values that grow without bounds, faster than
+    the prior's density falls.
+    """
+    return None if prior is None else prior.coordinates
 
 
 def _verify_policy(policy: Any, observation_size: int, action_size: int) -> None:

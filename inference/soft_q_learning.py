@@ -17,7 +17,7 @@ from torch import Tensor
 from ..models.optimality import ActionGuide, ActionPrior
 from .critics import Critics, TargetCopy
 from .replay import Transitions
-from .soft_control import SoftLearner, _verify_policy, _verify_positive
+from .soft_control import SoftLearner, _verify_policy, _verify_positive, coordinates_of
 
 __all__ = ["SoftQLearning", "stein_direction"]
 
@@ -88,7 +88,7 @@ class SoftQLearning(SoftLearner):
             observation_size,
             action_size,
             prior=prior,
-            critics=Critics(observation_size, action_size, hidden, 1),
+            critics=Critics(observation_size, action_size, hidden, 1, coordinates_of(prior)),
             lr=lr,
             discount=discount,
             reward_scale=reward_scale,

@@ -108,6 +108,9 @@ class ActionPrior(Protocol):
     def distribution(self, batch_shape: tuple[int, ...], like: Tensor | None = None) -> TorchDistribution:
         """Return it as a Pyro distribution of a batch shape, event shape ``[A]``."""
 
+    def coordinates(self, actions: Tensor) -> Tensor:
+        """Return where actions ``[..., A]`` are in coordinates in which the prior is uniform on (-1, 1)^A."""
+
     def optimality(self, critic: Critic, alpha: float | Tensor) -> OptimalityModel:
         """Return the model of one action under this prior; see `OneStepOptimality`."""
 
@@ -181,6 +184,10 @@ class UniformPrior(_Prior):
         ends = torch.ones(self.action_size) if like is None else like.new_ones(self.action_size)
         return _UniformActions(ends.expand(*batch_shape, -1))
 
+    def coordinates(self, actions: Tensor) -> Tensor:
+        """Return the actions themselves."""
+        return actions
+
     def optimality(self, critic: Critic, alpha: float | Tensor) -> OneStepOptimality:
         """Return the model of one action under this prior."""
         return OneStepOptimality(critic, self, alpha)
@@ -206,6 +213,10 @@ class GaussianPrior(_Prior):
         zero = torch.zeros(self.action_size) if like is None else like.new_zeros(self.action_size)
         zero = zero.expand(*batch_shape, -1)
         return dist.Normal(zero, torch.ones_like(zero)).to_event(1)
+
+    def coordinates(self, actions: Tensor) -> Tensor:
+        """Return 2 Phi(a) - 1 ``[..., A]``, Phi the standard normal's distribution function."""
+        return torch.erf(actions * math.sqrt(0.5))
 
     def optimality(self, critic: Critic, alpha: float | Tensor) -> OneStepOptimality:
         """Return the model of one action under this prior."""

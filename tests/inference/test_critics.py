@@ -49,6 +49,18 @@ def test_stacked_critics_equal_separate_networks(count: int, hidden: tuple[int, 
     torch.testing.assert_close(critics.minimum(observations, actions), expected.amin(0))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_actions_are_read_in_other_coordinates(frozen: bool) -> None:
+    critics = Critics(3, 2, coordinates=torch.tanh)
+    plain = Critics(3, 2)
+    plain.load_state_dict(critics.state_dict())
+    observations, actions = torch.randn(6, 3), torch.randn(6, 2, requires_grad=True)
+    values, expected = critics(observations, actions, frozen=frozen), plain(observations, actions.tanh())
+    torch.testing.assert_close(values, expected)
+    gradients = [torch.autograd.grad(found.sum(), actions)[0] for found in (values, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_leading_dimensions_broadcast() -> None:
     critics = Critics(3, 2, (8,))
     observations, actions = torch.randn(6, 3), torch.randn(4, 6, 2)

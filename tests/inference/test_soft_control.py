@@ -63,6 +63,14 @@ def batch_of(count: int, observation_size: int = 3, action_size: int = 2) -> Tra
 # The step of the policy
 
 
+def test_q_does_not_grow_with_latents_that_the_prior_does_not_reach() -> None:
+    learner = SoftActorCritic(FlowPolicy(3, 2, squash=False), 3, 2, prior=GaussianPrior(2))
+    observations, latents = torch.randn(5, 3), torch.randn(5, 2)
+    far, further = (learner.critics(observations, scale * latents) for scale in (1e4, 1e6))
+    torch.testing.assert_close(far, further)
+    assert not torch.allclose(far, learner.critics(observations, latents))
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_policy_step_is_an_svi_step_and_that_of_the_paper(name: str, prior: str) -> None:

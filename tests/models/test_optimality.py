@@ -61,6 +61,16 @@ def test_a_prior_scores_as_its_distribution(prior: Any) -> None:
     assert wide.log_prob(actions).shape == (6, 4, 5)
 
 
+@pytest.mark.parametrize("prior", [UniformPrior(3), GaussianPrior(3)], ids=repr)
+def test_there_are_coordinates_in_which_a_prior_is_uniform(prior: Any) -> None:
+    actions = prior.distribution((5,), torch.zeros((), dtype=torch.float64)).sample().requires_grad_()
+    places = prior.coordinates(actions)
+    assert (places.abs() < 1).all()
+    (slopes,) = torch.autograd.grad(places.sum(), actions)
+    uniform = -3 * math.log(2)  # the density of the coordinates
+    torch.testing.assert_close(uniform + slopes.log().sum(-1), prior.log_prob(actions.detach()))
+
+
 def test_the_uniform_prior_is_the_cubes_with_its_boundary() -> None:
     prior = UniformPrior(2)
     inside = torch.tensor([[0.3, -0.2], [1.0, -1.0]])  # tanh reaches 1 in single precision

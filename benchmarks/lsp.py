@@ -9,10 +9,10 @@ Each run is `examples/lsp_benchmark.py` in a process of one thread, with a folde
 stopped goes on from its checkpoint (those of DDPG and PPO begin anew).
 
 The rows: `return` of every evaluation, setting `steps`, the same number of environment steps for every method; at the
-end of a run we quote the mean over the evaluations in its last tenth. `updates_per_second` and `speed_ratio`, task
-`speed`, are measured on one thread, interleaved in one process; every repeat is a row, its seed the repeat's number.
-`inversion_error`, task `inversion`: how far actions in (-1, 1) are from what their latents at the top of three frozen
-levels make of them again, at most.
+end of a run we quote the mean over the evaluations in its last tenth. `return_mode`: without noise, at the end.
+`updates_per_second` and `speed_ratio`, task `speed`, are measured on one thread, interleaved in one process; every
+repeat is a row, its seed the repeat's number. `inversion_error`, task `inversion`: how far actions in (-1, 1) are from
+what their latents at the top of three frozen levels make of them again, at most.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 import tyro
 
 import pyrocontrol as pc
-from pyrocontrol.inference import mean_interval, read_rows, row, write_results
+from pyrocontrol.inference import mean_interval, read_rows, row, select, write_results
 from training_runs import make, verify_known, with_table
 
 matplotlib.use("Agg")
@@ -180,16 +180,20 @@ def budgets(rows: list[dict[str, Any]], task: str) -> list[int]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean, 95% interval where there are three seeds, and seeds."""
-    lines = ["| task | steps | " + " | ".join(METHODS) + " |", "|---|---|" + "---|" * len(METHODS)]
+    lines = ["| task | steps | " + " | ".join((*METHODS, "lsp, no noise")) + " |"]
+    lines.append("|---|---|" + "---|" * (len(METHODS) + 1))
     for task in (task for task in TASKS if any(item["task"] == task for item in rows)):
         for budget in budgets(rows, task):
-            cells = []
-            for method in METHODS:
-                mean, half, seeds = mean_interval([*ends(rows, task, method, budget).values()])
-                interval = f" ± {half:,.0f}" if seeds >= 3 else ""
-                cells.append(f"{mean:,.0f}{interval} ({seeds})" if seeds else "")
+            cells = [_cell([*ends(rows, task, method, budget).values()]) for method in METHODS]
+            cells.append(_cell(select(rows, "lsp", "return_mode", task=task, budget=budget)))
             lines.append(f"| {task} | {budget:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    mean, half, seeds = mean_interval(values)
+    interval = f" ± {half:,.0f}" if seeds >= 3 else ""
+    return f"{mean:,.0f}{interval} ({seeds})" if seeds else ""
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

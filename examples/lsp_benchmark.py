@@ -9,9 +9,11 @@ guide is learnt by soft actor-critic; frozen, its latents are the actions of the
     python examples/lsp_benchmark.py --task Hopper-v5 --guide mixture --out out/gmm
     python examples/lsp_benchmark.py --task Hopper-v5 --learner ppo --out out/ppo
 
-writes OUT/result.json (`return` at every evaluation), OUT/level-N/ (checkpoint, replay and TensorBoard of each level),
-OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png and OUT/policy.gif. A run that was stopped goes on
-from its checkpoints. DDPG and PPO are those of stable-baselines3, and start anew.
+writes OUT/result.json (`return` at every evaluation; `return_mode`, without noise, at the end), OUT/level-N/ (checkpoint,
+replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png and
+OUT/policy.gif. A run that was stopped goes on from its checkpoints. DDPG and PPO are those of stable-baselines3, and
+start anew. Latent space policies are evaluated by sampling, as in the paper; those two without noise, as is their
+custom.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from pyrocontrol.envs.skill_plots import plot_curves
 # What rewards are multiplied by where the temperature is fixed: Table 2 of the paper.
 REWARD_SCALES = {"Swimmer": 100.0, "Hopper": 1.0, "Walker2d": 3.0, "HalfCheetah": 1.0, "Ant": 3.0, "Humanoid": 3.0}
 BASELINES = ("ddpg", "ppo")
+EVALUATION_SEED = 10_000  # of the first episode, as in pc.inference.evaluation
 FILM_STEPS = 300
 
 
@@ -86,18 +89,19 @@ def main(arguments: Arguments) -> None:
     seconds = time.perf_counter() - start
     names = ("levels", "couplings", "guide", "learner", "temperature", "lr", "episodes")
     setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
+    found = [("return", *point) for point in curve] + [("return_mode", arguments.steps, mode_return(arguments, policy))]
     rows = [
         pc.inference.row(
             arguments.learner,
             arguments.task,
-            "return",
+            metric,
             value,
             seed=arguments.seed,
             seconds=seconds,
             steps=step,
             **setting,
         )
-        for step, value in curve
+        for metric, step, value in found
     ]
     pc.inference.write_results(arguments.out / "result.json", "lsp", rows)
     plot_curves(
@@ -228,7 +232,7 @@ def baseline(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
     class Evaluated(EventCallback):
         def _on_step(self) -> bool:
             if self.num_timesteps % arguments.evaluate_every == 0:
-                apart.reset(seed=10_000)
+                apart.reset(seed=EVALUATION_SEED)
                 mean: Any
                 mean, _ = evaluate_policy(model, apart, n_eval_episodes=arguments.episodes, warn=False)
                 curve.append((self.num_timesteps, float(mean)))
@@ -238,6 +242,20 @@ def baseline(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.save(arguments.out / "model.zip")
     return curve, model
+
+
+def mode_return(arguments: Arguments, policy: Any) -> float:
+    """Return the mean return without noise, over the episodes of the evaluations."""
+    env, total = gymnasium.make(arguments.task), 0.0
+    for episode in range(arguments.episodes):
+        observation, _ = env.reset(seed=EVALUATION_SEED + episode)
+        state, ended = None, False
+        while not ended:
+            action, state = policy.predict(observation, state, deterministic=True)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, ended = total + float(reward), terminated or truncated
+    env.close()
+    return total / arguments.episodes
 
 
 def film(arguments: Arguments, policy: Any) -> None:

@@ -9,9 +9,9 @@ guide is learnt by soft actor-critic; frozen, its latents are the actions of the
     python examples/lsp_benchmark.py --task Hopper-v5 --guide mixture --out out/gmm
     python examples/lsp_benchmark.py --task Hopper-v5 --learner ppo --out out/ppo
 
-writes OUT/result.json (`return` at every evaluation; `return_mode`, without noise, at the end), OUT/level-N/ (checkpoint,
-replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png and
-OUT/policy.gif. A run that was stopped goes on from its checkpoints. DDPG and PPO are those of stable-baselines3, and
+writes OUT/result.json (`return` at every evaluation; `return_mode`, without noise, at the end), OUT/level-N/
+(checkpoint, replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png
+and OUT/policy.gif. A run that was stopped goes on from its checkpoints. DDPG and PPO are those of stable-baselines3, and
 start anew. Latent space policies are evaluated by sampling, as in the paper; those two without noise, as is their
 custom.
 """
@@ -49,6 +49,8 @@ class Arguments:
     """levels, learnt one after the other; each gets its share of the steps"""
     couplings: int = 2
     """of each level's flow"""
+    embedding: int | None = None
+    """numbers that a flow reads of an observation; by default twice those of an action, as in the paper"""
     guide: Literal["flow", "spline", "gaussian", "mixture"] = "flow"
     """what the policy is"""
     learner: Literal["sac", "sac-first", "sql", "ddpg", "ppo"] = "sac"
@@ -87,7 +89,7 @@ def main(arguments: Arguments) -> None:
         print("stopped; the same command goes on from there")
         return
     seconds = time.perf_counter() - start
-    names = ("levels", "couplings", "guide", "learner", "temperature", "lr", "episodes")
+    names = ("levels", "couplings", "embedding", "guide", "learner", "temperature", "lr", "episodes")
     setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
     found = [("return", *point) for point in curve] + [("return_mode", arguments.steps, mode_return(arguments, policy))]
     rows = [
@@ -116,6 +118,8 @@ def checked(arguments: Arguments) -> None:
     for name in ("levels", "couplings", "steps", "start", "evaluate_every", "episodes"):
         if getattr(arguments, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.embedding is not None and arguments.embedding < 1:
+        raise SystemExit(f"--embedding must be at least 1, got {arguments.embedding}")
     if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
         raise SystemExit(f"--lr must be positive, got {arguments.lr}")
     if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):
@@ -140,7 +144,8 @@ def make_policy(arguments: Arguments, observations: int, actions: int, *, lowest
     """Return the policy of a level: the lowest acts within (-1, 1), the others on latents."""
     match arguments.guide:
         case "flow":
-            return pc.guides.FlowPolicy(observations, actions, couplings=arguments.couplings, squash=lowest)
+            given: dict[str, Any] = {"couplings": arguments.couplings, "embedding_size": arguments.embedding}
+            return pc.guides.FlowPolicy(observations, actions, squash=lowest, **given)
         case "spline":
             return pc.guides.ZukoPolicy(observations, actions, squash=lowest)
         case "gaussian":

@@ -11,8 +11,8 @@ guide is learnt by soft actor-critic; frozen, its latents are the actions of the
 
 writes OUT/result.json (`return` at every evaluation; `return_mode`, without noise, at the end), OUT/level-N/
 (checkpoint, replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png
-and OUT/policy.gif. A run that was stopped goes on from its checkpoints. DDPG and PPO are those of stable-baselines3, and
-start anew. Latent space policies are evaluated by sampling, as in the paper; those two without noise, as is their
+and OUT/policy.gif. A run that was stopped goes on from its checkpoints. DDPG and PPO, of stable-baselines3, start
+anew. Latent space policies are evaluated by sampling, as in the paper; those two without noise, as is their
 custom.
 """
 

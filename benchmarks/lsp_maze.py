@@ -64,7 +64,7 @@ class Arguments:
     """trials"""
     pretrain: int = 30_000
     """environment steps on open floor, of the methods that have them"""
-    steps: int = 60_000
+    steps: int = 30_000
     """environment steps in the maze"""
     jobs: int = 2
     """runs side by side"""

@@ -80,6 +80,10 @@ class Hierarchy(nn.Module):
         if not count:
             raise ValueError("a hierarchy needs at least one level")
         self.levels = nn.ModuleList(frozen(policy) for policy in policies)
+        for number, policy in enumerate(policies):
+            for name in ("observation_size", "action_size", "squash", "invertible"):
+                if not hasattr(policy, name):
+                    raise TypeError(f"level {number}: a {type(policy).__name__} is no policy, it has no {name}")
         self.observation_size = int(policies[-1].observation_size if observation_size is None else observation_size)
         self.action_size = int(policies[0].action_size)
         self.fixed_latent, self.action_space = fixed_latent, action_space
@@ -274,6 +278,7 @@ class Hierarchy(nn.Module):
         """Write one file that holds all levels, their kinds, settings and weights; whole or not at all.
 
         Raises:
+            ValueError: if a level cannot be made again of its ``settings()``.
             OSError: the folder cannot be written, or the disk is full; what was there stands.
         """
         levels = [
@@ -287,6 +292,8 @@ class Hierarchy(nn.Module):
             }
             for number, level in enumerate(self.levels)
         ]
+        for entry, level in zip(levels, self.levels, strict=True):
+            _made(entry, [type(level)])
         content = {
             "format": _FORMAT,
             "count": len(levels),
@@ -332,7 +339,7 @@ class Hierarchy(nn.Module):
             )
         except KeyError as error:
             raise ValueError(f"{path} holds no whole hierarchy: it has no {error}") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no whole hierarchy: {error}") from error
 
 

@@ -11,6 +11,7 @@ Shapes: O observation numbers, A action numbers, which are as many at all levels
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -92,6 +93,16 @@ class LatentActionEnv(gymnasium.Wrapper):
         precision = np.float64 if weight.dtype == torch.float64 else np.float32
         self.action_space = spaces.Box(-np.inf, np.inf, (policy.action_size,), precision)
         self._seen: np.ndarray | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What this level and those below it are, their weights included; whoever trains on latents keeps it."""
+        digest = hashlib.sha256(f"{self.policy.signature()}, {self.columns.tolist()}, {self.hold}".encode())
+        for name, tensor in sorted(self.policy.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        if self.env.has_wrapper_attr("fingerprint"):
+            digest.update(self.env.get_wrapper_attr("fingerprint").encode())
+        return digest.hexdigest()[:16]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode inside."""

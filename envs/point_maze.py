@@ -1,7 +1,7 @@
 """The cross maze, and a point mass in it: the ant's tasks without an ant, tens of times as fast.
 
 The maze is that of T. Haarnoja et al., "Latent Space Policies for Hierarchical Reinforcement Learning" (2018), section
-5.2: from the start a corridor leads to a junction, from where three arms lead to one goal each. A goal is worth 1000
+6.3: from the start a corridor leads to a junction, from where three arms lead to one goal each. A goal is worth 1000
 and ends the episode, nothing else has a reward. The way to a goal is so long that a policy which has not learnt to keep
 going in one direction does not find it. That is what the open floor is for, where all that counts is speed, whatever
 its direction.

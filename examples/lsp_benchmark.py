@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,15 +81,14 @@ def main(arguments: Arguments) -> None:
     checked(arguments)
     torch.set_num_threads(1)
     pyro.enable_validation(False)
-    start = time.perf_counter()
-    if arguments.learner in BASELINES:
-        curve, policy = baseline(arguments)
-    else:
-        curve, policy = latent_space_policy(arguments)
-    if policy is None:
+    try:
+        learnt = baseline(arguments) if arguments.learner in BASELINES else latent_space_policy(arguments)
+    except ValueError as error:  # most of all, OUT holds another run
+        raise SystemExit(f"--out {arguments.out}: {error}") from error
+    if learnt is None:
         print("stopped; the same command goes on from there")
         return
-    seconds = time.perf_counter() - start
+    curve, policy, seconds = learnt
     names = ("levels", "couplings", "embedding", "guide", "learner", "temperature", "lr", "episodes")
     setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
     found = [("return", *point) for point in curve] + [("return_mode", arguments.steps, mode_return(arguments, policy))]
@@ -115,9 +115,10 @@ def main(arguments: Arguments) -> None:
 
 def checked(arguments: Arguments) -> None:
     """Exit with one line that says what is wrong, if something is."""
-    for name in ("levels", "couplings", "steps", "start", "evaluate_every", "episodes"):
-        if getattr(arguments, name) < 1:
-            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    least = {"levels": 1, "couplings": 1, "steps": arguments.levels, "start": 1, "evaluate_every": 1, "episodes": 1}
+    for name, number in (least | {"seed": 0}).items():
+        if getattr(arguments, name) < number:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
     if arguments.embedding is not None and arguments.embedding < 1:
         raise SystemExit(f"--embedding must be at least 1, got {arguments.embedding}")
     if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
@@ -126,15 +127,22 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit(f"--learner {arguments.learner} has a policy of its own: no --levels, no --guide")
     if arguments.levels > 1 and arguments.guide == "mixture":
         raise SystemExit("--guide mixture has no latents that a next level could act on: flow, spline or gaussian")
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise SystemExit(f"--out {arguments.out} is a file, not a folder")
+    for folder in (arguments.out, *arguments.out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise SystemExit(f"--out {arguments.out}: {folder} is a file, not a folder")
     try:
-        env = gymnasium.make(arguments.task)
-    except gymnasium.error.Error as error:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
+    try:
+        with closing(gymnasium.make(arguments.task)) as env:
+            seen, acted = env.observation_space, env.action_space
+    except (gymnasium.error.Error, ImportError) as error:
         raise SystemExit(f"--task {arguments.task}: {error}") from error
-    if not isinstance(env.action_space, gymnasium.spaces.Box):
-        raise SystemExit(f"--task {arguments.task} has actions {env.action_space}, not a Box")
-    env.close()
+    if not (isinstance(acted, gymnasium.spaces.Box) and acted.is_bounded() and len(acted.shape) == 1):
+        raise SystemExit(f"--task {arguments.task} has actions {acted}, not a bounded Box of one row")
+    if not (isinstance(seen, gymnasium.spaces.Box) and len(seen.shape) == 1):
+        raise SystemExit(f"--task {arguments.task} has observations {seen}, not a Box of one row")
 
 
 # -- latent space policies --------------------------------------------------------------------------------------------
@@ -154,8 +162,12 @@ def make_policy(arguments: Arguments, observations: int, actions: int, *, lowest
             return pc.guides.MixturePolicy(observations, actions, squash=lowest)
 
 
-def latent_space_policy(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
-    """Learn all levels; return the evaluations (step, return) and the policy, None if the run was stopped."""
+Learnt = tuple[list[tuple[int, float]], Any, float]
+"""The evaluations (step, return), the policy, and the seconds of learning, evaluations left out."""
+
+
+def latent_space_policy(arguments: Arguments) -> Learnt | None:
+    """Learn all levels; None if the run was stopped."""
     each = [arguments.steps // arguments.levels] * arguments.levels
     each[-1] += arguments.steps - sum(each)
     scale = 1.0
@@ -205,24 +217,23 @@ def latent_space_policy(arguments: Arguments) -> tuple[list[tuple[int, float]], 
         curve += [(before + step, values["return"]) for step, values in part.evaluations]
         before += steps
     if result.interrupted:
-        return curve, None
+        return None
     box: Any = gymnasium.make(arguments.task).action_space
     hierarchy = pc.envs.Hierarchy(result.policies, action_space=box)
     hierarchy.save(arguments.out / "hierarchy.pt")
-    return curve, hierarchy
+    return curve, hierarchy, sum(part.seconds for part in result.results)
 
 
 # -- what it is compared with -----------------------------------------------------------------------------------------
 
 
-def baseline(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
-    """Learn with stable-baselines3, networks and rates as there but for their size; evaluate as all others."""
+def baseline(arguments: Arguments) -> Learnt:
+    """Learn with stable-baselines3, networks and rates as there but for their size; evaluate without noise."""
     import stable_baselines3 as sb3
     from stable_baselines3.common.callbacks import EventCallback
-    from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.noise import NormalActionNoise
 
-    env, apart = gymnasium.make(arguments.task), gymnasium.make(arguments.task)
+    env = gymnasium.make(arguments.task)
     size = env.action_space.shape[0]  # type: ignore[index]
     given: dict[str, Any] = {"seed": arguments.seed, "device": arguments.device}
     model: Any
@@ -233,20 +244,29 @@ def baseline(arguments: Arguments) -> tuple[list[tuple[int, float]], Any]:
     else:
         model = sb3.PPO("MlpPolicy", env, **given)
     curve: list[tuple[int, float]] = []
+    away = 0.0  # seconds of evaluations
+
+    def evaluate() -> None:
+        nonlocal away
+        before = time.perf_counter()
+        curve.append((min(model.num_timesteps, arguments.steps), mode_return(arguments, model)))
+        away += time.perf_counter() - before
 
     class Evaluated(EventCallback):
         def _on_step(self) -> bool:
-            if self.num_timesteps % arguments.evaluate_every == 0:
-                apart.reset(seed=EVALUATION_SEED)
-                mean: Any
-                mean, _ = evaluate_policy(model, apart, n_eval_episodes=arguments.episodes, warn=False)
-                curve.append((self.num_timesteps, float(mean)))
+            if self.num_timesteps % arguments.evaluate_every == 0 and self.num_timesteps < arguments.steps:
+                evaluate()
             return True
 
+    start = time.perf_counter()
     model.learn(arguments.steps, callback=Evaluated())
+    evaluate()
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.save(arguments.out / "model.zip")
-    return curve, model
+    return curve, model, time.perf_counter() - start - away
+
+
+# -- what came out ----------------------------------------------------------------------------------------------------
 
 
 def mode_return(arguments: Arguments, policy: Any) -> float:
@@ -265,25 +285,23 @@ def mode_return(arguments: Arguments, policy: Any) -> float:
 
 def film(arguments: Arguments, policy: Any) -> None:
     """Film the first steps of an episode; where nothing can be rendered, say so."""
-    # Gymnasium's bodies run out of the picture unless the camera goes with them.
-    follows = hasattr(gymnasium.make(arguments.task).unwrapped, "mujoco_renderer")
-    camera = {"camera_name": "track"} if follows else {}
-    env = gymnasium.make(arguments.task, render_mode="rgb_array", **camera)
     try:
-        frames: list[Any] = []
-        state, ended = None, False
-        observation, _ = env.reset(seed=arguments.seed)
-        while not ended and len(frames) < FILM_STEPS:
-            frames.append(env.render())
-            action, state = policy.predict(observation, state, deterministic=True)
-            observation, _, terminated, truncated, _ = env.step(action)
-            ended = terminated or truncated
-        rate = min(50, math.ceil(env.metadata.get("render_fps", 30) / 2))
+        with closing(gymnasium.make(arguments.task)) as env:
+            # Gymnasium's bodies run out of the picture unless the camera goes with them.
+            camera = {"camera_name": "track"} if hasattr(env.unwrapped, "mujoco_renderer") else {}
+        with closing(gymnasium.make(arguments.task, render_mode="rgb_array", **camera)) as env:
+            frames: list[Any] = []
+            state, ended = None, False
+            observation, _ = env.reset(seed=arguments.seed)
+            while not ended and len(frames) < FILM_STEPS:
+                frames.append(env.render())
+                action, state = policy.predict(observation, state, deterministic=True)
+                observation, _, terminated, truncated, _ = env.step(action)
+                ended = terminated or truncated
+            rate = min(50, math.ceil(env.metadata.get("render_fps", 30) / 2))
         pc.envs.save_video(arguments.out / "policy.gif", frames[::2], fps=rate)
     except Exception as error:  # a machine without OpenGL is no reason to lose a run
         print(f"no film: {error}")
-    finally:
-        env.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A maze whose only reward is at the end of it: a level that moves in any direction, and one above that finds the way.
 
 After T. Haarnoja, K. Hartikainen, P. Abbeel and S. Levine, "Latent Space Policies for Hierarchical Reinforcement
-Learning" (2018), section 5.2: the lowest level is trained on open floor, where all that counts is speed, frozen, and
+Learning" (2018), section 6.3: the lowest level is trained on open floor, where all that counts is speed, frozen, and
 embedded in the maze; the next one acts on its latents, each held for three steps, its own latent kept for an episode.
 What it is compared with is one level, which learns from scratch or goes on from such training, with the maze's reward
 alone or with that for motion added.
@@ -20,7 +20,7 @@ training on open floor is kept there, for several runs that differ in the goal a
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -51,9 +51,9 @@ class Arguments:
     """Learn to move, then to find a goal in the maze."""
 
     task: Literal["PointMaze", "AntMaze"] = "PointMaze"
-    """whose body"""
+    """a point or an ant in the maze"""
     goal: int = 0
-    """which of the three: 0, 1 or 2"""
+    """which of the three goals: 0, 1 or 2"""
     levels: int = 2
     """1: a policy that acts in the maze itself; more: those above the lowest act on latents"""
     guide: Literal["flow", "spline", "gaussian"] = "flow"
@@ -61,11 +61,11 @@ class Arguments:
     learner: Literal["sac", "sql"] = "sac"
     """soft actor-critic or soft Q-learning"""
     motion: float = 0.0
-    """how much of the reward for motion is added to that of the maze"""
+    """weight of the reward for motion, which is added to that of the maze"""
     temperature: Literal["learned", "fixed"] = "learned"
-    """of soft actor-critic in the maze; fixed: 1, as is that of soft Q-learning"""
+    """of soft actor-critic; fixed: 1, as is that of soft Q-learning. The lowest of several levels always has 1"""
     reward_scale: float = 1.0
-    """what rewards in the maze are multiplied by"""
+    """what rewards are multiplied by; for the lowest of several levels always 3"""
     pretrain: int = 30_000
     """environment steps on open floor, 0 for none"""
     steps: int = 60_000
@@ -77,9 +77,10 @@ class Arguments:
     evaluate_every: int = 10_000
     """environment steps between evaluations"""
     episodes: int = 10
-    """of each evaluation"""
+    """episodes of each evaluation"""
     pretrained: Path | None = None
-    """folder of the training on open floor; by default in OUT"""
+    """folder of the training on open floor, by default in OUT; runs that share it differ in --goal and --motion alone,
+    and do not train there at the same time"""
     device: str = "cpu"
     """where to learn"""
     out: Path = Path("out/maze")
@@ -91,25 +92,23 @@ def main(arguments: Arguments) -> None:
     checked(arguments)
     torch.set_num_threads(1)
     pyro.enable_validation(False)
-    before = time.perf_counter()
-    lowest = learnt_to_move(arguments) if arguments.pretrain else None
-    start = time.perf_counter()
-    if arguments.pretrain and lowest is None:
+    try:
+        lowest, moving = learnt_to_move(arguments) if arguments.pretrain else (None, 0.0)
+        learnt = None if arguments.pretrain and lowest is None else learnt_the_maze(arguments, lowest)
+    except ValueError as error:  # most of all, OUT holds another run
+        raise SystemExit(f"--out {arguments.out}: {error}") from error
+    if learnt is None:
         print("stopped; the same command goes on from there")
         return
-    curve, hierarchy = learnt_the_maze(arguments, lowest)
-    if hierarchy is None:
-        print("stopped; the same command goes on from there")
-        return
-    names = ("goal", "levels", "guide", "learner", "motion", "pretrain", "episodes")
+    curve, hierarchy, seconds = learnt
+    names = ("goal", "levels", "guide", "learner", "motion", "temperature", "reward_scale", "pretrain", "episodes")
     setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
-    seconds = time.perf_counter() - start
     rows = [
         pc.inference.row(
             arguments.learner,
             arguments.task,
             metric,
-            value,
+            values[metric],
             seed=arguments.seed,
             seconds=seconds,
             steps=step,
@@ -117,7 +116,6 @@ def main(arguments: Arguments) -> None:
         )
         for metric in ("final_distance", "success")
         for step, values in curve
-        if (value := values[metric]) is not None
     ]
     pc.inference.write_results(arguments.out / "result.json", "lsp_maze", rows)
     distances = [(step, values["final_distance"]) for step, values in curve]
@@ -132,22 +130,30 @@ def main(arguments: Arguments) -> None:
     film(arguments, hierarchy)
     print(
         f"final distance {distance:.2f} m, goal reached in {success:.0%} of {arguments.episodes} episodes; "
-        f"{start - before:.0f} s to learn to move, {seconds:.0f} s for the maze; results in {arguments.out}"
+        f"{moving:.0f} s to learn to move, {seconds:.0f} s for the maze; results in {arguments.out}"
     )
 
 
 def checked(arguments: Arguments) -> None:
     """Exit with one line that says what is wrong, if something is."""
-    for name in ("levels", "steps", "start", "evaluate_every", "episodes"):
-        if getattr(arguments, name) < 1:
-            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.pretrain < 0:
-        raise SystemExit(f"--pretrain must not be negative, got {arguments.pretrain}")
+    least = {"levels": 1, "steps": 1, "start": 1, "evaluate_every": 1, "episodes": 1, "pretrain": 0, "seed": 0}
+    for name, number in least.items():
+        if getattr(arguments, name) < number:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
+    if not (arguments.reward_scale > 0 and math.isfinite(arguments.reward_scale)):
+        raise SystemExit(f"--reward-scale must be positive, got {arguments.reward_scale}")
     if arguments.levels > 1 and not arguments.pretrain:
         raise SystemExit("--pretrain 0 leaves nothing to act through: --levels 1, or steps on open floor")
-    for name in ("out", "pretrained"):
-        if (path := getattr(arguments, name)) is not None and path.exists() and not path.is_dir():
-            raise SystemExit(f"--{name} {path} is a file, not a folder")
+    if arguments.pretrained is not None and not arguments.pretrain:
+        raise SystemExit("--pretrained is where --pretrain steps are kept, and there are none")
+    for name, path in (("out", arguments.out), ("pretrained", arguments.pretrained)):
+        for folder in () if path is None else (path, *path.parents):
+            if folder.exists() and not folder.is_dir():
+                raise SystemExit(f"--{name} {path}: {folder} is a file, not a folder")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
     try:
         maze(arguments).close()
     except (ValueError, gymnasium.error.Error) as error:
@@ -182,8 +188,8 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     return pc.inference.SoftActorCritic(policy, observations, actions, **given)
 
 
-def learnt_to_move(arguments: Arguments) -> Any:
-    """Return the lowest level's learner, trained on open floor; None if that was stopped."""
+def learnt_to_move(arguments: Arguments) -> tuple[Any, float]:
+    """Return the lowest level's learner, trained on open floor, None if that was stopped, and the seconds it took."""
     floor = f"pyrocontrol/{OPEN_FLOOR[arguments.task]}-v0"
     env = gymnasium.make(floor, positions=arguments.levels == 1)
     pyro.set_rng_seed(arguments.seed)
@@ -199,14 +205,15 @@ def learnt_to_move(arguments: Arguments) -> Any:
         device=arguments.device,
     )
     env.close()
-    return None if result.interrupted else learner
+    return None if result.interrupted else learner, result.seconds
 
 
-def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, dict[str, float]]], Any]:
-    """Learn all that is learnt in the maze.
+def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, dict[str, float]]], Any, float] | None:
+    """Learn all that is learnt in the maze; None if it was stopped.
 
     Returns:
-        The evaluations, each with the environment steps before it, and the policy; None if the run was stopped.
+        The evaluations, each with the environment steps before it (at most: an episode may end while an action is
+        held), the policy, and the seconds of learning.
     """
     embed = partial(pc.envs.LatentActionEnv, observation=slice(PLACE, None), hold=HOLD)
     above = partial(pc.envs.LatentActionEnv, hold=HOLD)
@@ -261,10 +268,10 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
         curve += [(past + step * HOLD**level, values) for step, values in part.evaluations]
         past = curve[-1][0] if curve else 0
     if result.interrupted:
-        return curve, None
+        return None
     hierarchy = compose(result.policies)
     hierarchy.save(arguments.out / "hierarchy.pt")
-    return curve, hierarchy
+    return curve, hierarchy, sum(part.seconds for part in result.results)
 
 
 def rollouts(policy: Any, env: gymnasium.Env[Any, Any], episodes: int) -> tuple[float, float, list[np.ndarray]]:

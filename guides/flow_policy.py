@@ -1,8 +1,8 @@
 """The policy of latent space policies: a conditional RealNVP from noise to actions.
 
 T. Haarnoja, K. Hartikainen, P. Abbeel, S. Levine (2018), "Latent space policies for hierarchical reinforcement
-learning", section 4; couplings as in L. Dinh, J. Sohl-Dickstein, S. Bengio (2017), "Density estimation using Real NVP",
-equations 7 and 8, with networks that also read an embedding of the observation.
+learning", sections 5.2 and 6.1; couplings as in L. Dinh, J. Sohl-Dickstein, S. Bengio (2017), "Density estimation using
+Real NVP", equations 7 and 8, with networks that also read an embedding of the observation.
 
 Shapes: ``...`` a batch of any shape, N rows of it, O observation numbers, A action numbers, L couplings, P passive
 numbers of a coupling, and A - P active ones.

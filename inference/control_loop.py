@@ -83,6 +83,10 @@ class _Episodes:
         self.number, self.steps, self.rewards, self.broken = self.number + 1, 0, 0.0, False
 
 
+class _ShapeError(ValueError):
+    """An observation of another shape than the environment's space has."""
+
+
 class _Body:
     """An environment, as a learner with normalised actions sees it."""
 
@@ -127,8 +131,10 @@ class _Body:
             raise FloatingPointError(f"the environment's reward is {reward}")
         return self.observed(observation), float(reward), bool(terminated), bool(truncated)
 
-    @staticmethod
-    def observed(observation: Any) -> np.ndarray:
+    def observed(self, observation: Any) -> np.ndarray:
+        if np.shape(observation) != self.env.observation_space.shape:
+            shapes = f"{[*np.shape(observation)]}, not {[*self.env.observation_space.shape]}"
+            raise _ShapeError(f"the environment's observation has shape {shapes}")
         if not np.isfinite(observation).all():
             raise FloatingPointError(f"the environment's observation is {observation}")
         return np.asarray(observation)
@@ -195,25 +201,27 @@ def learn(
 
     Raises:
         TypeError: for an environment or learner of another kind, or actions that are not numbers in a Box.
-        ValueError: for spaces that do not fit the learner, unbounded actions, an argument out of range, or a checkpoint
-            that is truncated, of another learner, made under other settings or beyond ``steps``; nothing has been
-            changed or written then.
+        ValueError: for spaces that do not fit the learner, unbounded actions, an argument out of range, a device that
+            cannot be used, or a checkpoint that is truncated, of another learner, made under other settings or beyond
+            ``steps``; nothing has been changed or written then. Also for an observation of another shape than before.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
     """
     _verify_least(0, seed=seed, evaluate_every=evaluate_every, start=start)
-    _verify_least(
-        1, batch_size=batch_size, replay=replay, updates_per_step=updates_per_step, checkpoint_every=checkpoint_every
-    )
-    _verify_least(1, log_every=log_every)
+    _verify_least(1, steps=steps, batch_size=batch_size, replay=replay, updates_per_step=updates_per_step)
+    _verify_least(1, checkpoint_every=checkpoint_every, log_every=log_every)
     if not isinstance(learner, nn.Module):
         raise TypeError(f"learner must be a module such as SoftActorCritic, not {type(learner).__name__}")
     if evaluate_every and evaluate is None:
         raise ValueError(f"evaluate_every is {evaluate_every}, but there is no evaluate to call")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from error
     body = _Body(env, learner.policy)
     path = None if out is None else Path(out) / "checkpoint.pt"
     settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size, replay=replay, start=start)
     settings["updates_per_step"] = updates_per_step
-    settings["env"] = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    settings["env"] = _described(env)
     history, episodes, spare = History(), _Episodes(), checkpoint_every
     content: dict[str, Any] | None = None
     dtype = next(learner.policy.parameters()).dtype
@@ -283,7 +291,11 @@ def learn(
     def evaluate_if_due() -> None:
         due = history.step == steps or (evaluate_every and history.step % evaluate_every == 0)
         if evaluate is not None and due:
-            evaluate_once(evaluate, history, display, interrupts)
+            try:
+                evaluate_once(evaluate, history, display, interrupts)
+            except Exception:
+                save()
+                raise
 
     numbers: dict[str, Tensor] = {}
     with Interrupts() as interrupts, Display(history, steps, path, progress) as display:
@@ -302,9 +314,11 @@ def learn(
                 torch.set_rng_state(before)
                 at = f"at step {history.step + 1}, episode {episodes.number}"
                 save(broken=True)
-                error.add_note(at + (f"; {path} holds all steps before" if path is not None else ""))
-                if isinstance(error, FloatingPointError):
-                    raise FloatingPointError(f"{error} {at}") from None
+                at += "" if path is None else f"; {path} holds all steps before"
+                if isinstance(error, FloatingPointError | _ShapeError):
+                    error.args = (f"{error} {at}",)
+                else:
+                    error.add_note(at)
                 raise
             memory.add(observation, action, reward, following, terminated)
             history.step += 1
@@ -418,6 +432,18 @@ def _brought_back(body: _Body, memory: Replay, episodes: _Episodes, seed: int) -
 def _finite(learner: nn.Module) -> bool:
     with torch.no_grad():
         return bool(torch.stack([parameter.isfinite().all() for parameter in learner.parameters()]).all())
+
+
+def _described(env: gymnasium.Env[Any, Any]) -> str:
+    """What a run must find again to go on: the environment, its arguments, and policies that are a part of it."""
+    if (spec := env.spec) is None:
+        found = type(env.unwrapped).__name__
+    else:
+        given = {name: value for name, value in sorted(spec.kwargs.items()) if name != "render_mode"}
+        found = spec.id + (f" {given}" if given else "")
+    if env.has_wrapper_attr("fingerprint"):
+        found += f" through {env.get_wrapper_attr('fingerprint')}"
+    return found
 
 
 def _verify_least(least: int, **arguments: int) -> None:

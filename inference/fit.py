@@ -172,7 +172,11 @@ def fit(
     def evaluate_if_due() -> None:
         due = history.step == steps or (evaluate_every and history.step % evaluate_every == 0)
         if evaluate is not None and due:
-            evaluate_once(evaluate, history, display, interrupts)
+            try:
+                evaluate_once(evaluate, history, display, interrupts)
+            except Exception:
+                save()
+                raise
 
     batches = _batches(len(data), batch_size, seed, history.step)
     with Interrupts() as interrupts, Display(history, steps, path, progress) as display:

@@ -85,7 +85,7 @@ class SoftLearner(nn.Module):
         #: Updates so far.
         self.updates = 0
         self._settings = {
-            "prior": repr(prior),
+            "prior": repr(prior) if type(prior).__repr__ is not object.__repr__ else type(prior).__name__,
             "hidden": critics.hidden,
             "lr": lr,
             "discount": discount,

@@ -19,6 +19,7 @@ import numpy as np
 import pyro
 from gymnasium import spaces
 
+from . import checkpoint
 from .control_loop import learn
 
 __all__ = ["Embed", "MakeLearner", "StagewiseResult", "train_stagewise"]
@@ -88,7 +89,8 @@ def train_stagewise(
     Raises:
         TypeError: if something is of the wrong kind.
         ValueError: if numbers of levels do not go together, a number of steps is not positive, or, before the first
-            step of a level, a policy does not fit into its environment.
+            step of a level, a policy does not fit into its environment; if ``out`` holds a level that was trained on
+            another below.
     """
     if not envs:
         raise ValueError("there are no levels to train: envs is empty")
@@ -104,6 +106,8 @@ def train_stagewise(
     embeds = [embed] * (first + count - 1) if callable(embed) else [*embed]
     if len(embeds) != first + count - 1:
         raise ValueError(f"embed must be one, or one for each of {first + count - 1} levels, got {len(embeds)}")
+    if out is not None and options.get("resume", True):
+        _verify_finished(Path(out), first, steps)
     policies, results = list(below), []
     for number, made in enumerate(envs, first):
         own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
@@ -122,6 +126,17 @@ def train_stagewise(
         if getattr(results[-1], "interrupted", False):
             return StagewiseResult(policies, results, True)
     return StagewiseResult(policies, results, False)
+
+
+def _verify_finished(out: Path, first: int, steps: list[int]) -> None:
+    """Refuse to train a level further on whose latents another was trained already."""
+    for number, wanted in enumerate(steps[:-1], first):
+        own, above = (out / f"level-{n}" / "checkpoint.pt" for n in (number, number + 1))
+        if own.exists() and above.exists() and (step := checkpoint.read(own)["step"]) != wanted:
+            raise ValueError(
+                f"{above} was trained on level {number} as it is at step {step}, not {wanted}; "
+                "pass resume=False to start anew, or another out"
+            )
 
 
 def _sizes(env: Env, number: int) -> tuple[int, int]:

@@ -317,3 +317,18 @@ def test_levels_are_copies() -> None:
     hierarchy = Hierarchy([policy])
     nn.init.zeros_(next(policy.parameters()))
     assert next(hierarchy.parameters()).any() and not any(weight.requires_grad for weight in hierarchy.parameters())
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    class Fixed(FlowPolicy):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+
+    with pytest.raises(ValueError, match="level 0: no Fixed has the settings"):
+        Hierarchy([Fixed()]).save(tmp_path / "hierarchy.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_is_no_policy_is_refused() -> None:
+    with pytest.raises(TypeError, match="level 0: a Linear is no policy, it has no observation_size"):
+        Hierarchy([nn.Linear(2, 2)])

@@ -266,3 +266,17 @@ def test_latents_that_overflow_are_named() -> None:
     env.reset()
     with pytest.raises(ValueError, match="lead to an action that is not finite"):
         env.step(np.zeros(1))  # inf * 0
+
+
+def test_a_fingerprint_tells_levels_apart() -> None:
+    policy, above = FlowPolicy(4, 2), FlowPolicy(4, 2, squash=False)
+    env = LatentActionEnv(PointMove(), policy)
+    assert env.fingerprint == LatentActionEnv(TimeLimit(PointMove(), 9), policy).fingerprint
+    others = [
+        LatentActionEnv(PointMove(), FlowPolicy(4, 2)),
+        LatentActionEnv(PointMove(), policy, hold=2),
+        LatentActionEnv(PointMove(), policy, observation=[1, 0, 2, 3]),
+        LatentActionEnv(env, above),
+        LatentActionEnv(LatentActionEnv(PointMove(), policy, hold=2), above),
+    ]
+    assert len({env.fingerprint, *(other.fingerprint for other in others)}) == 6

@@ -16,11 +16,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from pyrocontrol.envs import LatentActionEnv
 from pyrocontrol.guides import FlowPolicy
 from pyrocontrol.inference import load_checkpoint
 from pyrocontrol.inference.control_loop import evaluation, learn
 from pyrocontrol.inference.soft_control import SoftActorCritic
 from pyrocontrol.inference.soft_q_learning import SoftQLearning
+from pyrocontrol.models import GaussianPrior
 
 
 def _load(name: str) -> ModuleType:
@@ -336,9 +338,33 @@ def test_numbers_of_the_environment_are_finite(tmp_path: Path, what: str, value:
             self.gives = {what: value} if len(self.actions) == 24 else {}
             return super().step(action)
 
-    with pytest.raises(FloatingPointError, match=f"the environment's {what} is .*{value}.* at step 25, episode 2"):
+    with pytest.raises(
+        FloatingPointError, match=f"the environment's {what} is .*{value}.* at step 25, episode 2; .*holds all"
+    ):
         learn(make(), Bad(), steps=40, out=tmp_path, **OPTIONS)
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_observations_keep_their_shape(tmp_path: Path, size: int) -> None:
+    class Bad(Point):
+        def observe(self) -> np.ndarray:
+            return np.zeros(size) if len(self.actions) == 25 else super().observe()
+
+    with pytest.raises(
+        ValueError, match=rf"observation has shape \[{size}\], not \[2\] at step 25, episode 2; .*holds"
+    ):
+        learn(make(), Bad(), steps=40, out=tmp_path, **OPTIONS)
+    assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
+
+
+def test_an_evaluation_that_raises_leaves_a_checkpoint(tmp_path: Path) -> None:
+    def evaluate(step: int) -> dict[str, float]:
+        raise RuntimeError("nothing to see")
+
+    with pytest.raises(RuntimeError, match="nothing to see"):
+        learn(make(), Point(), steps=40, out=tmp_path, evaluate=evaluate, evaluate_every=25, **OPTIONS)
+    assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 25
 
 
 def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
@@ -364,6 +390,8 @@ def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
         ("batch_size must be at least 1, not 0", {"batch_size": 0}),
         ("replay must be at least 1, not 0", {"replay": 0}),
         ("start must be at least 0, not -1", {"start": -1}),
+        ("steps must be at least 1, not 0", {"steps": 0}),
+        ("device nowhere cannot be used", {"device": "nowhere"}),
         ("checkpoint_every must be at least 1, not 0", {"checkpoint_every": 0}),
         ("evaluate_every is 5, but there is no evaluate to call", {"evaluate_every": 5}),
     ],
@@ -397,6 +425,27 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(before[:500])
     with pytest.raises(ValueError, match="is truncated or not a checkpoint"):
         learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
+
+
+def test_a_run_goes_on_in_the_environment_it_was_begun_in(tmp_path: Path) -> None:
+    def maze(**given: Any) -> Any:
+        return gymnasium.make("pyrocontrol/PointMaze-v0", **given)
+
+    def level(policy: FlowPolicy, **given: Any) -> Any:
+        return LatentActionEnv(maze(goal=1), policy, **given)
+
+    learner = SoftActorCritic(FlowPolicy(4, 2, hidden=(8,)), 4, 2)
+    learn(learner, maze(goal=1), steps=5, out=tmp_path / "a", **OPTIONS)
+    with pytest.raises(ValueError, match="was made with env=pyrocontrol/PointMaze-v0 {'goal': 1}, not .* {'goal': 2}"):
+        learn(learner, maze(goal=2), steps=9, out=tmp_path / "a", **OPTIONS)
+    learn(learner, maze(goal=1, render_mode="rgb_array"), steps=9, out=tmp_path / "a", **OPTIONS)
+    upper = SoftActorCritic(FlowPolicy(4, 2, hidden=(8,), squash=False), 4, 2, prior=GaussianPrior(2))
+    policy, other = FlowPolicy(4, 2), FlowPolicy(4, 2)
+    learn(upper, level(policy), steps=5, out=tmp_path / "b", **OPTIONS)
+    for wrong in (level(other), level(policy, hold=2)):
+        with pytest.raises(ValueError, match="was made with env=pyrocontrol/PointMaze-v0 .* through "):
+            learn(upper, wrong, steps=9, out=tmp_path / "b", **OPTIONS)
+    learn(upper, level(policy), steps=9, out=tmp_path / "b", **OPTIONS)
 
 
 def test_a_latent_kept_for_an_episode(tmp_path: Path) -> None:

@@ -162,6 +162,15 @@ def test_two_levels_learn_and_are_taken_up_again(tmp_path: Path) -> None:
             assert torch.equal(weight, theirs.state_dict()[name]), name
 
 
+def test_a_level_is_not_trained_further_below_another(tmp_path: Path) -> None:
+    two_levels(tmp_path)
+    before = (tmp_path / "level-0" / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match="was trained on level 0 as it is at step 36, not 40; pass resume=False"):
+        two_levels(tmp_path, [40, 36])
+    assert (tmp_path / "level-0" / "checkpoint.pt").read_bytes() == before
+    two_levels(tmp_path, [40, 36], resume=False)
+
+
 def test_training_a_level_leaves_those_below_alone() -> None:
     low = FlowPolicy(4, 2, hidden=(8,))
     before = {name: weight.clone() for name, weight in low.state_dict().items()}

@@ -180,20 +180,20 @@ def budgets(rows: list[dict[str, Any]], task: str) -> list[int]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean, 95% interval where there are three seeds, and seeds."""
-    lines = ["| task | steps | " + " | ".join((*METHODS, "lsp, no noise")) + " |"]
-    lines.append("|---|---|" + "---|" * (len(METHODS) + 1))
+    lines = ["| task | steps | method (seeds) | return | without noise |", "|---|---|---|---|---|"]
     for task in (task for task in TASKS if any(item["task"] == task for item in rows)):
         for budget in budgets(rows, task):
-            cells = [_cell([*ends(rows, task, method, budget).values()]) for method in METHODS]
-            cells.append(_cell(select(rows, "lsp", "return_mode", task=task, budget=budget)))
-            lines.append(f"| {task} | {budget:,} | " + " | ".join(cells) + " |")
+            for method in METHODS:
+                if values := [*ends(rows, task, method, budget).values()]:
+                    quiet = select(rows, method, "return_mode", task=task, budget=budget)
+                    cells = f"{method} ({len(values)}) | {_cell(values)} | {_cell(quiet)}"
+                    lines.append(f"| {task} | {budget:,} | {cells} |")
     return "\n".join(lines)
 
 
 def _cell(values: list[float]) -> str:
     mean, half, seeds = mean_interval(values)
-    interval = f" ± {half:,.0f}" if seeds >= 3 else ""
-    return f"{mean:,.0f}{interval} ({seeds})" if seeds else ""
+    return "" if not seeds else f"{mean:,.0f}" + (f" ± {half:,.0f}" if seeds >= 3 else "")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -40,14 +40,14 @@ METHODS: dict[str, list[str]] = {
     "lsp-sql": ["--learner", "sql", "--reward-scale", "0.1"],
     "finetune": [*ONE],
     "finetune-motion": [*ONE, "--motion", "1"],
-    "scratch": [*ONE, "--pretrain", "0"],
-    "scratch-motion": [*ONE, "--pretrain", "0", "--motion", "1"],
+    "scratch": [*ONE],
+    "scratch-motion": [*ONE, "--motion", "1"],
 }
 # Methods that go on from the same training on open floor.
 FLOORS = {"lsp": "floor-lsp", "lsp-sql": "floor-sql", "finetune": "floor-one", "finetune-motion": "floor-one"}
 TASKS = ("PointMaze", "AntMaze")
 
-Run = tuple[str, str, int, int]
+Run = tuple[str, str, int, int, int, int]  # task, method, goal, steps on open floor and in the maze, seed
 
 
 @dataclass
@@ -83,9 +83,10 @@ def main(arguments: Arguments) -> None:
         for seed in arguments.seeds:
             for method in arguments.methods:
                 chain = chains.setdefault((seed, FLOORS.get(method, method)), [])
-                chain += [(arguments.task, method, goal, seed) for goal in arguments.goals]
+                floor = arguments.pretrain if method in FLOORS else 0
+                chain += [(arguments.task, method, goal, floor, arguments.steps, seed) for goal in arguments.goals]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(lambda chain: [run(arguments, job) for job in chain], chains.values()))
+            list(pool.map(lambda chain: [run(arguments.runs, job) for job in chain], chains.values()))
     rows = collect(arguments.runs)
     # Runs made elsewhere, whose folders are not here, stay in the file.
     made = {run_of(item) for item in rows}
@@ -98,27 +99,27 @@ def main(arguments: Arguments) -> None:
 
 
 def run_of(item: dict[str, Any]) -> Run:
-    """Return the run that a row is of: task, method, goal and seed."""
-    return item["task"], item["method"], item["setting"]["goal"], item["seed"]
+    """Return the run that a row is of."""
+    setting = item["setting"]
+    return item["task"], item["method"], setting["goal"], setting["pretrain"], setting["budget"], item["seed"]
 
 
 def folder(runs: Path, made: Run) -> Path:
     """Return the folder of a run."""
-    task, method, goal, seed = made
-    return runs / task / f"{method}-{goal}-{seed}"
+    task, method, *numbers = made
+    return runs / task / "-".join([method, *map(str, numbers)])
 
 
-def run(arguments: Arguments, job: Run) -> None:
+def run(runs: Path, job: Run) -> None:
     """Make one run unless it is there."""
-    out = folder(arguments.runs, job)
+    out = folder(runs, job)
     if (out / "result.json").exists() or job in {run_of(item) for item in read_rows(RESULTS)}:
         return
-    task, method, goal, seed = job
-    given = ["--task", task, "--goal", str(goal), "--seed", str(seed), "--steps", str(arguments.steps)]
-    given += ["--evaluate-every", str(max(1, arguments.steps // 10)), "--out", str(out)]
+    task, method, goal, pretrain, steps, seed = job
+    given = ["--task", task, "--goal", str(goal), "--seed", str(seed), "--pretrain", str(pretrain)]
+    given += ["--steps", str(steps), "--evaluate-every", str(max(1, steps // 10)), "--out", str(out)]
     if method in FLOORS:
-        floor = arguments.runs / task / f"{FLOORS[method]}-{seed}"
-        given += ["--pretrain", str(arguments.pretrain), "--pretrained", str(floor)]
+        given += ["--pretrained", str(runs / task / f"{FLOORS[method]}-{pretrain}-{seed}")]
     make(HERE.parent / "examples" / "lsp_maze.py", given + METHODS[method], f"{task}/{out.name}", out / "log.txt")
 
 
@@ -126,7 +127,7 @@ def collect(runs: Path) -> list[dict[str, Any]]:
     """Return the rows of all finished runs, by task, method, goal and seed."""
     rows = []
     for path in runs.glob("*/*/result.json"):
-        method = path.parent.name.rsplit("-", 2)[0]
+        method = path.parent.name.rsplit("-", 4)[0]
         if method in METHODS:
             content = json.loads(path.read_text())
             made = {"revision": content["revision"]}
@@ -139,10 +140,11 @@ def collect(runs: Path) -> list[dict[str, Any]]:
 
 
 def curves(rows: list[dict[str, Any]], task: str, method: str, metric: str) -> dict[int, dict[int, float]]:
-    """Return a metric by seed and step, each the mean over the goals that the seed has."""
+    """Return a metric by seed and step, of the runs with most steps, each the mean over the goals that the seed has."""
     found: dict[int, dict[int, list[float]]] = {}
+    most = max((run_of(item)[3:5] for item in rows if item["task"] == task and item["method"] == method), default=None)
     for item in rows:
-        if (item["task"], item["method"], item["metric"]) == (task, method, metric):
+        if (item["task"], item["method"], item["metric"]) == (task, method, metric) and run_of(item)[3:5] == most:
             found.setdefault(item["seed"], {}).setdefault(item["setting"]["steps"], []).append(item["value"])
     return {
         seed: {step: float(np.mean(values)) for step, values in sorted(curve.items())} for seed, curve in found.items()

@@ -2,7 +2,7 @@
 
 A trajectory ``tau = (s_0, a_0, .., s_T, a_T)`` has the prior ``p(s_0) prod_t p(a_t) p(s_{t+1} | s_t, a_t)``, and each
 step an optimality variable ``O_t`` that is true with probability proportional to ``exp(r_t / alpha)`` (T. Haarnoja et
-al., "Latent Space Policies for Hierarchical Reinforcement Learning", 2018, eq. (2)). A policy is the guide of that
+al., "Latent Space Policies for Hierarchical Reinforcement Learning", 2018, section 4.1). A policy is the guide of that
 model: with the true dynamics kept in the guide, the ELBO is the maximum-entropy objective (eq. (5)), and all that is
 to come after an action is one number, its soft Q-value. What is left at one state ``s`` is a model of one choice,
 
@@ -296,7 +296,7 @@ class OneStepOptimality(nn.Module):
 
 
 def optimality_evidence(rewards: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
-    """Return ``log p(O_{0:T} | tau) = sum_t r_t / alpha`` (eq. (2)), up to the constant that makes it a probability.
+    """Return ``log p(O_{0:T} | tau) = sum_t r_t / alpha`` (part of eq. (2)), up to the constant that makes it a probability.
 
     Args:
         rewards: ``[..., T]``.

@@ -14,7 +14,7 @@ def item(method: str, seed: int, goal: int, step: int, value: float, metric: str
     return {
         "method": method,
         "task": "PointMaze",
-        "setting": {"steps": step, "goal": goal},
+        "setting": {"steps": step, "goal": goal, "pretrain": 9, "budget": 70},
         "seed": seed,
         "metric": metric,
         "value": value,
@@ -24,13 +24,13 @@ def item(method: str, seed: int, goal: int, step: int, value: float, metric: str
 
 def test_runs_are_collected_by_their_folders(benchmark: ModuleType, tmp_path: Path) -> None:
     for method, goal, seed in (("finetune-motion", 2, 1), ("lsp", 0, 10), ("somebody's", 0, 0)):
-        out = benchmark.folder(tmp_path, ("PointMaze", method, goal, seed))
+        out = benchmark.folder(tmp_path, ("PointMaze", method, goal, 9, 70, seed))
         out.mkdir(parents=True)
         content = {"revision": "abc", "rows": [item("sac", seed, goal, 5, 1.0)]}
         (out / "result.json").write_text(json.dumps(content))
     (tmp_path / "PointMaze" / "floor-one-1").mkdir()
     rows = benchmark.collect(tmp_path)
-    expected = [("PointMaze", "lsp", 0, 10), ("PointMaze", "finetune-motion", 2, 1)]
+    expected = [("PointMaze", "lsp", 0, 9, 70, 10), ("PointMaze", "finetune-motion", 2, 9, 70, 1)]
     assert [benchmark.run_of(row) for row in rows] == expected
     assert {row["setting"]["revision"] for row in rows} == {"abc"}
 
@@ -46,7 +46,7 @@ def test_methods_that_go_on_from_one_floor_are_made_one_after_the_other(
     benchmark.main(benchmark.Arguments(goals=(0, 1), seeds=(0,), jobs=1, runs=tmp_path, steps=70, pretrain=9))
     assert len(made) == 11  # one is there
     floors = [given[given.index("--pretrained") + 1] for given in made if "--pretrained" in given]
-    assert [Path(floor).name for floor in floors] == ["floor-lsp-0", *["floor-sql-0"] * 2, *["floor-one-0"] * 4]
+    assert [Path(floor).name for floor in floors] == ["floor-lsp-9-0", *["floor-sql-9-0"] * 2, *["floor-one-9-0"] * 4]
     for given in made:
         assert given[given.index("--pretrain") + 1] == ("9" if "--pretrained" in given else "0")
         assert given[given.index("--evaluate-every") + 1] == "7"

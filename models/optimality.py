@@ -296,7 +296,7 @@ class OneStepOptimality(nn.Module):
 
 
 def optimality_evidence(rewards: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
-    """Return ``log p(O_{0:T} | tau) = sum_t r_t / alpha`` (part of eq. (2)), up to the constant that makes it a probability.
+    """Return ``log p(O_{0:T} | tau) = sum_t r_t / alpha`` (in eq. (2)), up to the constant that makes it a probability.
 
     Args:
         rewards: ``[..., T]``.

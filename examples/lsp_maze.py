@@ -71,7 +71,7 @@ class Arguments:
     steps: int = 60_000
     """environment steps in the maze, all levels together"""
     start: int = 1000
-    """actions of each level before its first update"""
+    """environment steps of each level before its first update"""
     seed: int = 0
     """of the initial weights, the episodes and all noise"""
     evaluate_every: int = 10_000
@@ -248,7 +248,8 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
         return measured
 
     env: Any = maze(arguments)
-    # An action of level n is held for HOLD^n environment steps.
+    # An action of level n is held for HOLD^n environment steps; those of the first one that is learnt here for so many.
+    held = HOLD ** len(below)
     each = [arguments.steps // count // HOLD ** (len(below) + n) for n in range(count)]
     result = pc.inference.train_stagewise(
         [partial(maze, arguments)] * count,
@@ -260,8 +261,10 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
         seed=arguments.seed,
         out=arguments.out,
         device=arguments.device,
-        evaluate_every=max(1, arguments.evaluate_every // HOLD ** len(below)),
-        start=arguments.start,
+        evaluate_every=max(1, arguments.evaluate_every // held),
+        # As many updates as environment steps, whatever a level holds its actions for.
+        start=arguments.start // held,
+        updates_per_step=held,
     )
     curve, past = [], 0
     for level, part in enumerate(result.results, len(below)):

@@ -86,7 +86,7 @@ def main(arguments: Arguments) -> None:
                 floor = arguments.pretrain if method in FLOORS else 0
                 chain += [(arguments.task, method, goal, floor, arguments.steps, seed) for goal in arguments.goals]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(lambda chain: [run(arguments.runs, job) for job in chain], chains.values()))
+            list(pool.map(lambda chain: run(arguments.runs, chain), chains.values()))
     rows = collect(arguments.runs)
     # Runs made elsewhere, whose folders are not here, stay in the file.
     made = {run_of(item) for item in rows}
@@ -110,17 +110,18 @@ def folder(runs: Path, made: Run) -> Path:
     return runs / task / "-".join([method, *map(str, numbers)])
 
 
-def run(runs: Path, job: Run) -> None:
-    """Make one run unless it is there."""
-    out = folder(runs, job)
-    if (out / "result.json").exists() or job in {run_of(item) for item in read_rows(RESULTS)}:
-        return
-    task, method, goal, pretrain, steps, seed = job
-    given = ["--task", task, "--goal", str(goal), "--seed", str(seed), "--pretrain", str(pretrain)]
-    given += ["--steps", str(steps), "--evaluate-every", str(max(1, steps // 10)), "--out", str(out)]
-    if method in FLOORS:
-        given += ["--pretrained", str(runs / task / f"{FLOORS[method]}-{pretrain}-{seed}")]
-    make(HERE.parent / "examples" / "lsp_maze.py", given + METHODS[method], f"{task}/{out.name}", out / "log.txt")
+def run(runs: Path, jobs: list[Run]) -> None:
+    """Make runs, one after the other, but for those that are there."""
+    for job in jobs:
+        out = folder(runs, job)
+        if (out / "result.json").exists() or job in {run_of(item) for item in read_rows(RESULTS)}:
+            continue
+        task, method, goal, pretrain, steps, seed = job
+        given = ["--task", task, "--goal", str(goal), "--seed", str(seed), "--pretrain", str(pretrain)]
+        given += ["--steps", str(steps), "--evaluate-every", str(max(1, steps // 10)), "--out", str(out)]
+        if method in FLOORS:
+            given += ["--pretrained", str(runs / task / f"{FLOORS[method]}-{pretrain}-{seed}")]
+        make(HERE.parent / "examples" / "lsp_maze.py", given + METHODS[method], f"{task}/{out.name}", out / "log.txt")
 
 
 def collect(runs: Path) -> list[dict[str, Any]]:

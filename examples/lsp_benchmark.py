@@ -288,7 +288,7 @@ def film(arguments: Arguments, policy: Any) -> None:
     try:
         with closing(gymnasium.make(arguments.task)) as env:
             # Gymnasium's bodies run out of the picture unless the camera goes with them.
-            camera = {"camera_name": "track"} if hasattr(env.unwrapped, "mujoco_renderer") else {}
+            camera: dict[str, Any] = {"camera_name": "track"} if hasattr(env.unwrapped, "mujoco_renderer") else {}
         with closing(gymnasium.make(arguments.task, render_mode="rgb_array", **camera)) as env:
             frames: list[Any] = []
             state, ended = None, False

@@ -21,7 +21,7 @@ from .soft_control import SoftLearner, _verify_policy, _verify_positive, coordin
 
 __all__ = ["SoftQLearning", "stein_direction"]
 
-_EDGE = 1 - 1e-6  # squashed actions further out are taken for this: at 1 they have no finite inverse
+_EDGE = 1 - 1e-6  # squashed actions further out are taken for this, if a policy gives no others: at 1 none is finite
 
 
 class SoftQLearning(SoftLearner):
@@ -132,14 +132,20 @@ class SoftQLearning(SoftLearner):
     def policy_loss(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return a loss whose gradient is that of eq. (14), and the mean length of Stein's directions."""
         fixed_count = self.particles // 2
-        drawn, _ = self.policy.draw(observations.expand(self.particles, *observations.shape))
-        raw = torch.atanh(drawn.clamp(-_EDGE, _EDGE)) if self.policy.squash else drawn
+        raw = self._draw_raw(observations.expand(self.particles, *observations.shape))
         fixed, moved = raw.detach()[:fixed_count].requires_grad_(), raw[fixed_count:]
         with torch.enable_grad():
             (score,) = torch.autograd.grad(self.raw_log_density(observations, fixed).sum(), fixed)
         direction = stein_direction(fixed.detach(), score, moved.detach())
         # A step along the direction, of every action: the loss has no meaning beyond its gradient.
         return -(moved * direction).sum(-1).mean(), direction.norm(dim=-1).mean()
+
+    def _draw_raw(self, inputs: Tensor) -> Tensor:
+        """Actions before the squashing, ``[..., A]``."""
+        if self.policy.squash and hasattr(self.policy, "draw_raw"):
+            return self.policy.draw_raw(self.policy.condition(inputs))[0]
+        drawn, _ = self.policy.draw(inputs)
+        return torch.atanh(drawn.clamp(-_EDGE, _EDGE)) if self.policy.squash else drawn
 
     def raw_log_density(self, observations: Tensor, raw: Tensor) -> Tensor:
         """Return ``log p(a) + Q(s, a) / alpha``, a density of the action before squashing, ``[..., B]``."""

@@ -17,6 +17,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyrocontrol.guides.flow_policy import FlowPolicy
+from pyrocontrol.guides.gaussian_policy import GaussianPolicy
 from pyrocontrol.inference.critics import Critics
 from pyrocontrol.inference.replay import Transitions
 from pyrocontrol.inference.soft_control import SoftActorCritic
@@ -423,6 +424,17 @@ def test_the_temperatures_gradient_is_that_of_its_bound() -> None:
 
 
 # State
+
+
+def test_soft_q_learning_moves_actions_that_are_at_their_bounds() -> None:
+    policy = GaussianPolicy(1, 1, hidden=(4,))
+    with torch.no_grad():
+        policy.network[-1].weight.zero_()
+        policy.network[-1].bias.copy_(torch.tensor([12.0, -3.0]))  # tanh is 1 in single precision
+    learner = SoftQLearning(policy.float(), 1, 1)
+    loss, _ = learner.policy_loss(torch.zeros(8, 1, dtype=torch.float32))
+    loss.backward()
+    assert policy.network[-1].bias.grad[0] > 0.1  # back to where the density of u is not 0
 
 
 @pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)

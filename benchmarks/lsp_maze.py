@@ -34,10 +34,11 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_maze.json"
 PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
-ONE = ("--levels", "1")
+# A single level is better with a learned temperature, one that acts on latents with that of the paper.
+ONE = ("--levels", "1", "--temperature", "learned")
 METHODS: dict[str, list[str]] = {
     "lsp": [],
-    "lsp-sql": ["--learner", "sql", "--reward-scale", "0.1"],
+    "lsp-sql": ["--learner", "sql"],
     "finetune": [*ONE],
     "finetune-motion": [*ONE, "--motion", "1"],
     "scratch": [*ONE],

@@ -62,8 +62,8 @@ class Arguments:
     """soft actor-critic or soft Q-learning"""
     motion: float = 0.0
     """weight of the reward for motion, which is added to that of the maze"""
-    temperature: Literal["learned", "fixed"] = "learned"
-    """of soft actor-critic; fixed: 1, as is that of soft Q-learning. The lowest of several levels always has 1"""
+    temperature: Literal["learned", "fixed"] = "fixed"
+    """of soft actor-critic; fixed: 1, as is that of soft Q-learning and of the lowest of several levels"""
     reward_scale: float = 1.0
     """what rewards are multiplied by; for the lowest of several levels always 3"""
     pretrain: int = 30_000

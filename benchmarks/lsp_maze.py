@@ -34,7 +34,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_maze.json"
 PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
-# A single level is better with a learned temperature, one that acts on latents with that of the paper.
+# A single level has the default temperature, one that acts on latents that of the paper.
 ONE = ("--levels", "1", "--temperature", "learned")
 METHODS: dict[str, list[str]] = {
     "lsp": [],

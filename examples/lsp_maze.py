@@ -8,8 +8,8 @@ alone or with that for motion added.
 
     python examples/lsp_maze.py --goal 0 --out out/maze                         # two levels
     python examples/lsp_maze.py --learner sql --out out/sql                     # soft Q-learning at both
-    python examples/lsp_maze.py --levels 1 --motion 1 --out out/finetuned       # one level, trained on
-    python examples/lsp_maze.py --levels 1 --motion 1 --pretrain 0 --out out/s  # from scratch
+    python examples/lsp_maze.py --levels 1 --temperature learned --out out/one  # one level, trained on
+    python examples/lsp_maze.py --levels 1 --pretrain 0 --motion 1 --out out/s  # from scratch, with reward for motion
     python examples/lsp_maze.py --task AntMaze --pretrain 1000000 --steps 1000000 --out out/ant
 
 writes OUT/result.json (`final_distance` to the goal, m, and `success` at every evaluation), OUT/level-N/ (checkpoint,

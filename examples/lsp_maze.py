@@ -68,13 +68,13 @@ class Arguments:
     """what rewards are multiplied by; for the lowest of several levels always 3"""
     pretrain: int = 30_000
     """environment steps on open floor, 0 for none"""
-    steps: int = 60_000
+    steps: int = 30_000
     """environment steps in the maze, all levels together"""
     start: int = 1000
     """environment steps of each level before its first update"""
     seed: int = 0
     """of the initial weights, the episodes and all noise"""
-    evaluate_every: int = 10_000
+    evaluate_every: int = 3_000
     """environment steps between evaluations"""
     episodes: int = 10
     """episodes of each evaluation"""

@@ -43,6 +43,7 @@ HOLD = 3  # environment steps for which a level above the lowest keeps an action
 PLACE = 2  # numbers of an observation that say where the body is; the lowest level of several does not see them
 EVALUATION_SEED = 10_000
 VARIED_SCALE = 3.0  # of rewards on open floor, with temperature 1: Table 2
+CHECKPOINT_EVERY = 10_000  # environment steps
 FILM_FRAMES = 150  # of an episode that does not end before its time
 
 
@@ -265,6 +266,7 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
         # As many updates as environment steps, whatever a level holds its actions for.
         start=arguments.start // held,
         updates_per_step=held,
+        checkpoint_every=max(1, CHECKPOINT_EVERY // held),
     )
     curve, past = [], 0
     for level, part in enumerate(result.results, len(below)):

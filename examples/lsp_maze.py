@@ -192,6 +192,7 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
 def learnt_to_move(arguments: Arguments) -> tuple[Any, float]:
     """Return the lowest level's learner, trained on open floor, None if that was stopped, and the seconds it took."""
     floor = f"pyrocontrol/{OPEN_FLOOR[arguments.task]}-v0"
+    print(f"learning to move in {floor}, {arguments.pretrain} steps")
     env = gymnasium.make(floor, positions=arguments.levels == 1)
     pyro.set_rng_seed(arguments.seed)
     sizes = [int(space.shape[0]) for space in (env.observation_space, env.action_space)]  # type: ignore[index]
@@ -251,6 +252,7 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
     env: Any = maze(arguments)
     # An action of level n is held for HOLD^n environment steps; those of the first one that is learnt here for so many.
     held = HOLD ** len(below)
+    print(f"learning the maze, {arguments.steps} steps" + (f", {held} of them a step below" if held > 1 else ""))
     each = [arguments.steps // count // HOLD ** (len(below) + n) for n in range(count)]
     result = pc.inference.train_stagewise(
         [partial(maze, arguments)] * count,

@@ -1,0 +1,122 @@
+"""What the examples of latent space policies refuse, and that they go on from where they were."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TINY = {"start": 5, "evaluate_every": 10, "episodes": 1}
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    return load("lsp_benchmark")
+
+
+@pytest.fixture(scope="module")
+def maze() -> ModuleType:
+    return load("lsp_maze")
+
+
+@pytest.mark.parametrize(
+    ("message", "given"),
+    [
+        ("--steps must be at least 3, got 2", {"levels": 3, "steps": 2}),
+        ("--seed must be at least 0, got -1", {"seed": -1}),
+        ("--lr must be positive, got nan", {"lr": float("nan")}),
+        ("--embedding must be at least 1, got 0", {"embedding": 0}),
+        ("--learner ppo has a policy of its own: no --levels, no --guide", {"learner": "ppo", "levels": 2}),
+        ("--guide mixture has no latents", {"guide": "mixture", "levels": 2}),
+        ("--device nowhere cannot be used", {"device": "nowhere"}),
+        ("--task CartPole-v1 has actions Discrete.*, not a bounded Box of one row", {"task": "CartPole-v1"}),
+        ("--task Nothing-v0: ", {"task": "Nothing-v0"}),
+        ("--task nothing:at-all-v0: ", {"task": "nothing:at-all-v0"}),
+        ("--out .*/file/sub: .*/file is a file, not a folder", {"out": "file/sub"}),
+    ],
+    ids=lambda value: value.split()[0].strip("-") if isinstance(value, str) else "",
+)
+def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path, message: str, given: dict[str, Any]) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / given.pop("out", "out")
+    given = {"task": "pyrocontrol/PointMove-v0"} | given
+    with pytest.raises(SystemExit, match=message):
+        benchmark.main(benchmark.Arguments(**given, out=out))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("message", "given"),
+    [
+        ("--pretrain 0 leaves nothing to act through", {"pretrain": 0}),
+        ("--pretrained is where", {"pretrain": 0, "levels": 1, "pretrained": "floor"}),
+        ("--reward-scale must be positive, got -1", {"reward_scale": -1.0}),
+        ("--device nowhere cannot be used", {"device": "nowhere"}),
+        ("goal must be 0 to 2, got 3", {"goal": 3}),
+        ("motion must be finite, got inf", {"motion": float("inf")}),
+        ("--pretrained .*/file: .*/file is a file, not a folder", {"pretrained": "file"}),
+    ],
+    ids=lambda value: value.split()[0].strip("-") if isinstance(value, str) else "",
+)
+def test_the_maze_refuses(maze: ModuleType, tmp_path: Path, message: str, given: dict[str, Any]) -> None:
+    (tmp_path / "file").touch()
+    given = given | ({"pretrained": tmp_path / given["pretrained"]} if "pretrained" in given else {})
+    with pytest.raises(SystemExit, match=message):
+        maze.main(maze.Arguments(**given, out=tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_in_the_maze_is_taken_up_and_not_taken_for_another(maze: ModuleType, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"pretrain": 20, "pretrained": tmp_path / "floor", **TINY}
+    maze.main(maze.Arguments(steps=30, out=tmp_path / "a", **given))
+    before = json.loads((tmp_path / "a" / "result.json").read_text())["rows"]
+    maze.main(maze.Arguments(steps=30, out=tmp_path / "a", **given))
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["rows"] == before  # the seconds, too
+    assert {(row["metric"], row["setting"]["steps"]) for row in before} == {
+        (metric, step) for metric in ("final_distance", "success") for step in (9, 18, 27, 30)
+    }
+    with pytest.raises(SystemExit, match="was made with env=pyrocontrol/PointMaze-v0 {'goal': 0, .*'goal': 1"):
+        maze.main(maze.Arguments(goal=1, steps=30, out=tmp_path / "a", **given))
+    # The open floor is shared; a level that was trained on is not trained further.
+    maze.main(maze.Arguments(goal=1, steps=30, out=tmp_path / "b", **given))
+    with pytest.raises(SystemExit, match="through .*, not"):
+        maze.main(maze.Arguments(steps=30, out=tmp_path / "a", **given | {"pretrain": 25}))
+
+
+@pytest.mark.parametrize("learner", ["ddpg", "ppo", "sac"])
+def test_the_last_step_is_evaluated(benchmark: ModuleType, tmp_path: Path, learner: str) -> None:
+    given: dict[str, Any] = {"task": "pyrocontrol/PointMove-v0", "learner": learner, **TINY, "evaluate_every": 1000}
+    benchmark.main(benchmark.Arguments(steps=120, out=tmp_path, **given))
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [(row["metric"], row["setting"]["steps"]) for row in rows] == [("return", 120), ("return_mode", 120)]
+
+
+def test_what_cannot_be_filmed_is_no_reason_to_lose_a_run(
+    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = gymnasium.make
+
+    def make(task: str, **given: Any) -> Any:
+        if "render_mode" in given:
+            raise TypeError("there is no render_mode")
+        return made(task)
+
+    monkeypatch.setattr(gymnasium, "make", make)
+    benchmark.main(benchmark.Arguments(task="pyrocontrol/PointMove-v0", steps=20, out=tmp_path, **TINY))
+    assert "no film: there is no render_mode" in capsys.readouterr().out
+    assert (tmp_path / "result.json").exists()

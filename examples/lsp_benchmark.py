@@ -56,6 +56,11 @@ class Arguments:
     """what the policy is"""
     learner: Literal["sac", "sac-first", "sql", "ddpg", "ppo"] = "sac"
     """soft actor-critic, its first form (fixed temperature, one Q), soft Q-learning; or one of stable-baselines3"""
+    gradient: Literal["pathwise", "score"] | None = None
+    """of a soft actor-critic's policy: through the actions, or by the likelihood ratio; by default through them where
+    that is possible"""
+    particles: int | None = None
+    """actions of each state in the policy's loss; by default 1, and 4 for the likelihood ratio"""
     steps: int = 200_000
     """environment steps, all levels together"""
     start: int = 1000
@@ -89,7 +94,18 @@ def main(arguments: Arguments) -> None:
         print("stopped; the same command goes on from there")
         return
     curve, policy, seconds = learnt
-    names = ("levels", "couplings", "embedding", "guide", "learner", "temperature", "lr", "episodes")
+    names = (
+        "levels",
+        "couplings",
+        "embedding",
+        "guide",
+        "learner",
+        "gradient",
+        "particles",
+        "temperature",
+        "lr",
+        "episodes",
+    )
     setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
     found = [("return", *point) for point in curve] + [("return_mode", arguments.steps, mode_return(arguments, policy))]
     rows = [
@@ -189,6 +205,8 @@ def latent_space_policy(arguments: Arguments) -> Learnt | None:
             prior=prior,
             lr=lr,
             first=first,
+            gradient=arguments.gradient,
+            particles=arguments.particles,
             temperature=temperature,
             reward_scale=scale,
         )

@@ -195,6 +195,8 @@ class SoftActorCritic(SoftLearner):
             goes somewhere, as in the paper's maze. Not a part of the objective.
         particles: P, draws of one state in the policy's loss; None for 1, and for 4 where the likelihood ratio has no
             other baseline. An ELBO has its own.
+        gradient: of the policy's loss, ``"pathwise"``, through the actions, or ``"score"``, by the likelihood ratio;
+            None for pathwise where the policy can be reparametrised.
 
     Raises:
         TypeError: if the policy or the ELBO is not what it should be.
@@ -220,6 +222,7 @@ class SoftActorCritic(SoftLearner):
         first: bool = False,
         fixed_latent: bool = False,
         particles: int | None = None,
+        gradient: Literal["pathwise", "score"] | None = None,
     ) -> None:
         if temperature is None:
             temperature = 1.0 if first else "learned"
@@ -233,10 +236,16 @@ class SoftActorCritic(SoftLearner):
             raise ValueError(f"target_entropy must be finite, not {target_entropy}")
         if particles is not None and particles < 1:
             raise ValueError(f"particles must be at least 1, not {particles}")
+        if gradient not in (None, "pathwise", "score"):
+            raise ValueError(f"gradient must be 'pathwise' or 'score', not {gradient!r}")
+        if gradient is not None and (first or elbo is not None):
+            raise ValueError("the first form and an elbo have gradients of their own: neither goes with gradient")
         if elbo is not None:
             _verify_elbo(elbo, prior, first, particles)
         _verify_policy(policy, observation_size, action_size)
-        score = first or not policy.has_rsample
+        if gradient == "pathwise" and not policy.has_rsample:
+            raise ValueError(f"a {type(policy).__name__} cannot be reparametrised: gradient must be 'score'")
+        score = first or gradient == "score" or not policy.has_rsample
         self_baseline = score and not first
         if particles is None:
             particles = 4 if self_baseline else 1
@@ -259,7 +268,8 @@ class SoftActorCritic(SoftLearner):
                 "first": first,
                 "particles": particles,
                 "elbo": None if elbo is None else type(elbo).__name__,
-            },
+            }
+            | ({} if gradient is None else {"gradient": gradient}),
         )
         self.elbo: Any = elbo  # those that SVI can call have loss_and_grads, which Pyro's class does not say
         self.first, self.particles, self.target_entropy, self.score = first, particles, goal, score

@@ -165,6 +165,7 @@ ESTIMATES: dict[str, dict[str, Any]] = {
     "path, three draws": {"particles": 3},
     "score": {},
     "score, one draw": {"particles": 1},
+    "by the ratio where a path is": {"gradient": "score"},
     "score by Pyro": {"elbo": Trace_ELBO(), "prior": UniformPrior(1)},
     "first form": {"first": True},
     "first form, score": {"first": True},
@@ -502,6 +503,8 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
         (ValueError, "target_entropy goes with a learned", {"temperature": 1.0, "target_entropy": -1.0}),
         (ValueError, "target_entropy must be finite, not nan", {"target_entropy": math.nan}),
         (ValueError, "particles must be at least 1, not 0", {"particles": 0}),
+        (ValueError, "gradient must be 'pathwise' or 'score', not 'none'", {"gradient": "none"}),
+        (ValueError, "neither goes with gradient", {"gradient": "score", "first": True}),
         (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
         (TypeError, r"elbo must be an ELBO such as Trace_ELBO\(\), not int", {"elbo": 3}),
         (ValueError, "an elbo needs the prior that makes its model", {"elbo": Trace_ELBO()}),
@@ -528,6 +531,8 @@ def test_bad_policies_are_refused() -> None:
         SoftActorCritic(nn.Linear(3, 2), 3, 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="those of a ScoreTanhGaussian are no function of its parameters"):
         SoftQLearning(ScoreTanhGaussian(3, 2), 3, 2)
+    with pytest.raises(ValueError, match="a ScoreTanhGaussian cannot be reparametrised: gradient must be 'score'"):
+        SoftActorCritic(ScoreTanhGaussian(3, 2), 3, 2, gradient="pathwise")
     with pytest.raises(ValueError, match="particles must be at least 4"):
         SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)
     with pytest.raises(ValueError, match="temperature must be positive"):

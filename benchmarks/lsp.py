@@ -44,17 +44,19 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp.json"
 PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
+DRAWS = ("--particles", "4")  # as many actions of each state in the policy's loss for all
 METHODS: dict[str, list[str]] = {
-    "lsp": [],
-    "sac-gaussian": ["--guide", "gaussian"],
-    "sac-gmm": ["--guide", "mixture"],
+    "lsp": [*DRAWS],
+    "sac-gaussian": ["--guide", "gaussian", *DRAWS],
+    "sac-gmm": ["--guide", "mixture", *DRAWS],
     "sql": ["--learner", "sql", "--temperature", "fixed"],
     "ddpg": ["--learner", "ddpg"],
     "ppo": ["--learner", "ppo"],
-    "lsp-3e-4": ["--lr", "3e-4"],  # the paper's learning rate
-    "lsp-spline": ["--guide", "spline"],
-    "lsp-2": ["--levels", "2"],
-    "lsp-4-end-to-end": ["--couplings", "4"],
+    "lsp-1-draw": [],
+    "lsp-3e-4": ["--lr", "3e-4"],  # and one draw; the paper's learning rate
+    "lsp-spline": ["--guide", "spline", *DRAWS],
+    "lsp-2": ["--levels", "2", *DRAWS],
+    "lsp-4-end-to-end": ["--couplings", "4", *DRAWS],
 }
 COMPARED = ("lsp", "sac-gmm", "sql", "ddpg", "ppo")
 HIERARCHIES = ("lsp", "lsp-2", "lsp-4-end-to-end")
@@ -72,7 +74,7 @@ class Arguments:
     tasks: tuple[str, ...] = TASKS[:4]
     """Gymnasium's ids"""
     methods: tuple[str, ...] = COMPARED
-    """which methods; there are also sac-gaussian, lsp-3e-4, lsp-spline, lsp-2 and lsp-4-end-to-end"""
+    """which methods; there are also sac-gaussian, lsp-1-draw, lsp-3e-4, lsp-spline, lsp-2, lsp-4-end-to-end"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """trials"""
     steps: int = 200_000

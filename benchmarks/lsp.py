@@ -227,7 +227,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(xlabel="environment steps", ylabel="return")
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    figure.legend([*shown.values()], [*shown], loc="outside lower center", ncols=min(len(shown), 6), fontsize=8)
+    figure.legend([*shown.values()], [*shown], loc="outside lower center", ncols=min(len(shown), 3 * wide), fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

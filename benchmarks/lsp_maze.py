@@ -196,7 +196,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             if len(seeds) >= 3:
                 axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
         axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1, label="reached")
-        axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, None))
+        axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, 15))
         axes.set_title(task, loc="left", fontsize=10)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)

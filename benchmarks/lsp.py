@@ -17,7 +17,6 @@ what their latents at the top of three frozen levels make of them again, at most
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -36,7 +35,7 @@ import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import mean_interval, read_rows, row, select, write_results
-from training_runs import make, verify_known, with_table
+from training_runs import collect, make, verify_known, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -104,7 +103,7 @@ def main(arguments: Arguments) -> None:
         jobs = [(task, method, steps, seed) for seed in arguments.seeds for task in tasks for method in methods]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(lambda job: run(arguments.runs, job), jobs))
-    rows = collect(arguments.runs)
+    rows = collected(arguments.runs)
     # Runs made elsewhere, whose folders are not here, stay in the file; so does the speed, unless measured anew.
     made = {run_of(item) for item in rows}
     kept = [item for item in read_rows(RESULTS) if run_of(item) not in made]
@@ -142,16 +141,10 @@ def run(runs: Path, job: Run) -> None:
     make(HERE.parent / "examples" / "lsp_benchmark.py", given, f"{task}/{out.name}", out / "log.txt")
 
 
-def collect(runs: Path) -> list[dict[str, Any]]:
+def collected(runs: Path) -> list[dict[str, Any]]:
     """Return the rows of all finished runs, by task, method, budget and seed."""
-    rows = []
-    for path in runs.glob("*/*/result.json"):
-        method = path.parent.name.rsplit("-", 2)[0]
-        if method in METHODS:
-            content = json.loads(path.read_text())
-            made = {"revision": content["revision"]}
-            rows += [item | {"method": method, "setting": item["setting"] | made} for item in content["rows"]]
     methods = [*METHODS]
+    rows = collect(runs, methods, 2)
     return sorted(rows, key=lambda item: (item["task"], methods.index(item["method"]), *run_of(item)[2:]))
 
 
@@ -183,7 +176,7 @@ def budgets(rows: list[dict[str, Any]], task: str) -> list[int]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean, 95% interval where there are three seeds, and seeds."""
     lines = ["| task | steps | method (seeds) | return | without noise |", "|---|---|---|---|---|"]
-    for task in (task for task in TASKS if any(item["task"] == task for item in rows)):
+    for task in TASKS:
         for budget in budgets(rows, task):
             for method in METHODS:
                 if values := [*ends(rows, task, method, budget).values()]:
@@ -200,9 +193,7 @@ def _cell(values: list[float]) -> str:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw return against environment steps, with 95% intervals over seeds where there are three."""
-    panels = [
-        (task, budget) for task in TASKS for budget in budgets(rows, task) if any(i["task"] == task for i in rows)
-    ]
+    panels = [(task, budget) for task in TASKS for budget in budgets(rows, task)]
     if not panels:
         return
     wide = min(3, len(panels))

@@ -14,7 +14,6 @@ at every evaluation, setting `goal` and `steps` (in the maze; `pretrain` of them
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import tyro
 
 from pyrocontrol.envs.point_maze import GOAL_RADIUS
 from pyrocontrol.inference import mean_interval, read_rows, write_results
-from training_runs import make, verify_known, with_table
+from training_runs import collect, make, verify_known, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -88,7 +87,7 @@ def main(arguments: Arguments) -> None:
                 chain += [(arguments.task, method, goal, floor, arguments.steps, seed) for goal in arguments.goals]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(lambda chain: run(arguments.runs, chain), chains.values()))
-    rows = collect(arguments.runs)
+    rows = collected(arguments.runs)
     # Runs made elsewhere, whose folders are not here, stay in the file.
     made = {run_of(item) for item in rows}
     rows += [item for item in read_rows(RESULTS) if run_of(item) not in made]
@@ -125,16 +124,10 @@ def run(runs: Path, jobs: list[Run]) -> None:
         make(HERE.parent / "examples" / "lsp_maze.py", given + METHODS[method], f"{task}/{out.name}", out / "log.txt")
 
 
-def collect(runs: Path) -> list[dict[str, Any]]:
+def collected(runs: Path) -> list[dict[str, Any]]:
     """Return the rows of all finished runs, by task, method, goal and seed."""
-    rows = []
-    for path in runs.glob("*/*/result.json"):
-        method = path.parent.name.rsplit("-", 4)[0]
-        if method in METHODS:
-            content = json.loads(path.read_text())
-            made = {"revision": content["revision"]}
-            rows += [item | {"method": method, "setting": item["setting"] | made} for item in content["rows"]]
     methods = [*METHODS]
+    rows = collect(runs, methods, 4)
     return sorted(rows, key=lambda item: (item["task"], methods.index(item["method"]), *run_of(item)[2:]))
 
 

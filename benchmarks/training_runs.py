@@ -1,12 +1,14 @@
-"""What benchmarks share that are made of many runs of an example: making one, and putting a table into a page."""
+"""What benchmarks share that are made of many runs of an example: making and collecting runs, and a page's table."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
@@ -20,6 +22,24 @@ def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         ).returncode
     print(f"{name}: {'done' if code == 0 else f'exit {code}, see its {log.name}'}", flush=True)
+
+
+def collect(runs: Path, methods: Sequence[str], numbers: int) -> list[dict[str, Any]]:
+    """Return the rows of all finished runs, in no order, each with its run's method and revision.
+
+    Args:
+        runs: holds ``TASK/METHOD-NUMBER-..-NUMBER/result.json``.
+        methods: which are known; other folders are somebody's trials.
+        numbers: how many there are in a folder's name.
+    """
+    rows = []
+    for path in runs.glob("*/*/result.json"):
+        method = path.parent.name.rsplit("-", numbers)[0]
+        if method in methods:
+            content = json.loads(path.read_text())
+            made = {"revision": content["revision"]}
+            rows += [item | {"method": method, "setting": item["setting"] | made} for item in content["rows"]]
+    return rows
 
 
 def with_table(page: str, lines: str, mark: str = "TABLE") -> str:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
+import numpy as np
 import pyro
 import torch
 import tyro
@@ -256,7 +257,7 @@ def baseline(arguments: Arguments) -> Learnt:
     given: dict[str, Any] = {"seed": arguments.seed, "device": arguments.device}
     model: Any
     if arguments.learner == "ddpg":
-        noise = NormalActionNoise(torch.zeros(size).numpy(), torch.full((size,), 0.1).numpy())
+        noise = NormalActionNoise(np.zeros(size), np.full(size, 0.1))
         net = {"net_arch": [128, 128]}
         model = sb3.DDPG("MlpPolicy", env, batch_size=128, action_noise=noise, policy_kwargs=net, **given)
     else:
@@ -288,17 +289,10 @@ def baseline(arguments: Arguments) -> Learnt:
 
 
 def mode_return(arguments: Arguments, policy: Any) -> float:
-    """Return the mean return without noise, over the episodes of the evaluations."""
-    env, total = gymnasium.make(arguments.task), 0.0
-    for episode in range(arguments.episodes):
-        observation, _ = env.reset(seed=EVALUATION_SEED + episode)
-        state, ended = None, False
-        while not ended:
-            action, state = policy.predict(observation, state, deterministic=True)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total, ended = total + float(reward), terminated or truncated
-    env.close()
-    return total / arguments.episodes
+    """Return the mean return without noise."""
+    with closing(gymnasium.make(arguments.task)) as env:
+        found = pc.envs.evaluate_policy(env, policy, arguments.episodes, seed=EVALUATION_SEED)
+    return float(np.mean(found["return"]))
 
 
 def film(arguments: Arguments, policy: Any) -> None:

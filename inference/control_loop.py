@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .interrupts import Interrupts
-from .progress import Display, History, evaluate_once
+from .progress import Display, History, evaluate_if_due
 from .replay import Replay, Transitions
 
 __all__ = ["LearnResult", "Learner", "evaluation", "learn"]
@@ -288,19 +288,13 @@ def learn(
             if file is not None and old.name != file.name:
                 old.unlink()
 
-    def evaluate_if_due() -> None:
-        due = history.step == steps or (evaluate_every and history.step % evaluate_every == 0)
-        if evaluate is not None and due:
-            try:
-                evaluate_once(evaluate, history, display, interrupts)
-            except Exception:
-                save()
-                raise
+    def evaluate_now() -> None:
+        evaluate_if_due(evaluate, evaluate_every, steps, history, display, interrupts, save)
 
     numbers: dict[str, Tensor] = {}
     with Interrupts() as interrupts, Display(history, steps, path, progress) as display:
         interrupts.patience = 2
-        evaluate_if_due()
+        evaluate_now()
         while history.step < steps and not interrupts.requests:
             started = time.perf_counter()
             before = torch.get_rng_state()
@@ -344,7 +338,7 @@ def learn(
                 display.scalars(history.step, values | {"loss": mean})
             history.seconds += time.perf_counter() - started
             display.tick()
-            evaluate_if_due()
+            evaluate_now()
             # Also when the spare rows of the replay are used up, which a resume with rarer checkpoints could come to.
             if history.step % checkpoint_every == 0 or history.step - saved[0] >= max(spare, 1):
                 save()

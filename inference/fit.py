@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from . import checkpoint
 from .interrupts import Interrupts
-from .progress import Display, History, evaluate_once
+from .progress import Display, History, evaluate_if_due
 from .updates import update_of
 
 __all__ = ["Examples", "FitResult", "fit"]
@@ -169,18 +169,12 @@ def fit(
         checkpoint.write(path, content)
         saved = (history.step, len(history.evaluations))
 
-    def evaluate_if_due() -> None:
-        due = history.step == steps or (evaluate_every and history.step % evaluate_every == 0)
-        if evaluate is not None and due:
-            try:
-                evaluate_once(evaluate, history, display, interrupts)
-            except Exception:
-                save()
-                raise
+    def evaluate_now() -> None:
+        evaluate_if_due(evaluate, evaluate_every, steps, history, display, interrupts, save)
 
     batches = _batches(len(data), batch_size, seed, history.step)
     with Interrupts() as interrupts, Display(history, steps, path, progress) as display:
-        evaluate_if_due()
+        evaluate_now()
         while history.step < steps and not interrupts.requests:
             started = time.perf_counter()
             before = torch.get_rng_state()
@@ -209,7 +203,7 @@ def fit(
                 display.scalars(history.step, {"loss": mean} | gradient)
             history.seconds += time.perf_counter() - started
             display.tick()
-            evaluate_if_due()
+            evaluate_now()
             if checkpoint_every and history.step % checkpoint_every == 0:
                 save()
         save()

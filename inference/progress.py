@@ -11,7 +11,7 @@ from torch import Tensor
 from . import checkpoint
 from .interrupts import Interrupts
 
-__all__ = ["Display", "History", "evaluate_once"]
+__all__ = ["Display", "History", "evaluate_if_due"]
 
 
 @dataclass
@@ -107,25 +107,38 @@ class Display:
         return loss + (f"{(self.history.step - self.start) / seconds:.1f} steps/s" if seconds else "")
 
 
-def evaluate_once(
-    evaluate: Callable[[int], dict[str, float]], history: History, display: Display, interrupts: Interrupts
+def evaluate_if_due(
+    evaluate: Callable[[int], dict[str, float]] | None,
+    every: int,
+    steps: int,
+    history: History,
+    display: Display,
+    interrupts: Interrupts,
+    save: Callable[[], None],
 ) -> None:
-    """Evaluate at the step that the history is at, unless that was done; note the results there and on display.
+    """Evaluate every so often and at the last step, unless that was done; note the results in history and on display.
 
-    The random state is set aside. Ctrl-C ends the evaluation at once, counts as a request, and leaves no entry.
+    The random state is set aside. Ctrl-C ends the evaluation at once, counts as a request, and leaves no entry. If the
+    evaluation raises, the run is saved first.
     """
+    if evaluate is None or not (history.step == steps or (every and history.step % every == 0)):
+        return
     done = history.evaluations[-1][0] if history.evaluations else 0
     if history.step == done or interrupts.requests:
         return
     before, patience = checkpoint.random_state(), interrupts.patience
     interrupts.patience = 0  # no step is under way
     try:
-        results = {name: float(value) for name, value in evaluate(history.step).items()}
+        try:
+            results = {name: float(value) for name, value in evaluate(history.step).items()}
+        finally:
+            interrupts.patience = patience
+            checkpoint.set_random_state(before)
     except KeyboardInterrupt:
         interrupts.requests += 1
+    except Exception:
+        save()
+        raise
     else:
         history.evaluations.append((history.step, results))
         display.scalars(history.step, results)
-    finally:
-        interrupts.patience = patience
-        checkpoint.set_random_state(before)

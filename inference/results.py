@@ -140,7 +140,18 @@ def _machine() -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("torch", "pyro-ppl", "numpy", "gymnasium", "pyrocontrol"):
+    named = (
+        "torch",
+        "pyro-ppl",
+        "numpy",
+        "gymnasium",
+        "pyrocontrol",
+        "mujoco",
+        "pybullet",
+        "zuko",
+        "stable-baselines3",
+    )
+    for package in named:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -30,7 +30,7 @@ def test_runs_are_collected_by_their_folders(benchmark: ModuleType, tmp_path: Pa
         out.mkdir(parents=True)
         content = {"revision": "abc", "rows": [item("sac", seed, steps, 5.0, budget=steps)]}
         (out / "result.json").write_text(json.dumps(content))
-    rows = benchmark.collect(tmp_path)
+    rows = benchmark.collected(tmp_path)
     assert [benchmark.run_of(row) for row in rows] == [
         ("Ant-v5", "lsp", 100, 2),
         ("Ant-v5", "lsp", 100, 10),

@@ -29,7 +29,7 @@ def test_runs_are_collected_by_their_folders(benchmark: ModuleType, tmp_path: Pa
         content = {"revision": "abc", "rows": [item("sac", seed, goal, 5, 1.0)]}
         (out / "result.json").write_text(json.dumps(content))
     (tmp_path / "PointMaze" / "floor-one-1").mkdir()
-    rows = benchmark.collect(tmp_path)
+    rows = benchmark.collected(tmp_path)
     expected = [("PointMaze", "lsp", 0, 9, 70, 10), ("PointMaze", "finetune-motion", 2, 9, 70, 1)]
     assert [benchmark.run_of(row) for row in rows] == expected
     assert {row["setting"]["revision"] for row in rows} == {"abc"}

@@ -337,6 +337,23 @@ def test_evaluations_come_at_their_steps_and_the_end_and_do_not_change_the_train
     assert Pair().fit(10, tmp_path, evaluate=lambda step: {"score": -1.0}) == result
 
 
+def test_an_evaluation_that_raises_loses_no_step(tmp_path):
+    whole = Pair()
+    whole.fit(9)
+    expected = whole.state()
+
+    def evaluate(step):
+        torch.rand(3)
+        raise RuntimeError("nothing to see")
+
+    with pytest.raises(RuntimeError, match="nothing to see"):
+        Pair().fit(9, tmp_path, evaluate=evaluate, evaluate_every=5)
+    assert load_checkpoint(tmp_path / "checkpoint.pt", *Pair().modules) == 5
+    resumed = Pair()
+    resumed.fit(9, tmp_path)
+    assert_same(expected, resumed.state())
+
+
 def test_clip_bounds_the_norm_of_the_gradient():
     def travel(clip):
         pair = Pair()

@@ -100,16 +100,28 @@ class ActionPolicy(nn.Module):
         """
         return ActionDistribution(self, self.condition(self._checked(observations)))
 
-    def draw(self, observations: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return actions ``[..., A]`` and their log pi(a | s) ``[...]``, nats, in one pass.
+    def draw(
+        self, observations: Tensor, generator: torch.Generator | None = None, sample_shape: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Return actions ``[S, ..., A]`` and their log pi(a | s) ``[S, ...]``, nats, in one pass.
 
-        The same as ``pi = policy(observations); a = pi.rsample(); pi.log_prob(a)``, and faster. Where ``has_rsample``
-        is False the actions carry no graph, and the log-probability is differentiable with the actions held fixed.
+        The same as ``pi = policy(observations); a = pi.rsample(sample_shape); pi.log_prob(a)``, and faster. Where
+        ``has_rsample`` is False the actions carry no graph, and the log-probability is differentiable with the actions
+        held fixed.
 
         Raises:
             ValueError: for observations of another size.
         """
-        return self._squashed(*self.draw_raw(self.condition(self._checked(observations)), generator))
+        return self._squashed(*self.draw_raw(self.conditions(observations, sample_shape), generator))
+
+    def conditions(self, observations: Tensor, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return :meth:`condition` ``[S, ..., C]`` for several draws of each observation, computed once for all.
+
+        Raises:
+            ValueError: for observations of another size.
+        """
+        condition = self.condition(self._checked(observations))
+        return condition.expand(*sample_shape, *condition.shape) if sample_shape else condition
 
     def mode(self, observations: Tensor) -> Tensor:
         """Return the actions of greedy prediction ``[..., A]`` at observations ``[..., O]``."""
@@ -282,9 +294,7 @@ class ActionDistribution(TorchDistribution):
         return log_prob - tanh_log_determinant(raw) if self.policy.squash else log_prob
 
     def _draw(self, sample_shape: Any) -> Tensor:
-        condition = self.condition
-        if sample_shape:
-            condition = condition.expand(torch.Size(sample_shape) + condition.shape)
+        condition = self.condition.expand(torch.Size(sample_shape) + self.condition.shape)
         raw, log_prob = self.policy.draw_raw(condition)
         actions, log_prob = self.policy._squashed(raw, log_prob)
         self._drawn = actions, raw, log_prob

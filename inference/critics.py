@@ -66,35 +66,40 @@ class Critics(nn.Module):
         Returns:
             ``[K, ...]``.
         """
-        batch = observations.shape[:-1]
-        if actions is not None and batch != actions.shape[:-1]:
-            batch = torch.broadcast_shapes(batch, actions.shape[:-1])
-            observations, actions = observations.expand(*batch, -1), actions.expand(*batch, -1)
+        batch = seen = observations.shape[:-1]
+        if actions is not None and seen != actions.shape[:-1]:
+            batch = torch.broadcast_shapes(seen, actions.shape[:-1])
         layers: list[tuple[Tensor, Tensor]] = list(zip(self.weights, self.biases, strict=True))
-        hidden = observations.reshape(-1, observations.shape[-1])
-        if actions is not None:
-            actions = actions.reshape(-1, actions.shape[-1])
-            if self.coordinates is not None:
-                actions = self.coordinates(actions)
-            if frozen and len(layers) > 1:
-                # The first layer in two parts, so that no gradient is computed for the observations.
-                weight, bias = layers[0][0].detach(), layers[0][1].detach()
-                size = self.observation_size
-                bias = torch.baddbmm(bias, hidden.expand(self.count, -1, -1), weight[:, :size])
-                layers[0], hidden = (weight[:, size:], bias), actions
-            else:
-                hidden = torch.cat([hidden, actions], -1)
-        hidden = hidden.expand(self.count, -1, -1)
+        if frozen:
+            layers = [(weight.detach(), bias.detach()) for weight, bias in layers]
+        if actions is not None and self.coordinates is not None:
+            actions = self.coordinates(actions)
+        if actions is not None and len(layers) > 1 and (frozen or seen != batch):
+            hidden = self._first_layer(observations, actions, *layers.pop(0)).reshape(self.count, batch.numel(), -1)
+        else:
+            if actions is not None:
+                observations = torch.cat([observations.expand(*batch, -1), actions.expand(*batch, -1)], -1)
+            hidden = observations.reshape(-1, observations.shape[-1]).expand(self.count, -1, -1)
         for weight, bias in layers[:-1]:
-            if frozen:
-                weight, bias = weight.detach(), bias.detach()
             hidden = torch.baddbmm(bias, hidden, weight).relu_()
         weight, bias = layers[-1]
-        if frozen:
-            weight, bias = weight.detach(), bias.detach()
         # A matrix product with a single column is slower than this.
         values = (hidden * weight.mT).sum(-1) + bias.squeeze(-1)
         return values.reshape(self.count, *batch)
+
+    def _first_layer(self, observations: Tensor, actions: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The first layer in two parts ``[K, ..., H]``: no gradient or repetition of what is of the observations."""
+        dims = max(observations.dim(), actions.dim()) - 1
+
+        def rows(values: Tensor) -> Tensor:
+            return values.reshape(-1, values.shape[-1]).expand(self.count, -1, -1)
+
+        def back(products: Tensor, values: Tensor) -> Tensor:
+            return products.reshape(self.count, *(1,) * (dims - values.dim() + 1), *values.shape[:-1], -1)
+
+        seen, acted = weight.split([self.observation_size, self.action_size], 1)
+        of_observations = back(torch.baddbmm(bias, rows(observations), seen), observations)
+        return (back(torch.bmm(rows(actions), acted), actions) + of_observations).relu_()
 
     def minimum(self, observations: Tensor, actions: Tensor | None = None, *, frozen: bool = False) -> Tensor:
         """Return ``min_k Q_k`` ``[...]``; of equal ones the gradient goes to all, in equal parts."""

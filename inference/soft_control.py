@@ -345,17 +345,15 @@ class SoftActorCritic(SoftLearner):
         if self.elbo is not None:
             return self._elbo_loss(observations, alpha)
         if not self.score:
-            if self.particles > 1:
-                observations = observations.expand(self.particles, *observations.shape)
-            actions, log_prob = self.policy.draw(observations)
+            draws = (self.particles,) if self.particles > 1 else ()
+            actions, log_prob = self.policy.draw(observations, sample_shape=draws)
             ratio = self.log_ratio(actions, log_prob)
             loss = (alpha * ratio - self.critics.value_of_frozen(observations, actions)).mean()
             return loss, loss.detach(), ratio.detach()
-        inputs = observations.expand(self.particles, *observations.shape)
-        actions, log_prob = self._score(inputs)
+        actions, log_prob = self._score(observations)
         with torch.no_grad():
             ratio = self.log_ratio(actions, log_prob)
-            cost = alpha * ratio - self.critics.minimum(inputs, actions)  # [P, B]
+            cost = alpha * ratio - self.critics.minimum(observations, actions)  # [P, B]
         loss = log_prob.new_zeros(())
         if self.first:
             values = self.values.minimum(observations)  # [B]
@@ -368,11 +366,11 @@ class SoftActorCritic(SoftLearner):
         return loss + (log_prob * (cost - baseline)).mean(), cost.mean(), ratio.detach()
 
     def _score(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions without a graph, and their log-density as a function of the parameters alone."""
+        """Actions ``[P, B, A]`` without a graph, and their log-density as a function of the parameters alone."""
         if not self.policy.has_rsample:
-            return self.policy.draw(observations)
+            return self.policy.draw(observations, sample_shape=(self.particles,))
         distribution = self.policy(observations)
-        actions = distribution.sample()
+        actions = distribution.sample((self.particles,))
         return actions, distribution.log_prob(actions)
 
     def _elbo_loss(self, observations: Tensor, alpha: Tensor) -> tuple[None, Tensor, Tensor]:

@@ -119,9 +119,8 @@ class SoftQLearning(SoftLearner):
     @torch.no_grad()
     def soft_value(self, observations: Tensor) -> Tensor:
         """Return V(s) ``[...]`` at observations ``[..., O]``, by the target critic (eq. (10))."""
-        inputs = observations.expand(self.particles, *observations.shape)
-        actions, log_prob = self.policy.draw(inputs)
-        weights = self.target.minimum(inputs, actions) / self.temperature - self.log_ratio(actions, log_prob)
+        actions, log_prob = self.policy.draw(observations, sample_shape=(self.particles,))
+        weights = self.target.minimum(observations, actions) / self.temperature - self.log_ratio(actions, log_prob)
         return self.temperature * (weights.logsumexp(0) - math.log(self.particles))
 
     @torch.no_grad()
@@ -132,7 +131,7 @@ class SoftQLearning(SoftLearner):
     def policy_loss(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return a loss whose gradient is that of eq. (14), and the mean length of Stein's directions."""
         fixed_count = self.particles // 2
-        raw = self._draw_raw(observations.expand(self.particles, *observations.shape))
+        raw = self._draw_raw(observations)
         fixed, moved = raw.detach()[:fixed_count].requires_grad_(), raw[fixed_count:]
         with torch.enable_grad():
             (score,) = torch.autograd.grad(self.raw_log_density(observations, fixed).sum(), fixed)
@@ -140,18 +139,18 @@ class SoftQLearning(SoftLearner):
         # A step along the direction, of every action: the loss has no meaning beyond its gradient.
         return -(moved * direction).sum(-1).mean(), direction.norm(dim=-1).mean()
 
-    def _draw_raw(self, inputs: Tensor) -> Tensor:
-        """Actions before the squashing, ``[..., A]``."""
+    def _draw_raw(self, observations: Tensor) -> Tensor:
+        """Actions before the squashing, ``[M, B, A]``."""
+        draws = (self.particles,)
         if self.policy.squash and hasattr(self.policy, "draw_raw"):
-            return self.policy.draw_raw(self.policy.condition(inputs))[0]
-        drawn, _ = self.policy.draw(inputs)
+            return self.policy.draw_raw(self.policy.conditions(observations, draws))[0]
+        drawn, _ = self.policy.draw(observations, sample_shape=draws)
         return torch.atanh(drawn.clamp(-_EDGE, _EDGE)) if self.policy.squash else drawn
 
     def raw_log_density(self, observations: Tensor, raw: Tensor) -> Tensor:
         """Return ``log p(a) + Q(s, a) / alpha``, a density of the action before squashing, ``[..., B]``."""
         actions = raw.tanh() if self.policy.squash else raw
-        inputs = observations.expand(*raw.shape[:-1], -1)
-        density = self.critics.value_of_frozen(inputs, actions) / self.temperature
+        density = self.critics.value_of_frozen(observations, actions) / self.temperature
         if self.prior is not None:
             density = density + self.prior.log_prob(actions)
         if self.policy.squash:

@@ -11,13 +11,13 @@ to come after an action is one number, its soft Q-value. What is left at one sta
 whose posterior is ``prior(a) exp(Q(s, a) / alpha) / Z(s)``: :class:`OneStepOptimality`. An SVI step on it is the policy
 step of soft actor-critic.
 
-Shapes: B batch, O observation numbers, A action numbers, T environment steps.
+Shapes: S sample shape, B batch, O observation numbers, A action numbers, T environment steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,8 +67,10 @@ class ActionGuide(Protocol):
     def __call__(self, observations: Tensor, /) -> TorchDistribution:
         """Return the distribution of actions, batch shape ``[...]``, event shape ``[A]``."""
 
-    def draw(self, observations: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return actions ``[..., A]`` and their log-densities ``[...]``, both differentiable where `has_rsample`."""
+    def draw(
+        self, observations: Tensor, generator: torch.Generator | None = None, sample_shape: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Return actions ``[S, ..., A]`` and their log-densities ``[S, ...]``, differentiable where `has_rsample`."""
 
     def mode(self, observations: Tensor) -> Tensor:
         """Return the actions ``[..., A]`` that a deterministic controller takes."""

@@ -94,7 +94,11 @@ def test_draws_have_the_log_probability_of_the_distribution(
     own = distribution()
     pyro.set_rng_seed(1)
     assert torch.equal(own, policy.draw(observations)[0])
+    pyro.set_rng_seed(2)
     several = distribution.sample((7,))
+    pyro.set_rng_seed(2)
+    drawn, their_log_prob = policy.draw(observations, sample_shape=(7,))
+    assert torch.equal(several, drawn) and their_log_prob.shape == (7, *batch)
     assert several.shape == (7, *batch, size) and not several.requires_grad
     inside = several.abs().amax(-1) < (1 - 1e-6 if squash else math.inf)
     assert inside.sum() > 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,11 @@ class TanhGaussian(nn.Module):
         base = self.base(observations)
         return dist.TransformedDistribution(base, [TanhTransform(cache_size=1)]) if self.squash else base
 
-    def draw(self, observations: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, observations: Tensor, generator: torch.Generator | None = None, sample_shape: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
         distribution = self(observations)
-        actions = distribution.rsample()
+        actions = distribution.rsample(torch.Size(sample_shape))
         return actions, distribution.log_prob(actions)
 
     def mode(self, observations: Tensor) -> Tensor:
@@ -66,8 +69,10 @@ class ScoreTanhGaussian(TanhGaussian):
 
     has_rsample = False
 
-    def draw(self, observations: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, observations: Tensor, generator: torch.Generator | None = None, sample_shape: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
         distribution = self(observations)
-        actions = distribution.sample()
+        actions = distribution.sample(torch.Size(sample_shape))
         # A fresh distribution, so that the transform's cache does not hand out the graph of the draw.
         return actions, self(observations).log_prob(actions)

@@ -61,13 +61,24 @@ def test_actions_are_read_in_other_coordinates(frozen: bool) -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_leading_dimensions_broadcast() -> None:
-    critics = Critics(3, 2, (8,))
-    observations, actions = torch.randn(6, 3), torch.randn(4, 6, 2)
-    values = critics(observations, actions)
-    assert values.shape == (2, 4, 6)
-    torch.testing.assert_close(values[:, 2], critics(observations, actions[2]))
-    assert critics(observations[0], actions[0, 0]).shape == (2,)
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 5)], ids=str)
+@pytest.mark.parametrize("shapes", [((6,), (4, 6)), ((6,), ()), ((), (6,)), ((1, 6), (4, 1)), ((), ())], ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_leading_dimensions_broadcast(
+    hidden: tuple[int, ...], shapes: tuple[tuple[int, ...], tuple[int, ...]], frozen: bool
+) -> None:
+    critics = Critics(3, 2, hidden)
+    observations, actions = torch.randn(*shapes[0], 3), torch.randn(*shapes[1], 2, requires_grad=True)
+    batch = torch.broadcast_shapes(*shapes)
+    values = critics(observations, actions, frozen=frozen)
+    expected = critics(observations.expand(*batch, 3), actions.expand(*batch, 2))
+    assert values.shape == (2, *batch)
+    torch.testing.assert_close(values, expected)
+    inputs = [actions] if frozen else [actions, *critics.parameters()]
+    weights = torch.randn(2, *batch)
+    found = [torch.autograd.grad((of * weights).sum(), inputs) for of in (values, expected)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_frozen_critic_gives_the_actions_the_same_gradient_and_its_weights_none() -> None:

@@ -144,13 +144,11 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit(f"--learner {arguments.learner} has a policy of its own: no --levels, no --guide")
     if arguments.levels > 1 and arguments.guide == "mixture":
         raise SystemExit("--guide mixture has no latents that a next level could act on: flow, spline or gaussian")
-    for folder in (arguments.out, *arguments.out.parents):
-        if folder.exists() and not folder.is_dir():
-            raise SystemExit(f"--out {arguments.out}: {folder} is a file, not a folder")
     try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
+        pc.inference.verify_folder(arguments.out)
+        pc.inference.verify_device(arguments.device)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     try:
         with closing(gymnasium.make(arguments.task)) as env:
             seen, acted = env.observation_space, env.action_space

@@ -147,14 +147,12 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit("--pretrain 0 leaves nothing to act through: --levels 1, or steps on open floor")
     if arguments.pretrained is not None and not arguments.pretrain:
         raise SystemExit("--pretrained is where --pretrain steps are kept, and there are none")
-    for name, path in (("out", arguments.out), ("pretrained", arguments.pretrained)):
-        for folder in () if path is None else (path, *path.parents):
-            if folder.exists() and not folder.is_dir():
-                raise SystemExit(f"--{name} {path}: {folder} is a file, not a folder")
     try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
+        pc.inference.verify_folder(arguments.out)
+        pc.inference.verify_folder(arguments.pretrained)
+        pc.inference.verify_device(arguments.device)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     try:
         maze(arguments).close()
     except (ValueError, gymnasium.error.Error) as error:

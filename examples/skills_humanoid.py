@@ -167,16 +167,14 @@ def checked(arguments: Arguments) -> Task:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
     if arguments.residual and arguments.axis != "time":
         raise SystemExit("--residual is for --axis time")
-    for name, path in (("out", arguments.out), ("demos", arguments.demos)):
-        for folder in [] if path is None else [*([path] if name == "out" else []), *path.parents]:
-            if folder.exists() and not folder.is_dir():
-                raise SystemExit(f"--{name} {path}: {folder} is a file, not a folder")
     if arguments.demos is not None and arguments.demos.is_dir():
         raise SystemExit(f"--demos {arguments.demos} is a folder, not a file")
     try:
-        torch.empty(1, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
+        pc.inference.verify_folder(arguments.out)
+        pc.inference.verify_folder(None if arguments.demos is None else arguments.demos.parent)
+        pc.inference.verify_device(arguments.device)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     task = task_of(arguments.composite)
     if arguments.batch_size > TRAIN * len(task.skills):
         raise SystemExit(f"--batch-size {arguments.batch_size} exceeds the {TRAIN * len(task.skills)} demonstrations")

@@ -27,6 +27,7 @@ from .soft_control import SoftActorCritic, SoftLearner
 from .soft_q_learning import SoftQLearning
 from .stagewise import StagewiseResult, train_stagewise
 from .stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
+from .usable import verify_device, verify_folder
 
 __all__ = [
     "Augmented",
@@ -87,5 +88,7 @@ __all__ = [
     "summary",
     "train_stagewise",
     "variational_bound",
+    "verify_device",
+    "verify_folder",
     "write_results",
 ]

@@ -22,6 +22,7 @@ from . import checkpoint
 from .interrupts import Interrupts
 from .progress import Display, History, evaluate_if_due
 from .replay import Replay, Transitions
+from .usable import verify_device, verify_folder
 
 __all__ = ["LearnResult", "Learner", "evaluation", "learn"]
 
@@ -202,8 +203,9 @@ def learn(
     Raises:
         TypeError: for an environment or learner of another kind, or actions that are not numbers in a Box.
         ValueError: for spaces that do not fit the learner, unbounded actions, an argument out of range, a device that
-            cannot be used, or a checkpoint that is truncated, of another learner, made under other settings or beyond
-            ``steps``; nothing has been changed or written then. Also for an observation of another shape than before.
+            cannot be used, an ``out`` that is a file, or a checkpoint that is truncated, of another learner, made
+            under other settings or beyond ``steps``; nothing has been changed or written then. Also for an
+            observation of another shape than before.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
     """
     _verify_least(0, seed=seed, evaluate_every=evaluate_every, start=start)
@@ -213,10 +215,8 @@ def learn(
         raise TypeError(f"learner must be a module such as SoftActorCritic, not {type(learner).__name__}")
     if evaluate_every and evaluate is None:
         raise ValueError(f"evaluate_every is {evaluate_every}, but there is no evaluate to call")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    verify_device(device)
+    verify_folder(out)
     body = _Body(env, learner.policy)
     path = None if out is None else Path(out) / "checkpoint.pt"
     settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size, replay=replay, start=start)

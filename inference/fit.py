@@ -18,6 +18,7 @@ from . import checkpoint
 from .interrupts import Interrupts
 from .progress import Display, History, evaluate_if_due
 from .updates import update_of
+from .usable import verify_device, verify_folder
 
 __all__ = ["Examples", "FitResult", "fit"]
 
@@ -112,17 +113,19 @@ def fit(
     Raises:
         TypeError: ``svi`` is neither an `SVI` nor a pair of a loss and a torch optimiser, or the data is no
             dataset or not of the kind that the modules learn from.
-        ValueError: an argument is out of range, the data is of another precision than the modules, the
-            optimiser of a pair holds no parameter of one of its modules, or the checkpoint is truncated, of
-            another model, made under other settings (objective, optimiser, data) or already beyond ``steps``;
-            nothing has been changed or written then. Or, at the first step of an `SVI`, the parameters of a
-            module do not reach the optimiser.
+        ValueError: an argument is out of range, the device cannot be used, ``out`` is a file, the data is of
+            another precision than the modules, the optimiser of a pair holds no parameter of one of its modules,
+            or the checkpoint is truncated, of another model, made under other settings (objective, optimiser,
+            data) or already beyond ``steps``; nothing has been changed or written then. Or, at the first step of
+            an `SVI`, the parameters of a module do not reach the optimiser.
         FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint, from before,
         stands.
     """
     _verify_least(0, steps=steps, seed=seed, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     _verify_least(1, batch_size=batch_size, log_every=log_every)
     _verify_dataset(data)
+    verify_device(device)
+    verify_folder(out)
     if batch_size > len(data):
         raise ValueError(f"batch_size {batch_size} exceeds the {len(data)} examples there are")
     if clip is not None and not clip > 0:

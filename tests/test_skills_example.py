@@ -121,7 +121,7 @@ def test_files_that_are_something_else_are_refused(example: ModuleType, tmp_path
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"updates": 0}, "--updates must be at least 1, got 0"),
         ({"batch_size": 100}, "--batch-size 100 exceeds the 40 demonstrations"),
-        ({"device": "gpu"}, "--device gpu cannot be used"),
+        ({"device": "gpu"}, "device gpu cannot be used"),
         ({"residual": True, "axis": "mlp"}, "--residual is for --axis time"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -554,6 +554,8 @@ def test_a_checkpoint_made_under_other_settings_is_refused(how, options, message
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"clip": 0.0}, "clip must be positive"),
         ({"evaluate_every": 5}, "no evaluate"),
+        ({"device": "nowhere"}, "device nowhere cannot be used"),
+        ({"out": Path(__file__) / "new"}, "test_fit.py is a file, not a folder"),
         ({"data": DATA.log()}, "trace 3: an observation is not finite"),
     ],
 )

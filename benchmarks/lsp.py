@@ -48,6 +48,7 @@ METHODS: dict[str, list[str]] = {
     "lsp": [*DRAWS],
     "sac-gaussian": ["--guide", "gaussian", *DRAWS],
     "sac-gmm": ["--guide", "mixture", *DRAWS],
+    "sac-gmm-1": ["--guide", "mixture", "--components", "1", *DRAWS],
     "sql": ["--learner", "sql", "--temperature", "fixed"],
     "ddpg": ["--learner", "ddpg"],
     "ppo": ["--learner", "ppo"],
@@ -73,7 +74,8 @@ class Arguments:
     tasks: tuple[str, ...] = TASKS[:4]
     """Gymnasium's ids"""
     methods: tuple[str, ...] = COMPARED
-    """which methods; there are also sac-gaussian, lsp-1-draw, lsp-3e-4, lsp-spline, lsp-2, lsp-4-end-to-end"""
+    """which methods; there are also sac-gaussian, sac-gmm-1 (one component), lsp-1-draw, lsp-3e-4, lsp-spline, lsp-2,
+    lsp-4-end-to-end"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """trials"""
     steps: int = 200_000

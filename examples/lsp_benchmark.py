@@ -55,6 +55,8 @@ class Arguments:
     """numbers that a flow reads of an observation; by default twice those of an action, as in the paper"""
     guide: Literal["flow", "spline", "gaussian", "mixture"] = "flow"
     """what the policy is"""
+    components: int = 4
+    """normals of a mixture"""
     learner: Literal["sac", "sac-first", "sql", "ddpg", "ppo"] = "sac"
     """soft actor-critic, its first form (fixed temperature, one Q), soft Q-learning; or one of stable-baselines3"""
     gradient: Literal["pathwise", "score"] | None = None
@@ -100,6 +102,7 @@ def main(arguments: Arguments) -> None:
         "couplings",
         "embedding",
         "guide",
+        "components",
         "learner",
         "gradient",
         "particles",
@@ -132,8 +135,8 @@ def main(arguments: Arguments) -> None:
 
 def checked(arguments: Arguments) -> None:
     """Exit with one line that says what is wrong, if something is."""
-    least = {"levels": 1, "couplings": 1, "steps": arguments.levels, "start": 1, "evaluate_every": 1, "episodes": 1}
-    for name, number in (least | {"seed": 0}).items():
+    least = dict.fromkeys(("levels", "couplings", "components", "start", "evaluate_every", "episodes"), 1)
+    for name, number in (least | {"steps": arguments.levels, "seed": 0}).items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
     if arguments.embedding is not None and arguments.embedding < 1:
@@ -174,7 +177,7 @@ def make_policy(arguments: Arguments, observations: int, actions: int, *, lowest
         case "gaussian":
             return pc.guides.GaussianPolicy(observations, actions, squash=lowest)
         case "mixture":
-            return pc.guides.MixturePolicy(observations, actions, squash=lowest)
+            return pc.guides.MixturePolicy(observations, actions, components=arguments.components, squash=lowest)
 
 
 Learnt = tuple[list[tuple[int, float]], Any, float]

@@ -73,6 +73,8 @@ class Arguments:
     """environment steps in the maze, all levels together"""
     start: int = 1000
     """environment steps of each level before its first update"""
+    lr: float = 3e-4
+    """of policies, critics and temperature"""
     seed: int = 0
     """of the initial weights, the episodes and all noise"""
     evaluate_every: int = 3_000
@@ -102,7 +104,18 @@ def main(arguments: Arguments) -> None:
         print("stopped; the same command goes on from there")
         return
     curve, hierarchy, seconds = learnt
-    names = ("goal", "levels", "guide", "learner", "motion", "temperature", "reward_scale", "pretrain", "episodes")
+    names = (
+        "goal",
+        "levels",
+        "guide",
+        "learner",
+        "motion",
+        "temperature",
+        "reward_scale",
+        "lr",
+        "pretrain",
+        "episodes",
+    )
     setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
     rows = [
         pc.inference.row(
@@ -141,8 +154,9 @@ def checked(arguments: Arguments) -> None:
     for name, number in least.items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
-    if not (arguments.reward_scale > 0 and math.isfinite(arguments.reward_scale)):
-        raise SystemExit(f"--reward-scale must be positive, got {arguments.reward_scale}")
+    for name in ("reward_scale", "lr"):
+        if not (getattr(arguments, name) > 0 and math.isfinite(getattr(arguments, name))):
+            raise SystemExit(f"--{name.replace('_', '-')} must be positive, got {getattr(arguments, name)}")
     if arguments.levels > 1 and not arguments.pretrain:
         raise SystemExit("--pretrain 0 leaves nothing to act through: --levels 1, or steps on open floor")
     if arguments.pretrained is not None and not arguments.pretrain:
@@ -178,7 +192,7 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     policy: Any = kind[arguments.guide](observations, actions, squash=level == 0)
     varied = level == 0 and arguments.levels > 1
     scale = VARIED_SCALE if varied else arguments.reward_scale
-    given: dict[str, Any] = dict(reward_scale=scale, fixed_latent=level > 0)
+    given: dict[str, Any] = dict(lr=arguments.lr, reward_scale=scale, fixed_latent=level > 0)
     if level > 0:
         given["prior"] = pc.models.GaussianPrior(actions)
     if arguments.learner == "sql":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -12,9 +13,17 @@ from typing import Any
 
 
 def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
-    """Run a script in a process of one thread, what it prints appended to ``log``, and say how it ended."""
+    """Run a script in a process of one thread, what it prints appended to ``log``, and say how it ended.
+
+    The log is locked as long as the script runs, so that no second process makes the same run at the same time.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"{name}: another process is making it", flush=True)
+            return
         code = subprocess.run(
             [sys.executable, str(script), *arguments],
             stdout=file,

@@ -92,7 +92,7 @@ def main(arguments: Arguments) -> None:
     try:
         learnt = baseline(arguments) if arguments.learner in BASELINES else latent_space_policy(arguments)
     except ValueError as error:  # most of all, OUT holds another run
-        raise SystemExit(f"--out {arguments.out}: {error}") from error
+        raise SystemExit(str(error)) from error
     if learnt is None:
         print("stopped; the same command goes on from there")
         return

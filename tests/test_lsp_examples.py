@@ -44,6 +44,8 @@ def maze() -> ModuleType:
         ("--components must be at least 1, got 0", {"components": 0}),
         ("--learner ppo has a policy of its own: no --levels, no --guide", {"learner": "ppo", "levels": 2}),
         ("--guide mixture has no latents", {"guide": "mixture", "levels": 2}),
+        ("^particles must be at least 1, not 0", {"particles": 0}),
+        ("^a MixturePolicy cannot be reparam.*: gradient", {"guide": "mixture", "gradient": "pathwise"}),
         ("device nowhere cannot be used", {"device": "nowhere"}),
         ("--task CartPole-v1 has actions Discrete.*, not a bounded Box of one row", {"task": "CartPole-v1"}),
         ("--task Nothing-v0: ", {"task": "Nothing-v0"}),

@@ -92,11 +92,17 @@ class Arguments:
     """measure the speed, and the error of inversion"""
     repeats: int = 15
     """of each measurement"""
+    device: str = "cpu"
+    """where the speed is measured; rows of other devices stay"""
 
 
 def main(arguments: Arguments) -> None:
     """Make the missing runs, measure the speed, then the results file, its plot and the page's tables."""
     verify_known("method", arguments.methods, [*METHODS])
+    try:
+        pc.inference.verify_device(arguments.device)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if arguments.train:
         tasks, methods, steps = arguments.tasks, arguments.methods, arguments.steps
         if arguments.hierarchy:
@@ -109,8 +115,9 @@ def main(arguments: Arguments) -> None:
     # Runs made elsewhere, whose folders are not here, stay in the file; so does the speed, unless measured anew.
     made = {run_of(item) for item in rows}
     kept = [item for item in read_rows(RESULTS) if run_of(item) not in made]
-    measured = speed(arguments.repeats) + inversion(arguments.repeats) if arguments.speed else []
-    rows += [item for item in kept if not (measured and item["task"] in (SPEED, INVERSION))] + measured
+    measured = speed(arguments.repeats, arguments.device) + inversion(arguments.repeats) if arguments.speed else []
+    again = {(item["task"], item["setting"].get("device")) for item in measured}
+    rows += [item for item in kept if (item["task"], item["setting"].get("device")) not in again] + measured
     write_results(RESULTS, "lsp", rows, command="python benchmarks/lsp.py")
     report_measured(rows)
     print(table(rows))
@@ -228,10 +235,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 # -- speed and inversion -----------------------------------------------------------------------------------------------
 
 
-def learner_of(policy: Any) -> Callable[[], object]:
+def learner_of(policy: Any, device: str, capture: bool = False) -> Callable[[], object]:
     """Return an update of soft actor-critic, its batch drawn from a replay."""
-    learner = pc.inference.SoftActorCritic(policy, OBSERVATIONS, ACTIONS)
-    memory = pc.inference.Replay(10_000, OBSERVATIONS, ACTIONS, seed=0)
+    learner = pc.inference.SoftActorCritic(policy, OBSERVATIONS, ACTIONS, capture=capture).to(device)
+    memory = pc.inference.Replay(10_000, OBSERVATIONS, ACTIONS, seed=0, device=device)
     draw = np.random.default_rng(0)
     for _ in range(10_000):
         seen, following = draw.standard_normal((2, OBSERVATIONS)).astype(np.float32)
@@ -240,14 +247,14 @@ def learner_of(policy: Any) -> Callable[[], object]:
     return lambda: learner.update(memory.sample(BATCH))
 
 
-def stable_baselines() -> Callable[[], object]:
+def stable_baselines(device: str) -> Callable[[], object]:
     """Return an update of stable-baselines3's SAC at the same sizes, its batch drawn from its replay."""
     import stable_baselines3 as sb3
     from stable_baselines3.common.logger import Logger
 
     env = gymnasium.make("HalfCheetah-v5")
     net: dict[str, Any] = {"net_arch": [HIDDEN, HIDDEN]}
-    model = sb3.SAC("MlpPolicy", env, batch_size=BATCH, buffer_size=10_000, policy_kwargs=net, seed=0, device="cpu")
+    model = sb3.SAC("MlpPolicy", env, batch_size=BATCH, buffer_size=10_000, policy_kwargs=net, seed=0, device=device)
     model.set_logger(Logger(None, []))
     draw, memory = np.random.default_rng(0), model.replay_buffer
     assert memory is not None
@@ -258,16 +265,22 @@ def stable_baselines() -> Callable[[], object]:
     return lambda: model.train(gradient_steps=1, batch_size=BATCH)
 
 
-def speed(repeats: int, updates: int = 200) -> list[dict[str, Any]]:
-    """Return updates a second of soft actor-critic, and `speed_ratio`, of ours to stable-baselines3's."""
+def speed(repeats: int, device: str = "cpu", updates: int = 200) -> list[dict[str, Any]]:
+    """Return updates a second of soft actor-critic, and `speed_ratio`, of ours to stable-baselines3's.
+
+    On a GPU `lsp-captured` has the whole update in a CUDA graph.
+    """
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     kinds = {
-        "sac-sb3": stable_baselines(),
-        "lsp": learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS)),
-        "sac-gaussian": learner_of(pc.guides.GaussianPolicy(OBSERVATIONS, ACTIONS)),
+        "sac-sb3": stable_baselines(device),
+        "lsp": learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS), device),
+        "sac-gaussian": learner_of(pc.guides.GaussianPolicy(OBSERVATIONS, ACTIONS), device),
     }
-    setting = {"batch": BATCH, "hidden": HIDDEN, "device": "cpu"}
+    setting = {"batch": BATCH, "hidden": HIDDEN, "device": torch.device(device).type}
+    if setting["device"] == "cuda":
+        kinds["lsp-captured"] = learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS), device, capture=True)
+        setting["gpu"] = torch.cuda.get_device_name(device)
     rows = []
     for repeat in range(-1, repeats):  # the first is for warming up
         rates = {}
@@ -275,6 +288,8 @@ def speed(repeats: int, updates: int = 200) -> list[dict[str, Any]]:
             start = time.perf_counter()
             for _ in range(updates):
                 update()
+            if setting["device"] == "cuda":
+                torch.cuda.synchronize(device)
             rates[method] = (updates / (seconds := time.perf_counter() - start), seconds)
         if repeat < 0:
             continue
@@ -310,12 +325,13 @@ def inversion(repeats: int, steps: int = 1000) -> list[dict[str, Any]]:
 
 def report_measured(rows: list[dict[str, Any]]) -> None:
     """Print the medians of the rows that are not of a run."""
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str, str], list[float]] = {}
     for item in rows:
         if item["task"] in (SPEED, INVERSION):
-            found.setdefault((item["method"], item["metric"]), []).append(item["value"])
-    for (method, metric), values in found.items():
-        print(f"{method:14} {metric:20} {median(values):8.4g}  ({min(values):.4g} to {max(values):.4g})")
+            device = item["setting"].get("device", "")
+            found.setdefault((item["method"], item["metric"], device), []).append(item["value"])
+    for (method, metric, device), values in found.items():
+        print(f"{method:14} {metric:20} {device:4} {median(values):8.4g}  ({min(values):.4g} to {max(values):.4g})")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,8 @@ class Arguments:
     """of each evaluation"""
     device: str = "cpu"
     """where to learn"""
+    capture: bool = False
+    """on a GPU, make a learner's step one CUDA graph"""
     out: Path = Path("out/lsp")
     """folder for results; a run that was stopped goes on from its checkpoints"""
 
@@ -191,26 +193,25 @@ def latent_space_policy(arguments: Arguments) -> Learnt | None:
     scale = 1.0
     if arguments.temperature == "fixed" or arguments.learner == "sac-first":
         scale = REWARD_SCALES.get(arguments.task.split("-")[0], 1.0)
-    lr, below = arguments.lr, list[Any]()
+    below: list[Any] = []
 
     def make_learner(level: int, observations: int, actions: int) -> Any:
         policy = make_policy(arguments, observations, actions, lowest=level == 0)
         prior = None if level == 0 else pc.models.GaussianPrior(actions)
+        common: dict[str, Any] = dict(prior=prior, lr=arguments.lr, reward_scale=scale, capture=arguments.capture)
         if arguments.learner == "sql":
-            return pc.inference.SoftQLearning(policy, observations, actions, prior=prior, lr=lr, reward_scale=scale)
+            return pc.inference.SoftQLearning(policy, observations, actions, **common)
         first = arguments.learner == "sac-first"
         temperature: Any = None if first else 1.0 if arguments.temperature == "fixed" else "learned"
         return pc.inference.SoftActorCritic(
             policy,
             observations,
             actions,
-            prior=prior,
-            lr=lr,
             first=first,
             gradient=arguments.gradient,
             particles=arguments.particles,
             temperature=temperature,
-            reward_scale=scale,
+            **common,
         )
 
     def evaluate(level: int, learner: Any) -> Any:

@@ -20,6 +20,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from ..models.optimality import ActionGuide, ActionPrior
+from .captured import CapturedStep
 from .critics import Critics, TargetCopy
 from .replay import Transitions
 
@@ -41,6 +42,8 @@ class SoftLearner(nn.Module):
         discount: gamma.
         reward_scale: what rewards are multiplied by.
         move: when and how targets follow.
+        fixed_latent: whether an episode keeps the latent that it begins with.
+        capture: whether steps on a GPU are one CUDA graph.
         settings: the learner's further arguments, told apart by :meth:`signature`.
 
     Raises:
@@ -63,6 +66,7 @@ class SoftLearner(nn.Module):
         reward_scale: float,
         move: TargetCopy,
         fixed_latent: bool,
+        capture: bool,
         settings: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -80,7 +84,8 @@ class SoftLearner(nn.Module):
         self.critics = critics.to(dtype)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.lr = lr
-        self.fixed_latent = fixed_latent
+        self.fixed_latent, self.capture = fixed_latent, capture
+        self._captured: CapturedStep | None = None
         self.latent: Tensor | None = None
         #: Updates so far.
         self.updates = 0
@@ -104,8 +109,28 @@ class SoftLearner(nn.Module):
         self.optimizer = torch.optim.Adam(parameters, lr=self.lr, fused=True)
 
     def update(self, batch: Transitions) -> dict[str, Tensor]:
-        """Take one step of everything; return named numbers as tensors, so that nothing waits for a device."""
+        """Take one :meth:`step` of everything learnt, then move the targets if that is due; return what it returns."""
+        if self.capture and batch.rewards.is_cuda:
+            self._captured = self._captured or CapturedStep(self.step, self.optimizer)
+            numbers = self._captured(batch)
+        else:
+            numbers = self.step(batch)
+        self.updates += 1
+        self.move(self.target.parameters(), self.followed.parameters(), self.updates)
+        return numbers
+
+    def step(self, batch: Transitions) -> dict[str, Tensor]:
+        """Take one step of everything that is learnt by gradients.
+
+        Returns:
+            Named scalars, ``critic_loss`` among them, as tensors without a graph: nothing here waits for a device.
+        """
         raise NotImplementedError
+
+    @property
+    def followed(self) -> nn.Module:
+        """What the target follows."""
+        return self.critics
 
     def log_ratio(self, actions: Tensor, log_prob: Tensor) -> Tensor:
         """Return log pi(a|s) - log p(a) ``[...]``, the constant of a uniform prior left out."""
@@ -146,8 +171,13 @@ class SoftLearner(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go back to a state of :meth:`get_extra_state`, sharing nothing with it."""
+        self._captured = None
         self.updates = int(state["updates"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._captured = None  # parameters move to another device
+        return super()._apply(*args, **kwargs)
 
 
 class SoftActorCritic(SoftLearner):
@@ -197,6 +227,7 @@ class SoftActorCritic(SoftLearner):
             other baseline. An ELBO has its own.
         gradient: of the policy's loss, ``"pathwise"``, through the actions, or ``"score"``, by the likelihood ratio;
             None for pathwise where the policy can be reparametrised.
+        capture: on a GPU, make the step one CUDA graph, for batches of one size; elsewhere it changes nothing.
 
     Raises:
         TypeError: if the policy or the ELBO is not what it should be.
@@ -223,6 +254,7 @@ class SoftActorCritic(SoftLearner):
         fixed_latent: bool = False,
         particles: int | None = None,
         gradient: Literal["pathwise", "score"] | None = None,
+        capture: bool = False,
     ) -> None:
         if temperature is None:
             temperature = 1.0 if first else "learned"
@@ -242,6 +274,8 @@ class SoftActorCritic(SoftLearner):
             raise ValueError("the first form and an elbo have gradients of their own: neither goes with gradient")
         if elbo is not None:
             _verify_elbo(elbo, prior, first, particles)
+            if capture:
+                raise ValueError("an elbo gives its loss to Python, which waits for the device: no capture with it")
         _verify_policy(policy, observation_size, action_size)
         if gradient == "pathwise" and not policy.has_rsample:
             raise ValueError(f"a {type(policy).__name__} cannot be reparametrised: gradient must be 'score'")
@@ -262,6 +296,7 @@ class SoftActorCritic(SoftLearner):
             reward_scale=reward_scale,
             move=TargetCopy(smoothing, target_every),
             fixed_latent=fixed_latent,
+            capture=capture,
             settings={
                 "temperature": temperature,
                 "target_entropy": goal if learned else None,
@@ -295,7 +330,12 @@ class SoftActorCritic(SoftLearner):
         """The temperature, without a graph."""
         return self.log_alpha.detach().exp()
 
-    def update(self, batch: Transitions) -> dict[str, Tensor]:
+    @property
+    def followed(self) -> nn.Module:
+        """What the target follows: the critics, in the first form the state value."""
+        return self.values if self.first else self.critics
+
+    def step(self, batch: Transitions) -> dict[str, Tensor]:
         """Take one step of policy, critics and temperature.
 
         Returns:
@@ -318,8 +358,6 @@ class SoftActorCritic(SoftLearner):
             # The gradient of -log alpha (E[log pi - log p] - A log 2 + target entropy), written out.
             self.log_alpha.grad = -(ratio.mean() + self.shift)
         self.optimizer.step()
-        self.updates += 1
-        self.move(self.target.parameters(), (self.values if self.first else self.critics).parameters(), self.updates)
         critic_loss = error.square().sum() * (0.5 / len(target))
         numbers = {"critic_loss": critic_loss, "policy_loss": report, "q": values.detach().mean()}
         return numbers | {"alpha": alpha, "divergence": ratio.mean()}

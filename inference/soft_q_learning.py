@@ -51,6 +51,7 @@ class SoftQLearning(SoftLearner):
         reward_scale: what rewards are multiplied by.
         fixed_latent: draw a flow's latent once an episode, by its seed, and act with it to the end.
         particles: M, draws of one state for its value and for the policy.
+        capture: on a GPU, make the step one CUDA graph, for batches of one size; elsewhere it changes nothing.
 
     Raises:
         TypeError: if the policy is not what it should be.
@@ -73,6 +74,7 @@ class SoftQLearning(SoftLearner):
         reward_scale: float = 1.0,
         fixed_latent: bool = False,
         particles: int = 16,
+        capture: bool = False,
     ) -> None:
         _verify_policy(policy, observation_size, action_size)
         if not policy.has_rsample:
@@ -94,12 +96,13 @@ class SoftQLearning(SoftLearner):
             reward_scale=reward_scale,
             move=TargetCopy(smoothing, target_every),
             fixed_latent=fixed_latent,
+            capture=capture,
             settings={"temperature": temperature, "particles": particles},
         )
         self.temperature, self.particles = temperature, particles
         self.optimise()
 
-    def update(self, batch: Transitions) -> dict[str, Tensor]:
+    def step(self, batch: Transitions) -> dict[str, Tensor]:
         """Take one step of critic and policy.
 
         Returns:
@@ -112,8 +115,6 @@ class SoftQLearning(SoftLearner):
         loss, length = self.policy_loss(batch.observations)
         (critic_loss + loss).backward()
         self.optimizer.step()
-        self.updates += 1
-        self.move(self.target.parameters(), self.critics.parameters(), self.updates)
         return {"critic_loss": critic_loss.detach(), "stein": length, "q": values.detach().mean()}
 
     @torch.no_grad()

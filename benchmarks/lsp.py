@@ -52,8 +52,9 @@ METHODS: dict[str, list[str]] = {
     "sql": ["--learner", "sql", "--temperature", "fixed"],
     "ddpg": ["--learner", "ddpg"],
     "ppo": ["--learner", "ppo"],
-    "lsp-1-draw": [],
-    "lsp-3e-4": ["--lr", "3e-4"],  # and one draw; the paper's learning rate
+    "lsp-paper": ["--guide", "flow-paper", *DRAWS],  # its form of the policy
+    "lsp-paper-1-draw": ["--guide", "flow-paper"],
+    "lsp-paper-3e-4": ["--guide", "flow-paper", "--lr", "3e-4"],  # and one draw; its learning rate
     "lsp-spline": ["--guide", "spline", *DRAWS],
     "lsp-2": ["--levels", "2", *DRAWS],
     "lsp-4-end-to-end": ["--couplings", "4", *DRAWS],
@@ -74,8 +75,8 @@ class Arguments:
     tasks: tuple[str, ...] = TASKS[:4]
     """Gymnasium's ids"""
     methods: tuple[str, ...] = COMPARED
-    """which methods; there are also sac-gaussian, sac-gmm-1 (one component), lsp-1-draw, lsp-3e-4, lsp-spline, lsp-2,
-    lsp-4-end-to-end"""
+    """which methods; there are also sac-gaussian, sac-gmm-1 (one component), lsp-paper (its form of the policy),
+    lsp-paper-1-draw, lsp-paper-3e-4, lsp-spline, lsp-2, lsp-4-end-to-end"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """trials"""
     steps: int = 200_000

@@ -51,10 +51,8 @@ class Arguments:
     """levels, learnt one after the other; each gets its share of the steps"""
     couplings: int = 2
     """of each level's flow"""
-    embedding: int | None = None
-    """numbers that a flow reads of an observation; by default twice those of an action, as in the paper"""
-    guide: Literal["flow", "spline", "gaussian", "mixture"] = "flow"
-    """what the policy is"""
+    guide: Literal["flow", "flow-paper", "spline", "gaussian", "mixture"] = "flow"
+    """what the policy is; flow-paper: the narrow form of the paper"""
     components: int = 4
     """normals of a mixture"""
     learner: Literal["sac", "sac-first", "sql", "ddpg", "ppo"] = "sac"
@@ -102,7 +100,6 @@ def main(arguments: Arguments) -> None:
     names = (
         "levels",
         "couplings",
-        "embedding",
         "guide",
         "components",
         "learner",
@@ -141,8 +138,6 @@ def checked(arguments: Arguments) -> None:
     for name, number in (least | {"steps": arguments.levels, "seed": 0}).items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
-    if arguments.embedding is not None and arguments.embedding < 1:
-        raise SystemExit(f"--embedding must be at least 1, got {arguments.embedding}")
     if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
         raise SystemExit(f"--lr must be positive, got {arguments.lr}")
     if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):
@@ -171,9 +166,9 @@ def checked(arguments: Arguments) -> None:
 def make_policy(arguments: Arguments, observations: int, actions: int, *, lowest: bool) -> Any:
     """Return the policy of a level: the lowest acts within (-1, 1), the others on latents."""
     match arguments.guide:
-        case "flow":
-            given: dict[str, Any] = {"couplings": arguments.couplings, "embedding_size": arguments.embedding}
-            return pc.guides.FlowPolicy(observations, actions, squash=lowest, **given)
+        case "flow" | "flow-paper":
+            make = pc.guides.FlowPolicy if arguments.guide == "flow" else pc.guides.FlowPolicy.paper
+            return make(observations, actions, couplings=arguments.couplings, squash=lowest)
         case "spline":
             return pc.guides.ZukoPolicy(observations, actions, squash=lowest)
         case "gaussian":

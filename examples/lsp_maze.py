@@ -57,7 +57,7 @@ class Arguments:
     """which of the three goals: 0, 1 or 2"""
     levels: int = 2
     """1: a policy that acts in the maze itself; more: those above the lowest act on latents"""
-    guide: Literal["flow", "spline", "gaussian"] = "flow"
+    guide: Literal["flow", "flow-paper", "spline", "gaussian"] = "flow"
     """what the policy of each level is"""
     learner: Literal["sac", "sql"] = "sac"
     """soft actor-critic or soft Q-learning"""
@@ -188,8 +188,13 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     The lowest of several is to know many ways to move: its temperature and scale of rewards are those of the paper's
     ant. A single level is to be good in the maze, whatever it was trained on before.
     """
-    kind = {"flow": pc.guides.FlowPolicy, "spline": pc.guides.ZukoPolicy, "gaussian": pc.guides.GaussianPolicy}
-    policy: Any = kind[arguments.guide](observations, actions, squash=level == 0)
+    kinds: dict[str, Any] = {
+        "flow": pc.guides.FlowPolicy,
+        "flow-paper": pc.guides.FlowPolicy.paper,
+        "spline": pc.guides.ZukoPolicy,
+        "gaussian": pc.guides.GaussianPolicy,
+    }
+    policy = kinds[arguments.guide](observations, actions, squash=level == 0)
     varied = level == 0 and arguments.levels > 1
     scale = VARIED_SCALE if varied else arguments.reward_scale
     given: dict[str, Any] = dict(lr=arguments.lr, reward_scale=scale, fixed_latent=level > 0)

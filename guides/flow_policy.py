@@ -4,8 +4,8 @@ T. Haarnoja, K. Hartikainen, P. Abbeel, S. Levine (2018), "Latent space policies
 learning", sections 5.2 and 6.1; couplings as in L. Dinh, J. Sohl-Dickstein, S. Bengio (2017), "Density estimation using
 Real NVP", equations 7 and 8, with networks that also read an embedding of the observation.
 
-Shapes: ``...`` a batch of any shape, N rows of it, O observation numbers, A action numbers, L couplings, P passive
-numbers of a coupling, and A - P active ones.
+Shapes: ``...`` a batch of any shape, N rows of it, O observation numbers, A action numbers, L couplings of U units a
+network, P passive numbers of a coupling, and A - P active ones.
 """
 
 from __future__ import annotations
@@ -17,57 +17,80 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.networks import mlp
 from .action_policy import LatentPolicy, condition_network
 
 __all__ = ["FlowPolicy"]
+
+# Scales and shifts are small at first, so that few actions start on the edge, where tanh has no gradient.
+_NEAR_IDENTITY = 0.1
 
 
 class Coupling(nn.Module):
     """One coupling, ``y = x exp(s) + t`` of the active numbers x; s and t depend on the passive ones and the embedding.
 
-    The networks of s and of t have A tanh units each and share nothing. They are kept as one stack of two, so that one
-    batched product computes both. What the embedding, and the bias, add to the units comes from outside, where it is
-    computed for all couplings at once.
+    The networks of s and of t have U tanh units each and share nothing. They are kept as one stack of two, so that one
+    batched product computes both. What the embedding adds comes from outside, where it is computed for all couplings at
+    once.
 
     Args:
         passive: P, 0 where there is a single number.
         active: numbers that are changed.
-        units: A, of each of the two networks.
+        units: U, of each of the two networks.
         fan_in: numbers that the first layers read, the embedding included, by which weights are drawn.
+        constant: whether the networks end in a bias of their own, to which nothing is added from outside.
     """
 
-    def __init__(self, passive: int, active: int, units: int, fan_in: int):
+    def __init__(self, passive: int, active: int, units: int, fan_in: int, constant: bool):
         super().__init__()
         self.inner = nn.Parameter(_uniform(fan_in, 2, passive, units)) if passive else None
-        # Near the identity at first, so that few actions start on the edge, where tanh has no gradient.
-        self.outer = nn.Parameter(0.1 * _uniform(units, 2, units, active))
-        self.bias = nn.Parameter(torch.zeros(2, 1, active))
+        self.outer = nn.Parameter(_NEAR_IDENTITY * _uniform(units, 2, units, active))
+        self.bias = nn.Parameter(torch.zeros(2, 1, active)) if constant else None
 
-    def forward(self, passive: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return s and t ``[N, A - P]`` of passive numbers ``[N, P]``, given sums ``[2, N, A]`` to add to the units."""
+    def forward(self, passive: Tensor, sums: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return s and t.
+
+        Args:
+            passive: ``[N, P]``.
+            sums: ``[2, N, U]``, what to add to the units before the tanh.
+            offsets: ``[2, N, A - P]``, what to add after them; None for the networks' own bias.
+
+        Returns:
+            ``[N, A - P]``, twice.
+        """
         if self.inner is not None:
-            condition = torch.baddbmm(condition, passive.expand(2, *passive.shape), self.inner)
-        scale, shift = torch.baddbmm(self.bias, condition.tanh(), self.outer).unbind(0)
+            sums = torch.baddbmm(sums, passive.expand(2, *passive.shape), self.inner)
+        added = self.bias if offsets is None else offsets
+        scale, shift = torch.baddbmm(added, sums.tanh(), self.outer).unbind(0)
         return scale, shift
 
 
 class FlowPolicy(LatentPolicy):
     """pi(a | s) by a conditional RealNVP, ``a = tanh u(h; s), h ~ N(0, I)``.
 
-    The observation is embedded by ReLU layers. Couplings change the second part of the vector given the
-    first, and the first given the second, in turn (parts of A // 2 and A - A // 2 numbers); scales are not clipped.
-    A single number has no other to depend on: there every coupling is an affine map given by the embedding. One
-    coupling alone leaves the first part of the latents as it is.
+    The observation is embedded by ReLU layers. Couplings change the second part of the vector given the first, and the
+    first given the second, in turn (parts of A // 2 and A - A // 2 numbers), each by
+
+        s, t = W tanh(V x' + U e) + c,  c = B e,
+
+    of the passive numbers x' and the embedding e, s and t by weights of their own; scales are not clipped. A single
+    number has no other to depend on: there every coupling is an affine map given by the embedding. One coupling alone
+    leaves the first part of the latents as it is.
+
+    :meth:`paper` makes the form that the paper used. Its couplings have A units and a constant c, and e is but 2A
+    numbers, so that all that an observation can say about an action goes through A tanh units: see the page of the
+    method for what that costs.
 
     Args:
         observation_size: O.
         action_size: A.
         couplings: L.
-        hidden: sizes of the hidden layers of the embedding.
-        embedding_size: numbers of the embedding, by default 2A, as in the paper. With few actions that is few, and a
-            ReLU's may be 0 at every observation from the start: then ask for more.
-        squash: whether actions are squashed into (-1, 1)^A by tanh, as at the lowest level of a hierarchy. There the
-            embedding ends in a ReLU, at the upper levels it is linear, as in the authors' code.
+        hidden: sizes of the hidden layers, the last of which is the embedding.
+        units: U, tanh units of each of a coupling's two networks.
+        embedding_size: numbers of another layer after the hidden ones, which is the embedding instead: ReLUs at the
+            lowest level of a hierarchy, linear at the upper ones (``squash=False``), as in the authors' code.
+        linear: whether s and t also have a part linear in the embedding; without it c is constant.
+        squash: whether actions are squashed into (-1, 1)^A by tanh, as at the lowest level of a hierarchy.
 
     Raises:
         ValueError: for sizes that are not positive.
@@ -90,38 +113,60 @@ class FlowPolicy(LatentPolicy):
         *,
         couplings: int = 2,
         hidden: Sequence[int] = (128, 128),
+        units: int = 16,
         embedding_size: int | None = None,
+        linear: bool = True,
         squash: bool = True,
     ):
         super().__init__(observation_size, action_size, squash=squash)
-        if couplings < 1:
-            raise ValueError(f"couplings must be positive, got {couplings}")
-        self.couplings, self.hidden = couplings, tuple(hidden)
-        embedding = 2 * action_size if embedding_size is None else embedding_size
-        if embedding < 1:
-            raise ValueError(f"embedding_size must be positive, got {embedding_size}")
-        self.embedding_size = embedding
-        self.embedding = condition_network(observation_size, self.hidden, embedding)
-        if squash:
-            self.embedding.append(nn.ReLU())
-        # The couplings' first layers, as far as they read the embedding, and their biases.
-        self.conditioner = nn.Linear(embedding, couplings * 2 * action_size)
+        for name, number in {"couplings": couplings, "units": units, "embedding_size": embedding_size}.items():
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be positive, got {number}")
+        self.couplings, self.hidden, self.units = couplings, tuple(hidden), units
+        self.embedding_size, self.linear = embedding_size, linear
+        if embedding_size is None:
+            self.embedding = mlp(observation_size, self.hidden, "relu")
+        else:
+            self.embedding = condition_network(observation_size, self.hidden, embedding_size)
+            if squash:
+                self.embedding.append(nn.ReLU())
+        embedding = [observation_size, *hidden][-1] if embedding_size is None else embedding_size
         #: Sizes of the two parts; a single number is one part, active in every coupling.
         self.parts = [action_size // 2, action_size - action_size // 2] if action_size > 1 else [1]
         passive = [self.parts[i % 2] if action_size > 1 else 0 for i in range(couplings)]
         self.layers = nn.ModuleList(
-            Coupling(count, action_size - count, action_size, count + embedding) for count in passive
+            Coupling(count, action_size - count, units, count + embedding, not linear) for count in passive
         )
+        # What all couplings are given of the embedding: sums, then offsets.
+        self._sizes = [couplings * 2 * units] + [2 * (action_size - count) for count in passive if linear]
+        self.conditioner = nn.Linear(embedding, sum(self._sizes))
+        with torch.no_grad():
+            for parameter in self.conditioner.parameters():
+                parameter[self._sizes[0] :].mul_(_NEAR_IDENTITY)
+
+    @classmethod
+    def paper(cls, observation_size: int, action_size: int, **given: Any) -> FlowPolicy:
+        """Return the form that the paper used: A units a network, an embedding of 2A numbers, no linear part.
+
+        With few actions that is few, and a ReLU of the embedding may be 0 at every observation from the start.
+
+        Args:
+            observation_size: O.
+            action_size: A.
+            given: ``couplings``, ``hidden`` and ``squash``.
+        """
+        narrow = {"units": action_size, "embedding_size": 2 * action_size, "linear": False}
+        return cls(observation_size, action_size, **narrow, **given)
 
     def condition(self, observations: Tensor) -> Tensor:
-        """Return what observations ``[..., O]`` add to the units of all couplings, ``[..., L * 2 * A]``."""
+        """Return what observations ``[..., O]`` add in all couplings, to the units and after them, ``[..., C]``."""
         return self.conditioner(self.embedding(observations))
 
     def push(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return raw actions u(h; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         parts, scales = self._split(latents), []
-        for i, sums in enumerate(self._sums(condition)):
-            scale, shift = self.layers[i](parts[i % len(parts)], sums)
+        for i, added in enumerate(self._added(condition)):
+            scale, shift = self.layers[i](parts[i % len(parts)], *added)
             active = (i + 1) % len(parts)
             parts[active] = torch.addcmul(shift, parts[active], scale.exp())
             scales.append(scale)
@@ -130,8 +175,8 @@ class FlowPolicy(LatentPolicy):
     def pull(self, raw: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         parts, scales = self._split(raw), []
-        for i, sums in reversed(list(enumerate(self._sums(condition)))):
-            scale, shift = self.layers[i](parts[i % len(parts)], sums)
+        for i, added in reversed(list(enumerate(self._added(condition)))):
+            scale, shift = self.layers[i](parts[i % len(parts)], *added)
             active = (i + 1) % len(parts)
             parts[active] = (parts[active] - shift) * scale.neg().exp()
             scales.append(scale)
@@ -139,13 +184,22 @@ class FlowPolicy(LatentPolicy):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that make another policy of this kind."""
-        given = {"couplings": self.couplings, "hidden": list(self.hidden), "embedding_size": self.embedding_size}
-        return {**super().settings(), **given}
+        return {
+            **super().settings(),
+            "couplings": self.couplings,
+            "hidden": list(self.hidden),
+            "units": self.units,
+            "embedding_size": self.embedding_size,
+            "linear": self.linear,
+        }
 
-    def _sums(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """The condition of each coupling, ``[2, N, A]``."""
-        rows = condition.reshape(-1, self.couplings, 2, self.action_size)
-        return rows.permute(1, 2, 0, 3).unbind(0)
+    def _added(self, condition: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Sums ``[2, N, U]`` and offsets ``[2, N, A - P]``, if any, of each coupling."""
+        sums, *offsets = condition.reshape(-1, condition.shape[-1]).split(self._sizes, -1)
+        of_each = sums.reshape(-1, self.couplings, 2, self.units).permute(1, 2, 0, 3).unbind(0)
+        if not self.linear:
+            return [(each, None) for each in of_each]
+        return [(each, o.unflatten(-1, (2, -1)).transpose(0, 1)) for each, o in zip(of_each, offsets, strict=True)]
 
     def _split(self, values: Tensor) -> list[Tensor]:
         """The parts, ``[N, A // 2]`` and ``[N, A - A // 2]``."""

@@ -40,7 +40,6 @@ def maze() -> ModuleType:
         ("--steps must be at least 3, got 2", {"levels": 3, "steps": 2}),
         ("--seed must be at least 0, got -1", {"seed": -1}),
         ("--lr must be positive, got nan", {"lr": float("nan")}),
-        ("--embedding must be at least 1, got 0", {"embedding": 0}),
         ("--components must be at least 1, got 0", {"components": 0}),
         ("--learner ppo has a policy of its own: no --levels, no --guide", {"learner": "ppo", "levels": 2}),
         ("--guide mixture has no latents", {"guide": "mixture", "levels": 2}),

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,11 @@ pytestmark = pytest.mark.usefixtures("float64")
 O = 5  # noqa: E741
 needs_zuko = pytest.mark.skipif(importlib.util.find_spec("zuko") is None, reason="zuko is not installed")
 
-KINDS: dict[str, tuple[type[ActionPolicy], dict[str, Any]]] = {
+KINDS: dict[str, tuple[Callable[..., ActionPolicy], dict[str, Any]]] = {
     "flow": (FlowPolicy, {}),
-    "flow-5": (FlowPolicy, {"couplings": 5}),
+    "flow-5": (FlowPolicy, {"couplings": 5, "units": 3}),
     "flow-linear": (FlowPolicy, {"hidden": (), "embedding_size": 7}),
+    "flow-paper": (FlowPolicy.paper, {}),
     "gaussian": (GaussianPolicy, {}),
     "mixture": (MixturePolicy, {"components": 3}),
     "spline": (ZukoPolicy, {"transform": "spline"}),
@@ -335,7 +337,7 @@ def test_log_determinant_is_that_of_autograds_jacobian(name: str, squash: bool, 
     condition = policy.condition(observation)
     raw, forth = policy.push(h, condition)
     torch.testing.assert_close(policy.pull(raw, condition)[1], forth)
-    assert abs(float(forth.detach())) > 1e-3
+    assert abs(float(forth.detach())) > 1e-5
 
 
 @every
@@ -384,26 +386,42 @@ def test_entropy_gradient_is_that_of_finite_differences(name: str) -> None:
 
 @pytest.mark.parametrize("squash", [True, False])
 @pytest.mark.parametrize("size", [1, 3, 6])
-def test_flow_is_two_couplings_with_separate_networks(size: int, squash: bool) -> None:
-    policy, observations, h = latent("flow", size, squash=squash), torch.randn(7, O), torch.randn(7, size)
+@pytest.mark.parametrize("name", ["flow", "flow-paper"])
+def test_flow_is_two_couplings_with_separate_networks(name: str, size: int, squash: bool) -> None:
+    policy, observations, h = latent(name, size, squash=squash), torch.randn(7, O), torch.randn(7, size)
     assert isinstance(policy, FlowPolicy)
+    paper = name == "flow-paper"
+    units = size if paper else 16
     embedding = policy.embedding(observations)
-    assert embedding.shape == (7, 2 * size)
-    assert bool((embedding >= 0).all()) is squash
-    weight, bias = policy.conditioner.weight.split(size), policy.conditioner.bias.split(size)
-    x, half = h.clone(), size // 2
-    numbers = list(range(size))
+    assert embedding.shape == (7, 2 * size if paper else 16)  # 16 is the last hidden layer
+    assert bool((embedding >= 0).all()) is (squash or not paper)
+    half, numbers = size // 2, list(range(size))
     turns = [(numbers[:half], numbers[half:]), (numbers[half:], numbers[:half])] if size > 1 else [([], [0])] * 2
+    # Of each coupling the scale's and the shift's, one after the other; then what is added after the units.
+    rows = [units] * 4 + ([] if paper else [len(active) for _, active in turns for _ in range(2)])
+    weight, bias = policy.conditioner.weight.split(rows), policy.conditioner.bias.split(rows)
+    x = h.clone()
     for i, (passive, active) in enumerate(turns):
         layer, found = policy.layers[i], []
         for j in range(2):  # the scale, the shift
-            units = embedding @ weight[2 * i + j].T + bias[2 * i + j]
+            inner = embedding @ weight[2 * i + j].T + bias[2 * i + j]
             if passive:
-                units = units + x[:, passive] @ layer.inner[j]
-            found.append(units.tanh() @ layer.outer[j] + layer.bias[j])
+                inner = inner + x[:, passive] @ layer.inner[j]
+            if paper:
+                added = layer.bias[j]
+            else:
+                added = embedding @ weight[4 + 2 * i + j].T + bias[4 + 2 * i + j]
+            found.append(inner.tanh() @ layer.outer[j] + added)
         x = x.clone()
         x[:, active] = x[:, active] * found[0].exp() + found[1]
     torch.testing.assert_close(policy.actions(h, observations), x.tanh() if squash else x)
+
+
+@pytest.mark.parametrize("name", ["flow", "flow-paper"])
+def test_a_flow_begins_near_the_identity(name: str) -> None:
+    policy, h = latent(name, 6, squash=False, shaken=False, hidden=(128, 128)), torch.randn(500, 6)
+    moved = policy.actions(h, torch.randn(500, O)).detach() - h
+    assert 0 < float(moved.abs().mean()) < 0.05
 
 
 def test_one_coupling_leaves_half_of_the_latents() -> None:
@@ -498,6 +516,7 @@ def test_missing_zuko_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         (GaussianPolicy, {"action_size": 0}, "observation_size and action_size must be positive: 5, 0"),
         (FlowPolicy, {"couplings": 0}, "couplings must be positive, got 0"),
         (FlowPolicy, {"embedding_size": 0}, "embedding_size must be positive, got 0"),
+        (FlowPolicy, {"units": 0}, "units must be positive, got 0"),
         (FlowPolicy, {"hidden": (8, 0)}, "hidden layers must have positive sizes"),
         (MixturePolicy, {"components": 0}, "components must be positive, got 0"),
         (ZukoPolicy, {"transform": "nsf"}, "transform must be one of spline, .*, got 'nsf'"),

@@ -60,7 +60,7 @@ class Coupling(nn.Module):
         """
         if self.inner is not None:
             sums = torch.baddbmm(sums, passive.expand(2, *passive.shape), self.inner)
-        added = self.bias if offsets is None else offsets
+        added: Any = self.bias if offsets is None else offsets
         scale, shift = torch.baddbmm(added, sums.tanh(), self.outer).unbind(0)
         return scale, shift
 
@@ -155,8 +155,8 @@ class FlowPolicy(LatentPolicy):
             action_size: A.
             given: ``couplings``, ``hidden`` and ``squash``.
         """
-        narrow = {"units": action_size, "embedding_size": 2 * action_size, "linear": False}
-        return cls(observation_size, action_size, **narrow, **given)
+        given |= {"units": action_size, "embedding_size": 2 * action_size, "linear": False}
+        return cls(observation_size, action_size, **given)
 
     def condition(self, observations: Tensor) -> Tensor:
         """Return what observations ``[..., O]`` add in all couplings, to the units and after them, ``[..., C]``."""

@@ -30,38 +30,27 @@ class Coupling(nn.Module):
     """One coupling, ``y = x exp(s) + t`` of the active numbers x; s and t depend on the passive ones and the embedding.
 
     The networks of s and of t have U tanh units each and share nothing. They are kept as one stack of two, so that one
-    batched product computes both. What the embedding adds comes from outside, where it is computed for all couplings at
-    once.
+    batched product computes both. What the embedding adds to the units, and their biases, comes from outside, where it
+    is computed for all couplings at once.
 
     Args:
         passive: P, 0 where there is a single number.
         active: numbers that are changed.
         units: U, of each of the two networks.
         fan_in: numbers that the first layers read, the embedding included, by which weights are drawn.
-        constant: whether the networks end in a bias of their own, to which nothing is added from outside.
     """
 
-    def __init__(self, passive: int, active: int, units: int, fan_in: int, constant: bool):
+    def __init__(self, passive: int, active: int, units: int, fan_in: int):
         super().__init__()
         self.inner = nn.Parameter(_uniform(fan_in, 2, passive, units)) if passive else None
         self.outer = nn.Parameter(_NEAR_IDENTITY * _uniform(units, 2, units, active))
-        self.bias = nn.Parameter(torch.zeros(2, 1, active)) if constant else None
+        self.bias = nn.Parameter(torch.zeros(2, 1, active))
 
-    def forward(self, passive: Tensor, sums: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return s and t.
-
-        Args:
-            passive: ``[N, P]``.
-            sums: ``[2, N, U]``, what to add to the units before the tanh.
-            offsets: ``[2, N, A - P]``, what to add after them; None for the networks' own bias.
-
-        Returns:
-            ``[N, A - P]``, twice.
-        """
+    def forward(self, passive: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s and t ``[N, A - P]`` of passive numbers ``[N, P]``, given sums ``[2, N, U]`` to add to the units."""
         if self.inner is not None:
             sums = torch.baddbmm(sums, passive.expand(2, *passive.shape), self.inner)
-        added: Any = self.bias if offsets is None else offsets
-        scale, shift = torch.baddbmm(added, sums.tanh(), self.outer).unbind(0)
+        scale, shift = torch.baddbmm(self.bias, sums.tanh(), self.outer).unbind(0)
         return scale, shift
 
 
@@ -69,16 +58,16 @@ class FlowPolicy(LatentPolicy):
     """pi(a | s) by a conditional RealNVP, ``a = tanh u(h; s), h ~ N(0, I)``.
 
     The observation is embedded by ReLU layers. Couplings change the second part of the vector given the first, and the
-    first given the second, in turn (parts of A // 2 and A - A // 2 numbers), each by
+    first given the second, in turn (parts of A // 2 and A - A // 2 numbers), by
 
-        s, t = W tanh(V x' + U e) + c,  c = B e,
+        s = S tanh(V x' + W e) + c,    t = T tanh(V' x' + W' e) + c' + B e
 
-    of the passive numbers x' and the embedding e, s and t by weights of their own; scales are not clipped. A single
-    number has no other to depend on: there every coupling is an affine map given by the embedding. One coupling alone
-    leaves the first part of the latents as it is.
+    of the passive numbers x' and the embedding e. Scales are not clipped; bounded units bound them. A single number has
+    no other to depend on: there every coupling is an affine map given by the embedding. One coupling alone leaves the
+    first part of the latents as it is.
 
-    :meth:`paper` makes the form that the paper used. Its couplings have A units and a constant c, and e is but 2A
-    numbers, so that all that an observation can say about an action goes through A tanh units: see the page of the
+    :meth:`paper` makes the form that the paper used: couplings of A units without B e, and an embedding of but 2A
+    numbers. All that an observation can say about an action goes through A bounded units there: see the page of the
     method for what that costs.
 
     Args:
@@ -89,7 +78,7 @@ class FlowPolicy(LatentPolicy):
         units: U, tanh units of each of a coupling's two networks.
         embedding_size: numbers of another layer after the hidden ones, which is the embedding instead: ReLUs at the
             lowest level of a hierarchy, linear at the upper ones (``squash=False``), as in the authors' code.
-        linear: whether s and t also have a part linear in the embedding; without it c is constant.
+        linear: whether shifts have the part B e.
         squash: whether actions are squashed into (-1, 1)^A by tanh, as at the lowest level of a hierarchy.
 
     Raises:
@@ -134,11 +123,9 @@ class FlowPolicy(LatentPolicy):
         #: Sizes of the two parts; a single number is one part, active in every coupling.
         self.parts = [action_size // 2, action_size - action_size // 2] if action_size > 1 else [1]
         passive = [self.parts[i % 2] if action_size > 1 else 0 for i in range(couplings)]
-        self.layers = nn.ModuleList(
-            Coupling(count, action_size - count, units, count + embedding, not linear) for count in passive
-        )
-        # What all couplings are given of the embedding: sums, then offsets.
-        self._sizes = [couplings * 2 * units] + [2 * (action_size - count) for count in passive if linear]
+        self.layers = nn.ModuleList(Coupling(count, action_size - count, units, count + embedding) for count in passive)
+        # What all couplings are given of the embedding: sums for the units, and then B e.
+        self._sizes = [couplings * 2 * units] + [action_size - count for count in passive if linear]
         self.conditioner = nn.Linear(embedding, sum(self._sizes))
         with torch.no_grad():
             for parameter in self.conditioner.parameters():
@@ -159,14 +146,15 @@ class FlowPolicy(LatentPolicy):
         return cls(observation_size, action_size, **given)
 
     def condition(self, observations: Tensor) -> Tensor:
-        """Return what observations ``[..., O]`` add in all couplings, to the units and after them, ``[..., C]``."""
+        """Return what observations ``[..., O]`` add to the units and to the shifts of all couplings, ``[..., C]``."""
         return self.conditioner(self.embedding(observations))
 
     def push(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return raw actions u(h; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         parts, scales = self._split(latents), []
-        for i, added in enumerate(self._added(condition)):
-            scale, shift = self.layers[i](parts[i % len(parts)], *added)
+        for i, (sums, offset) in enumerate(self._added(condition)):
+            scale, shift = self.layers[i](parts[i % len(parts)], sums)
+            shift = shift if offset is None else shift + offset
             active = (i + 1) % len(parts)
             parts[active] = torch.addcmul(shift, parts[active], scale.exp())
             scales.append(scale)
@@ -175,8 +163,9 @@ class FlowPolicy(LatentPolicy):
     def pull(self, raw: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         parts, scales = self._split(raw), []
-        for i, added in reversed(list(enumerate(self._added(condition)))):
-            scale, shift = self.layers[i](parts[i % len(parts)], *added)
+        for i, (sums, offset) in reversed(list(enumerate(self._added(condition)))):
+            scale, shift = self.layers[i](parts[i % len(parts)], sums)
+            shift = shift if offset is None else shift + offset
             active = (i + 1) % len(parts)
             parts[active] = (parts[active] - shift) * scale.neg().exp()
             scales.append(scale)
@@ -194,12 +183,10 @@ class FlowPolicy(LatentPolicy):
         }
 
     def _added(self, condition: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Sums ``[2, N, U]`` and offsets ``[2, N, A - P]``, if any, of each coupling."""
+        """For each coupling sums ``[2, N, U]`` for its units and ``[N, A - P]`` for its shifts, None without."""
         sums, *offsets = condition.reshape(-1, condition.shape[-1]).split(self._sizes, -1)
         of_each = sums.reshape(-1, self.couplings, 2, self.units).permute(1, 2, 0, 3).unbind(0)
-        if not self.linear:
-            return [(each, None) for each in of_each]
-        return [(each, o.unflatten(-1, (2, -1)).transpose(0, 1)) for each, o in zip(of_each, offsets, strict=True)]
+        return [*zip(of_each, offsets if self.linear else [None] * self.couplings, strict=True)]
 
     def _split(self, values: Tensor) -> list[Tensor]:
         """The parts, ``[N, A // 2]`` and ``[N, A - A // 2]``."""

@@ -397,8 +397,8 @@ def test_flow_is_two_couplings_with_separate_networks(name: str, size: int, squa
     assert bool((embedding >= 0).all()) is (squash or not paper)
     half, numbers = size // 2, list(range(size))
     turns = [(numbers[:half], numbers[half:]), (numbers[half:], numbers[:half])] if size > 1 else [([], [0])] * 2
-    # Of each coupling the scale's and the shift's, one after the other; then what is added after the units.
-    rows = [units] * 4 + ([] if paper else [len(active) for _, active in turns for _ in range(2)])
+    # Of each coupling the scale's and the shift's, one after the other; then what is added to the shifts.
+    rows = [units] * 4 + ([] if paper else [len(active) for _, active in turns])
     weight, bias = policy.conditioner.weight.split(rows), policy.conditioner.bias.split(rows)
     x = h.clone()
     for i, (passive, active) in enumerate(turns):
@@ -407,11 +407,9 @@ def test_flow_is_two_couplings_with_separate_networks(name: str, size: int, squa
             inner = embedding @ weight[2 * i + j].T + bias[2 * i + j]
             if passive:
                 inner = inner + x[:, passive] @ layer.inner[j]
-            if paper:
-                added = layer.bias[j]
-            else:
-                added = embedding @ weight[4 + 2 * i + j].T + bias[4 + 2 * i + j]
-            found.append(inner.tanh() @ layer.outer[j] + added)
+            found.append(inner.tanh() @ layer.outer[j] + layer.bias[j])
+        if not paper:
+            found[1] = found[1] + embedding @ weight[4 + i].T + bias[4 + i]
         x = x.clone()
         x[:, active] = x[:, active] * found[0].exp() + found[1]
     torch.testing.assert_close(policy.actions(h, observations), x.tanh() if squash else x)

@@ -33,11 +33,12 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_maze.json"
 PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
+PAPER = ("--guide", "flow-paper")  # its form of the policy, for all
 # A single level has the default temperature, one that acts on latents that of the paper.
-ONE = ("--levels", "1", "--temperature", "learned")
+ONE = (*PAPER, "--levels", "1", "--temperature", "learned")
 METHODS: dict[str, list[str]] = {
-    "lsp": [],
-    "lsp-sql": ["--learner", "sql"],
+    "lsp": [*PAPER],
+    "lsp-sql": [*PAPER, "--learner", "sql"],
     "finetune": [*ONE],
     "finetune-motion": [*ONE, "--motion", "1"],
     "scratch": [*ONE],

@@ -243,7 +243,8 @@ def test_an_environment_that_raises_leaves_a_checkpoint_that_goes_on(tmp_path: P
 def test_an_environment_that_does_not_repeat_itself_begins_a_new_episode(tmp_path: Path) -> None:
     learn(make(), Point(noise=True), steps=30, out=tmp_path, **OPTIONS)
     env = Point(noise=True)
-    with pytest.warns(RuntimeWarning, match="did not come back to step 6 of episode 2: a new episode begins"):
+    # The noise reaches the actions, so that an episode may end early: which step that is varies.
+    with pytest.warns(RuntimeWarning, match=r"did not come back to step \d+ of episode \d+: a new episode begins"):
         learn(make(), env, steps=40, out=tmp_path, **OPTIONS)
     assert len(set(env.seeds)) == 2
 

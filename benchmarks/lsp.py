@@ -44,20 +44,24 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp.json"
 PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
 DRAWS = ("--particles", "4")  # as many actions of each state in the policy's loss for all
+SOFT = (*DRAWS, "--start", "10000")  # and as many steps before the first update
 METHODS: dict[str, list[str]] = {
-    "lsp": [*DRAWS],
-    "sac-gaussian": ["--guide", "gaussian", *DRAWS],
-    "sac-gmm": ["--guide", "mixture", *DRAWS],
-    "sac-gmm-1": ["--guide", "mixture", "--components", "1", *DRAWS],
-    "sql": ["--learner", "sql", "--temperature", "fixed"],
+    "lsp": [*SOFT],
+    "sac-gaussian": ["--guide", "gaussian", *SOFT],
+    "sac-gmm": ["--guide", "mixture", *SOFT],
+    "sac-gmm-1": ["--guide", "mixture", "--components", "1", *SOFT],
+    "sql": ["--learner", "sql", "--temperature", "fixed", "--start", "10000"],
     "ddpg": ["--learner", "ddpg"],
     "ppo": ["--learner", "ppo"],
-    "lsp-paper": ["--guide", "flow-paper", *DRAWS],  # its form of the policy
+    "lsp-spline": ["--guide", "spline", *SOFT],
+    "lsp-2": ["--levels", "2", *SOFT],
+    "lsp-4-end-to-end": ["--couplings", "4", *SOFT],
+    # Those of the paper: 1000 steps before the first update, its form of the policy, one draw, its learning rate.
+    "lsp-start-1000": [*DRAWS],
+    "sac-gmm-start-1000": ["--guide", "mixture", *DRAWS],
+    "lsp-paper": ["--guide", "flow-paper", *DRAWS],
     "lsp-paper-1-draw": ["--guide", "flow-paper"],
-    "lsp-paper-3e-4": ["--guide", "flow-paper", "--lr", "3e-4"],  # and one draw; its learning rate
-    "lsp-spline": ["--guide", "spline", *DRAWS],
-    "lsp-2": ["--levels", "2", *DRAWS],
-    "lsp-4-end-to-end": ["--couplings", "4", *DRAWS],
+    "lsp-paper-3e-4": ["--guide", "flow-paper", "--lr", "3e-4"],
 }
 COMPARED = ("lsp", "sac-gmm", "sql", "ddpg", "ppo")
 HIERARCHIES = ("lsp", "lsp-2", "lsp-4-end-to-end")
@@ -75,8 +79,9 @@ class Arguments:
     tasks: tuple[str, ...] = TASKS[:4]
     """Gymnasium's ids"""
     methods: tuple[str, ...] = COMPARED
-    """which methods; there are also sac-gaussian, sac-gmm-1 (one component), lsp-paper (its form of the policy),
-    lsp-paper-1-draw, lsp-paper-3e-4, lsp-spline, lsp-2, lsp-4-end-to-end"""
+    """which methods; there are also sac-gaussian, sac-gmm-1 (one component), lsp-spline, lsp-2, lsp-4-end-to-end, and
+    with more and more of the paper's settings lsp-start-1000, sac-gmm-start-1000, lsp-paper, lsp-paper-1-draw,
+    lsp-paper-3e-4"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """trials"""
     steps: int = 200_000
@@ -226,6 +231,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                     axes.plot(steps, [curve[step] for step in steps], color=f"C{number}", lw=0.6, alpha=0.6)
         axes.set_title(f"{task}, {budget // 1000}k steps", loc="left", fontsize=10)
         axes.set(xlabel="environment steps", ylabel="return")
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:.0f}k")
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     figure.legend([*shown.values()], [*shown], loc="outside lower center", ncols=min(len(shown), 3 * wide), fontsize=8)

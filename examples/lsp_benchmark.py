@@ -105,6 +105,7 @@ def main(arguments: Arguments) -> None:
         "learner",
         "gradient",
         "particles",
+        "start",
         "temperature",
         "lr",
         "episodes",

@@ -30,8 +30,8 @@ class Coupling(nn.Module):
     """One coupling, ``y = x exp(s) + t`` of the active numbers x; s and t depend on the passive ones and the embedding.
 
     The networks of s and of t have U tanh units each and share nothing. They are kept as one stack of two, so that one
-    batched product computes both. What the embedding adds to the units, and their biases, comes from outside, where it
-    is computed for all couplings at once.
+    batched product computes both. What the embedding adds, and the units' biases, come from outside, where they are
+    computed for all couplings at once.
 
     Args:
         passive: P, 0 where there is a single number.
@@ -46,12 +46,18 @@ class Coupling(nn.Module):
         self.outer = nn.Parameter(_NEAR_IDENTITY * _uniform(units, 2, units, active))
         self.bias = nn.Parameter(torch.zeros(2, 1, active))
 
-    def forward(self, passive: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Return s and t ``[N, A - P]`` of passive numbers ``[N, P]``, given sums ``[2, N, U]`` to add to the units."""
+    def forward(self, passive: Tensor, sums: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return s and t ``[N, A - P]``.
+
+        Args:
+            passive: ``[N, P]``.
+            sums: ``[2, N, U]``, to add to the units before the tanh.
+            offset: ``[N, A - P]``, to add to t; None for nothing.
+        """
         if self.inner is not None:
             sums = torch.baddbmm(sums, passive.expand(2, *passive.shape), self.inner)
         scale, shift = torch.baddbmm(self.bias, sums.tanh(), self.outer).unbind(0)
-        return scale, shift
+        return scale, shift if offset is None else shift + offset
 
 
 class FlowPolicy(LatentPolicy):
@@ -142,8 +148,8 @@ class FlowPolicy(LatentPolicy):
             action_size: A.
             given: ``couplings``, ``hidden`` and ``squash``.
         """
-        given |= {"units": action_size, "embedding_size": 2 * action_size, "linear": False}
-        return cls(observation_size, action_size, **given)
+        narrow: dict[str, Any] = {"units": action_size, "embedding_size": 2 * action_size, "linear": False}
+        return cls(observation_size, action_size, **narrow, **given)
 
     def condition(self, observations: Tensor) -> Tensor:
         """Return what observations ``[..., O]`` add to the units and to the shifts of all couplings, ``[..., C]``."""
@@ -152,9 +158,8 @@ class FlowPolicy(LatentPolicy):
     def push(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return raw actions u(h; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         parts, scales = self._split(latents), []
-        for i, (sums, offset) in enumerate(self._added(condition)):
-            scale, shift = self.layers[i](parts[i % len(parts)], sums)
-            shift = shift if offset is None else shift + offset
+        for i, added in enumerate(self._added(condition)):
+            scale, shift = self.layers[i](parts[i % len(parts)], *added)
             active = (i + 1) % len(parts)
             parts[active] = torch.addcmul(shift, parts[active], scale.exp())
             scales.append(scale)
@@ -163,9 +168,8 @@ class FlowPolicy(LatentPolicy):
     def pull(self, raw: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         parts, scales = self._split(raw), []
-        for i, (sums, offset) in reversed(list(enumerate(self._added(condition)))):
-            scale, shift = self.layers[i](parts[i % len(parts)], sums)
-            shift = shift if offset is None else shift + offset
+        for i, added in reversed(list(enumerate(self._added(condition)))):
+            scale, shift = self.layers[i](parts[i % len(parts)], *added)
             active = (i + 1) % len(parts)
             parts[active] = (parts[active] - shift) * scale.neg().exp()
             scales.append(scale)

@@ -354,13 +354,14 @@ class SoftActorCritic(SoftLearner):
         if loss is not None:
             backward, given = [values, loss], [given[0], torch.ones_like(loss)]
         torch.autograd.backward(backward, given)
+        divergence = ratio.mean()
         if self.learned:
             # The gradient of -log alpha (E[log pi - log p] - A log 2 + target entropy), written out.
-            self.log_alpha.grad = -(ratio.mean() + self.shift)
+            self.log_alpha.grad = -(divergence + self.shift)
         self.optimizer.step()
         critic_loss = error.square().sum() * (0.5 / len(target))
         numbers = {"critic_loss": critic_loss, "policy_loss": report, "q": values.detach().mean()}
-        return numbers | {"alpha": alpha, "divergence": ratio.mean()}
+        return numbers | {"alpha": alpha, "divergence": divergence}
 
     @torch.no_grad()
     def soft_target(self, batch: Transitions, alpha: Tensor | None = None) -> Tensor:

@@ -223,7 +223,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            (shown[method],) = axes.plot(steps, mean, color=f"C{number}", label=method)
+            # There are ten colours, and more methods.
+            (shown[method],) = axes.plot(steps, mean, "-" if number < 10 else "--", color=f"C{number}", label=method)
             if len(seeds) >= 3:
                 axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
             else:

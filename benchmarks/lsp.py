@@ -5,8 +5,8 @@
     python benchmarks/lsp.py --hierarchy                              # one level, two, four couplings: the ant
     python benchmarks/lsp.py --no-train --no-speed                    # collect finished runs and plot
 
-Each run is `examples/lsp_benchmark.py` in a process of one thread, with a folder of its own under RUNS; a run that was
-stopped goes on from its checkpoint (those of DDPG and PPO begin anew).
+The seeds of a soft learner are one run of `examples/lsp_benchmark.py`, in a process of one thread and with a folder of its
+own under RUNS; one that was stopped goes on from its checkpoints (those of DDPG and PPO, a run a seed, begin anew).
 
 The rows: `return` of every evaluation, setting `steps`, the same number of environment steps for every method; at the
 end of a run we quote the mean over the evaluations in its last tenth. `return_mode`: without noise, at the end.
@@ -43,26 +43,29 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp.json"
 PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
-DRAWS = ("--particles", "4")  # as many actions of each state in the policy's loss for all
-SOFT = (*DRAWS, "--start", "10000")  # and as many steps before the first update
+SOFT = ("--start", "10000")  # as many steps before the first update for all
+DRAWS = ("--particles", "4")  # actions of each state in the policy's loss; 1 otherwise, 4 for mixtures
 METHODS: dict[str, list[str]] = {
     "lsp": [*SOFT],
     "sac-gaussian": ["--guide", "gaussian", *SOFT],
     "sac-gmm": ["--guide", "mixture", *SOFT],
     "sac-gmm-1": ["--guide", "mixture", "--components", "1", *SOFT],
-    "sql": ["--learner", "sql", "--temperature", "fixed", "--start", "10000"],
+    "sql": ["--learner", "sql", "--temperature", "fixed", *SOFT],
     "ddpg": ["--learner", "ddpg"],
     "ppo": ["--learner", "ppo"],
     "lsp-spline": ["--guide", "spline", *SOFT],
     "lsp-2": ["--levels", "2", *SOFT],
     "lsp-4-end-to-end": ["--couplings", "4", *SOFT],
-    # Those of the paper: 1000 steps before the first update, its form of the policy, one draw, its learning rate.
+    # Four draws; then, one after the other, what the paper has: 1000 steps before the first update, its form of the
+    # policy, one draw, its learning rate.
+    "lsp-4-draws": [*DRAWS, *SOFT],
     "lsp-start-1000": [*DRAWS],
     "sac-gmm-start-1000": ["--guide", "mixture", *DRAWS],
     "lsp-paper": ["--guide", "flow-paper", *DRAWS],
     "lsp-paper-1-draw": ["--guide", "flow-paper"],
     "lsp-paper-3e-4": ["--guide", "flow-paper", "--lr", "3e-4"],
 }
+BASELINES = ("ddpg", "ppo")
 COMPARED = ("lsp", "sac-gmm", "sql", "ddpg", "ppo")
 HIERARCHIES = ("lsp", "lsp-2", "lsp-4-end-to-end")
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5")
@@ -79,9 +82,9 @@ class Arguments:
     tasks: tuple[str, ...] = TASKS[:4]
     """Gymnasium's ids"""
     methods: tuple[str, ...] = COMPARED
-    """which methods; there are also sac-gaussian, sac-gmm-1 (one component), lsp-spline, lsp-2, lsp-4-end-to-end, and
-    with more and more of the paper's settings lsp-start-1000, sac-gmm-start-1000, lsp-paper, lsp-paper-1-draw,
-    lsp-paper-3e-4"""
+    """which methods; there are also sac-gaussian, sac-gmm-1 (one component), lsp-spline, lsp-2, lsp-4-end-to-end,
+    lsp-4-draws, and with more and more of the paper's settings lsp-start-1000, sac-gmm-start-1000, lsp-paper,
+    lsp-paper-1-draw, lsp-paper-3e-4"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """trials"""
     steps: int = 200_000
@@ -113,10 +116,16 @@ def main(arguments: Arguments) -> None:
         tasks, methods, steps = arguments.tasks, arguments.methods, arguments.steps
         if arguments.hierarchy:
             tasks, methods, steps = ("Ant-v5",), HIERARCHIES, 2 * steps
-        # Seed by seed, so that what there is at any time is balanced.
-        jobs = [(task, method, steps, seed) for seed in arguments.seeds for task in tasks for method in methods]
+        there = {run_of(item) for item in read_rows(RESULTS) + collected(arguments.runs)}
+        jobs: list[tuple[str, str, int, tuple[int, ...]]] = []
+        for task in tasks:
+            for method in methods:
+                missing = [seed for seed in arguments.seeds if (task, method, steps, seed) not in there]
+                # Soft learners learn all their seeds at once.
+                parts = [(seed,) for seed in missing] if method in BASELINES else [tuple(missing)] if missing else []
+                jobs += [(task, method, steps, part) for part in parts]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(lambda job: run(arguments.runs, job), jobs))
+            list(pool.map(lambda job: run(arguments.runs, *job), jobs))
     rows = collected(arguments.runs)
     # Runs made elsewhere, whose folders are not here, stay in the file; so does the speed, unless measured anew.
     made = {run_of(item) for item in rows}
@@ -140,19 +149,11 @@ def run_of(item: dict[str, Any]) -> Run:
     return item["task"], item["method"], item["setting"].get("budget", 0), item["seed"]
 
 
-def folder(runs: Path, made: Run) -> Path:
-    """Return the folder of a run."""
-    task, method, steps, seed = made
-    return runs / task / f"{method}-{steps}-{seed}"
-
-
-def run(runs: Path, job: Run) -> None:
-    """Make one run unless it is there."""
-    out = folder(runs, job)
-    if (out / "result.json").exists() or job in {run_of(item) for item in read_rows(RESULTS)}:
-        return
-    task, method, steps, seed = job
-    given = [*METHODS[method], "--task", task, "--steps", str(steps), "--seed", str(seed), "--out", str(out)]
+def run(runs: Path, task: str, method: str, steps: int, seeds: tuple[int, ...]) -> None:
+    """Make the runs of some seeds, soft learners' in one batch."""
+    out = runs / task / f"{method}-{steps}-{'+'.join(map(str, seeds))}"
+    given = [*METHODS[method], "--task", task, "--steps", str(steps), "--out", str(out), "--seed", *map(str, seeds)]
+    given += [] if method in BASELINES else ["--compile"]
     make(HERE.parent / "examples" / "lsp_benchmark.py", given, f"{task}/{out.name}", out / "log.txt")
 
 

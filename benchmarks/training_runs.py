@@ -37,13 +37,13 @@ def collect(runs: Path, methods: Sequence[str], numbers: int) -> list[dict[str, 
     """Return the rows of all finished runs, in no order, each with its run's method and revision.
 
     Args:
-        runs: holds ``TASK/METHOD-NUMBER-..-NUMBER/result.json``.
+        runs: holds ``TASK/METHOD-NUMBER-..-NUMBER/result.json``, or one in each folder ``seed-N`` of that.
         methods: which are known; other folders are somebody's trials.
         numbers: how many there are in a folder's name.
     """
     rows = []
-    for path in runs.glob("*/*/result.json"):
-        method = path.parent.name.rsplit("-", numbers)[0]
+    for path in [*runs.glob("*/*/result.json"), *runs.glob("*/*/seed-*/result.json")]:
+        method = path.relative_to(runs).parts[1].rsplit("-", numbers)[0]
         if method in methods:
             content = json.loads(path.read_text())
             made = {"revision": content["revision"]}

@@ -8,6 +8,7 @@ guide is learnt by soft actor-critic; frozen, its latents are the actions of the
     python examples/lsp_benchmark.py --task Ant-v5 --levels 2 --steps 400000 --out out/lsp_2
     python examples/lsp_benchmark.py --task Hopper-v5 --guide mixture --out out/gmm
     python examples/lsp_benchmark.py --task Hopper-v5 --learner ppo --out out/ppo
+    python examples/lsp_benchmark.py --task Hopper-v5 --seed 0 1 2 --compile --out out/lsp
 
 writes OUT/result.json (`return` at every evaluation; `return_mode`, without noise, at the end), OUT/level-N/
 (checkpoint, replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png
@@ -22,6 +23,7 @@ import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,8 +72,8 @@ class Arguments:
     """of the soft learners; fixed: 1, and rewards scaled as in the paper"""
     lr: float = 1e-3
     """of the soft learners, for policy, critics and temperature"""
-    seed: int = 0
-    """of the initial weights, the episodes and all noise"""
+    seed: tuple[int, ...] = (0,)
+    """of the initial weights, the episodes and all noise; several are learnt at once, each in a folder OUT/seed-N"""
     evaluate_every: int = 10_000
     """steps between evaluations"""
     episodes: int = 5
@@ -80,6 +82,8 @@ class Arguments:
     """where to learn"""
     capture: bool = False
     """on a GPU, make a learner's step one CUDA graph"""
+    compile: bool = False
+    """compile the learners' steps, which takes a minute and a C++ compiler, and is two or three times as fast then"""
     out: Path = Path("out/lsp")
     """folder for results; a run that was stopped goes on from its checkpoints"""
 
@@ -90,13 +94,21 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     try:
-        learnt = baseline(arguments) if arguments.learner in BASELINES else latent_space_policy(arguments)
+        learnt = [baseline(arguments)] if arguments.learner in BASELINES else latent_space_policies(arguments)
     except ValueError as error:  # most of all, OUT holds another run
         raise SystemExit(str(error)) from error
     if learnt is None:
         print("stopped; the same command goes on from there")
         return
-    curve, policy, seconds = learnt
+    for seed, (curve, policy, seconds) in zip(arguments.seed, learnt, strict=True):
+        report(arguments, seed, curve, policy, seconds)
+    # MuJoCo that has found no OpenGL ends the process when it is asked a second time.
+    all(film(arguments, seed, policy) for seed, (_, policy, _) in zip(arguments.seed, learnt, strict=True))
+
+
+def report(arguments: Arguments, seed: int, curve: list[tuple[int, float]], policy: Any, seconds: float) -> None:
+    """Write what one seed came to."""
+    out = folder(arguments, seed)
     names = (
         "levels",
         "couplings",
@@ -109,36 +121,34 @@ def main(arguments: Arguments) -> None:
         "temperature",
         "lr",
         "episodes",
+        "compile",
     )
-    setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
+    setting = {name: getattr(arguments, name) for name in names}
+    setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
     found = [("return", *point) for point in curve] + [("return_mode", arguments.steps, mode_return(arguments, policy))]
     rows = [
         pc.inference.row(
-            arguments.learner,
-            arguments.task,
-            metric,
-            value,
-            seed=arguments.seed,
-            seconds=seconds,
-            steps=step,
-            **setting,
+            arguments.learner, arguments.task, metric, value, seed=seed, seconds=seconds, steps=step, **setting
         )
         for metric, step, value in found
     ]
-    pc.inference.write_results(arguments.out / "result.json", "lsp", rows)
-    plot_curves(
-        arguments.out / "learning_curve.png", {"return": {arguments.task: curve}}, along="environment steps", log=False
-    )
-    film(arguments, policy)
-    print(f"return {curve[-1][1]:.0f} after {curve[-1][0]} steps, {seconds:.0f} s; results in {arguments.out}")
+    pc.inference.write_results(out / "result.json", "lsp", rows)
+    plot_curves(out / "learning_curve.png", {"return": {arguments.task: curve}}, along="environment steps", log=False)
+    print(f"return {curve[-1][1]:.0f} after {curve[-1][0]} steps, {seconds:.0f} s; results in {out}")
 
 
 def checked(arguments: Arguments) -> None:
     """Exit with one line that says what is wrong, if something is."""
     least = dict.fromkeys(("levels", "couplings", "components", "start", "evaluate_every", "episodes"), 1)
-    for name, number in (least | {"steps": arguments.levels, "seed": 0}).items():
+    for name, number in (least | {"steps": arguments.levels}).items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
+    if not arguments.seed or min(arguments.seed) < 0 or len(set(arguments.seed)) < len(arguments.seed):
+        raise SystemExit(f"--seed must be at least 0, and several be different, got {arguments.seed}")
+    if arguments.learner in BASELINES and (len(arguments.seed) > 1 or arguments.compile):
+        raise SystemExit(f"--learner {arguments.learner} learns one seed at a time, and is not compiled")
+    if arguments.compile and arguments.capture:
+        raise SystemExit("--compile and --capture exclude each other")
     if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
         raise SystemExit(f"--lr must be positive, got {arguments.lr}")
     if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):
@@ -182,19 +192,20 @@ Learnt = tuple[list[tuple[int, float]], Any, float]
 """The evaluations (step, return), the policy, and the seconds of learning, evaluations left out."""
 
 
-def latent_space_policy(arguments: Arguments) -> Learnt | None:
-    """Learn all levels; None if the run was stopped."""
+def latent_space_policies(arguments: Arguments) -> list[Learnt] | None:
+    """Learn all levels, for every seed; None if the run was stopped."""
     each = [arguments.steps // arguments.levels] * arguments.levels
     each[-1] += arguments.steps - sum(each)
     scale = 1.0
     if arguments.temperature == "fixed" or arguments.learner == "sac-first":
         scale = REWARD_SCALES.get(arguments.task.split("-")[0], 1.0)
-    below: list[Any] = []
+    several = len(arguments.seed) > 1 or arguments.compile
+    captured = arguments.capture and not several
 
     def make_learner(level: int, observations: int, actions: int) -> Any:
         policy = make_policy(arguments, observations, actions, lowest=level == 0)
         prior = None if level == 0 else pc.models.GaussianPrior(actions)
-        common: dict[str, Any] = dict(prior=prior, lr=arguments.lr, reward_scale=scale, capture=arguments.capture)
+        common: dict[str, Any] = dict(prior=prior, lr=arguments.lr, reward_scale=scale, capture=captured)
         if arguments.learner == "sql":
             return pc.inference.SoftQLearning(policy, observations, actions, **common)
         first = arguments.learner == "sac-first"
@@ -210,35 +221,49 @@ def latent_space_policy(arguments: Arguments) -> Learnt | None:
             **common,
         )
 
-    def evaluate(level: int, learner: Any) -> Any:
+    def evaluate(policies: list[Any]) -> Any:
         env = gymnasium.make(arguments.task)
-        for policy in below:
+        for policy in policies[:-1]:
             env = pc.envs.LatentActionEnv(env, policy)
-        below.append(learner.policy)
-        return pc.inference.evaluation(learner.policy, env, episodes=arguments.episodes)
+        return pc.inference.evaluation(policies[-1], env, episodes=arguments.episodes)
 
-    result = pc.inference.train_stagewise(
-        [lambda: gymnasium.make(arguments.task)] * arguments.levels,
-        make_learner,
-        each,
+    make_envs = [lambda: gymnasium.make(arguments.task)] * arguments.levels
+    common: dict[str, Any] = dict(
         embed=pc.envs.LatentActionEnv,
         evaluate=evaluate,
-        seed=arguments.seed,
-        out=arguments.out,
         device=arguments.device,
         evaluate_every=arguments.evaluate_every,
         start=arguments.start,
     )
-    curve, before = [], 0
-    for steps, part in zip(each, result.results, strict=False):
-        curve += [(before + step, values["return"]) for step, values in part.evaluations]
-        before += steps
-    if result.interrupted:
+    if several:
+        batch = partial(pc.inference.SeedBatch, compile=arguments.compile, capture=arguments.capture)
+        common |= {
+            "seeds": arguments.seed,
+            "batch": batch,
+            "outs": [folder(arguments, seed) for seed in arguments.seed],
+        }
+        results = pc.inference.train_stagewise_together(make_envs, make_learner, each, **common)
+    else:
+        common |= {"seed": arguments.seed[0], "out": arguments.out}
+        results = [pc.inference.train_stagewise(make_envs, make_learner, each, **common)]
+    if any(result.interrupted for result in results):
         return None
     box: Any = gymnasium.make(arguments.task).action_space
-    hierarchy = pc.envs.Hierarchy(result.policies, action_space=box)
-    hierarchy.save(arguments.out / "hierarchy.pt")
-    return curve, hierarchy, sum(part.seconds for part in result.results)
+    learnt = []
+    for seed, result in zip(arguments.seed, results, strict=True):
+        curve, before = [], 0
+        for steps, part in zip(each, result.results, strict=True):
+            curve += [(before + step, values["return"]) for step, values in part.evaluations]
+            before += steps
+        hierarchy = pc.envs.Hierarchy(result.policies, action_space=box)
+        hierarchy.save(folder(arguments, seed) / "hierarchy.pt")
+        learnt.append((curve, hierarchy, sum(part.seconds for part in result.results)))
+    return learnt
+
+
+def folder(arguments: Arguments, seed: int) -> Path:
+    """Return where a seed's results go."""
+    return arguments.out if len(arguments.seed) == 1 else arguments.out / f"seed-{seed}"
 
 
 # -- what it is compared with -----------------------------------------------------------------------------------------
@@ -252,7 +277,7 @@ def baseline(arguments: Arguments) -> Learnt:
 
     env = gymnasium.make(arguments.task)
     size = env.action_space.shape[0]  # type: ignore[index]
-    given: dict[str, Any] = {"seed": arguments.seed, "device": arguments.device}
+    given: dict[str, Any] = {"seed": arguments.seed[0], "device": arguments.device}
     model: Any
     if arguments.learner == "ddpg":
         noise = NormalActionNoise(np.zeros(size), np.full(size, 0.1))
@@ -293,8 +318,8 @@ def mode_return(arguments: Arguments, policy: Any) -> float:
     return float(np.mean(found["return"]))
 
 
-def film(arguments: Arguments, policy: Any) -> None:
-    """Film the first steps of an episode; where nothing can be rendered, say so."""
+def film(arguments: Arguments, seed: int, policy: Any) -> bool:
+    """Film the first steps of an episode; where nothing can be rendered, say so and return False."""
     try:
         with closing(gymnasium.make(arguments.task)) as env:
             # Gymnasium's bodies run out of the picture unless the camera goes with them.
@@ -302,16 +327,18 @@ def film(arguments: Arguments, policy: Any) -> None:
         with closing(gymnasium.make(arguments.task, render_mode="rgb_array", **camera)) as env:
             frames: list[Any] = []
             state, ended = None, False
-            observation, _ = env.reset(seed=arguments.seed)
+            observation, _ = env.reset(seed=seed)
             while not ended and len(frames) < FILM_STEPS:
                 frames.append(env.render())
                 action, state = policy.predict(observation, state, deterministic=True)
                 observation, _, terminated, truncated, _ = env.step(action)
                 ended = terminated or truncated
             rate = min(50, math.ceil(env.metadata.get("render_fps", 30) / 2))
-        pc.envs.save_video(arguments.out / "policy.gif", frames[::2], fps=rate)
+        pc.envs.save_video(folder(arguments, seed) / "policy.gif", frames[::2], fps=rate)
     except Exception as error:  # a machine without OpenGL is no reason to lose a run
         print(f"no film: {error}")
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -239,7 +239,6 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
     several = arguments.levels > 1
     below = [lowest.policy] if several else []
     count = arguments.levels - len(below)
-    made: list[Any] = []
 
     def compose(policies: list[Any]) -> Any:
         seen = [slice(PLACE, None) if several else None] + [None] * (len(policies) - 1)
@@ -255,10 +254,7 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
     def learner_of(level: int, observations: int, actions: int) -> Any:
         return lowest if level == 0 and lowest else make_learner(arguments, level, observations, actions)
 
-    def evaluate(level: int, learner: Any) -> Callable[[int], dict[str, float]]:
-        policies = [*below, *made, learner.policy]
-        made.append(learner.policy)
-
+    def evaluate(policies: list[Any]) -> Callable[[int], dict[str, float]]:
         def measured(_step: int) -> dict[str, float]:
             # Without what motion may be worth: the same for all.
             distance, success, _ = rollouts(compose(policies), maze(arguments, motion=0.0), arguments.episodes)

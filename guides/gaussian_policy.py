@@ -20,6 +20,9 @@ __all__ = ["GaussianPolicy", "MixturePolicy"]
 
 # Least and greatest log sigma, as in soft actor-critic.
 _LOG_SCALES = (-20.0, 2.0)
+# Of a mixture's components.
+_MIXED_LOG_SCALES = (-5.0, 2.0)
+_MIXED_MEAN = 5.0
 
 
 class GaussianPolicy(LatentPolicy):
@@ -66,7 +69,12 @@ class GaussianPolicy(LatentPolicy):
 
 
 class MixturePolicy(ActionPolicy):
-    """pi(a | s) by a mixture, ``a = tanh u, u ~ sum_k w_k(s) N(mu_k(s), sigma_k(s)^2)``; log sigma is kept in [-20, 2].
+    """pi(a | s) by a mixture, ``a = tanh u, u ~ sum_k w_k(s) N(mu_k(s), sigma_k(s)^2)``.
+
+    Means are within [-5, 5] and log sigma in [-5, 2], both by tanh, so that there is a gradient everywhere: a component
+    that has become a point, or has gone to where the squashing is flat, could not be brought back by samples of it, and
+    a learned temperature would rise without end. (The authors' code keeps log sigma above -5 and has a small penalty
+    on means and log sigmas to this end.)
 
     Which component an action is of is a discrete choice: gradients reach the parameters through the log-probability
     alone, and there is no map from one latent per number to the action.
@@ -143,7 +151,12 @@ class MixturePolicy(ActionPolicy):
         """Logits ``[..., K]``, means and log sigmas ``[..., K, A]``."""
         k, a = self.components, self.action_size
         logits, means, log_scales = condition.split([k, k * a, k * a], -1)
-        return logits, means.unflatten(-1, (k, a)), log_scales.unflatten(-1, (k, a)).clamp(*_LOG_SCALES)
+        low, high = _MIXED_LOG_SCALES
+        middle, half = (low + high) / 2, (high - low) / 2
+        # 0 stays near 0, with a slope near 1: components begin with sigma near 1.
+        log_scales = middle + half * torch.tanh((log_scales - middle) / half)
+        means = _MIXED_MEAN * torch.tanh(means / _MIXED_MEAN)
+        return logits, means.unflatten(-1, (k, a)), log_scales.unflatten(-1, (k, a))
 
 
 def _pick(values: Tensor, component: Tensor) -> Tensor:

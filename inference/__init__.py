@@ -2,7 +2,7 @@
 
 from .augmentation import Augmented, compose, jitter, shifted
 from .checkpoint import load_checkpoint
-from .control_loop import Learner, LearnResult, evaluation, learn
+from .control_loop import Learner, LearnResult, evaluation, learn, learn_together
 from .critics import Critics, TargetCopy
 from .evaluate import GreedyPolicy, Structured, boundary_f1, exact_match
 from .fit import Examples, FitResult, fit
@@ -23,9 +23,10 @@ from .mutual_information import (
 from .noise import ConfusionNoise, GaussianNoise, Noise
 from .replay import Replay
 from .results import Summary, mean_interval, read_rows, row, select, summary, write_results
+from .seed_batch import SeedBatch
 from .soft_control import SoftActorCritic, SoftLearner
 from .soft_q_learning import SoftQLearning
-from .stagewise import StagewiseResult, train_stagewise
+from .stagewise import StagewiseResult, train_stagewise, train_stagewise_together
 from .stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
 from .usable import verify_device, verify_folder
 
@@ -49,6 +50,7 @@ __all__ = [
     "Noise",
     "Replay",
     "Round",
+    "SeedBatch",
     "SoftActorCritic",
     "SoftLearner",
     "SoftQLearning",
@@ -74,6 +76,7 @@ __all__ = [
     "infonce",
     "jitter",
     "learn",
+    "learn_together",
     "leave_one_out",
     "linear",
     "literal",
@@ -87,6 +90,7 @@ __all__ = [
     "sum_of_parts",
     "summary",
     "train_stagewise",
+    "train_stagewise_together",
     "variational_bound",
     "verify_device",
     "verify_folder",

@@ -24,10 +24,10 @@ class CapturedStep:
 
     Args:
         step: a batch to named numbers, scalar tensors; takes the gradients and the optimiser's step.
-        optimizer: that of the step.
+        optimizer: that of the step, to be told; None if it needs no telling.
     """
 
-    def __init__(self, step: Callable[[Transitions], dict[str, Tensor]], optimizer: Optimizer) -> None:
+    def __init__(self, step: Callable[[Transitions], dict[str, Tensor]], optimizer: Optimizer | None = None) -> None:
         self.step, self.optimizer = step, optimizer
         self.steps = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -62,7 +62,7 @@ class CapturedStep:
         return numbers
 
     def _record(self, batch: Transitions) -> torch.cuda.CUDAGraph:
-        for group in self.optimizer.param_groups:
+        for group in self.optimizer.param_groups if self.optimizer is not None else ():
             group["capturable"] = True
         self._inputs = Transitions(*(given.clone() for given in batch))
         graph = torch.cuda.CUDAGraph()

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "set_random_state",
     "snapshot",
     "write",
+    "write_all",
 ]
 
 FORMAT = "pyrocontrol checkpoint 1"
@@ -131,12 +133,27 @@ def write(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: the folder cannot be written, or the disk is full; the previous checkpoint stands.
     """
-    with replacing(path) as file:
-        torch.save({"format": FORMAT, **_plain(content)}, file)
+    write_all({path: content})
+
+
+def write_all(contents: dict[Path, dict[str, Any]]) -> None:
+    """Write checkpoints that belong together: none takes the place of an old one before all are on the disk.
+
+    Raises:
+        OSError: a folder cannot be written, or the disk is full; the previous checkpoints stand.
+    """
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            torch.save({"format": FORMAT, **_plain(content)}, stack.enter_context(replacing(path)))
 
 
 def _plain(value: Any) -> Any:
-    """The same content with numpy scalars, which ``weights_only=True`` refuses, as Python numbers."""
+    """The same content with numpy scalars, which ``weights_only=True`` refuses, as Python numbers.
+
+    Views that do not fill their storage are copied: the file would get all of it.
+    """
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
     if isinstance(value, np.generic):
         return value.item()
     if type(value) is dict:

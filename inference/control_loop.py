@@ -6,7 +6,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,9 +23,10 @@ from . import checkpoint
 from .interrupts import Interrupts
 from .progress import Display, History, evaluate_if_due
 from .replay import Replay, Transitions
+from .seed_batch import SeedBatch
 from .usable import verify_device, verify_folder
 
-__all__ = ["LearnResult", "Learner", "evaluation", "learn"]
+__all__ = ["LearnResult", "Learner", "evaluation", "learn", "learn_together"]
 
 
 class Learner(Protocol):
@@ -208,144 +210,384 @@ def learn(
             observation of another shape than before.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
     """
-    _verify_least(0, seed=seed, evaluate_every=evaluate_every, start=start)
-    _verify_least(1, steps=steps, batch_size=batch_size, replay=replay, updates_per_step=updates_per_step)
-    _verify_least(1, checkpoint_every=checkpoint_every, log_every=log_every)
     if not isinstance(learner, nn.Module):
         raise TypeError(f"learner must be a module such as SoftActorCritic, not {type(learner).__name__}")
-    if evaluate_every and evaluate is None:
-        raise ValueError(f"evaluate_every is {evaluate_every}, but there is no evaluate to call")
-    verify_device(device)
-    verify_folder(out)
-    body = _Body(env, learner.policy)
-    path = None if out is None else Path(out) / "checkpoint.pt"
-    settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size, replay=replay, start=start)
-    settings["updates_per_step"] = updates_per_step
-    settings["env"] = _described(env)
-    history, episodes, spare = History(), _Episodes(), checkpoint_every
-    content: dict[str, Any] | None = None
-    dtype = next(learner.policy.parameters()).dtype
-    if path is not None and resume and path.exists():
-        content = checkpoint.read(path)
-        _compare(path, content, settings, steps)
-        spare = content["replay"]["sizes"][1]
-        matched = checkpoint.match(path, [learner], content["modules"])
-        file: Path | None = (stored := path.with_name(content["file"]))
-        if not stored.exists():
-            raise ValueError(f"{path} belongs to {stored}, which is not there; pass resume=False to start anew")
-    else:
-        matched, file = [], None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            taken = {old.name for old in path.parent.glob("replay-*.bin")}
-            file = path.with_name(next(name for n in range(len(taken) + 1) if (name := f"replay-{n}.bin") not in taken))
-    memory = Replay(
-        replay,
-        learner.observation_size,
-        learner.action_size,
-        seed=seed,
-        dtype=dtype,
-        device=device if device is not None else next(learner.policy.parameters()).device,
-        path=file,
-        spare=0 if path is None else spare,
+    runs = [_Run(learner, env, seed, out, evaluate)]
+    options = _Options(
+        steps, batch_size, replay, start, updates_per_step, evaluate_every, checkpoint_every, log_every, progress
     )
-    observation: np.ndarray | None = None
-    learner.to(device)
-    if content is None:
-        pyro.set_rng_seed(int(seed))
-    else:
-        memory.restore(content["replay"])
-        checkpoint.apply(matched)
-        history, episodes = History(**content["history"]), _Episodes(**content["episodes"])
-        if episodes.steps or episodes.broken:
-            observation = _brought_back(body, memory, episodes, seed)
-            _begin(learner, seed, episodes.number)
-        checkpoint.set_random_state(content["random"])
-    saved = (history.step, len(history.evaluations))
-    wrote = content is not None
+    _learn(runs, _Alone(learner), options, resume, device)
+    return runs[0].result(options)
 
-    def save(broken: bool = False) -> None:
-        nonlocal saved, wrote
-        if path is None or (saved == (history.step, len(history.evaluations)) and not broken):
-            return
-        if not (math.isfinite(float(history.window)) and _finite(learner)):
-            kept = f"; {path} holds step {saved[0]}" if wrote else ""
-            raise FloatingPointError(f"the loss or a parameter is not finite at step {history.step}{kept}")
-        memory.flush()
-        content = {
-            "step": history.step,
-            "modules": [checkpoint.snapshot(learner), checkpoint.snapshot(learner.policy)],
-            "history": {**vars(history), "window": float(history.window)},
-            "episodes": asdict(episodes) | {"broken": broken},
-            "replay": memory.state(),
-            "file": None if file is None else file.name,
-            "random": checkpoint.random_state(),
-            "settings": settings,
+
+def learn_together(
+    batch: SeedBatch,
+    envs: Sequence[gymnasium.Env[Any, Any]],
+    *,
+    seeds: Sequence[int],
+    outs: Sequence[str | os.PathLike[str]] | None = None,
+    evaluates: Sequence[Callable[[int], dict[str, float]]] | None = None,
+    steps: int = 200_000,
+    batch_size: int = 128,
+    replay: int = 1_000_000,
+    start: int = 1000,
+    updates_per_step: int = 1,
+    resume: bool = True,
+    device: str | torch.device | None = None,
+    evaluate_every: int = 0,
+    checkpoint_every: int = 10_000,
+    log_every: int = 1000,
+    progress: bool = True,
+) -> list[LearnResult]:
+    """Do what :func:`learn` does for several learners at once, each in its own environment, in step with each other.
+
+    Every run has an episode order, a replay, a folder and a checkpoint of its own, as if it were alone; they share the
+    random numbers of the noise, seeded by all ``seeds``, and so can only be gone on from together. Checkpoints are
+    written for all or for none. If one environment raises, all begin a new episode when resumed; if one run's numbers
+    are not finite, all stop.
+
+    Args:
+        batch: S learners; each is trained in place.
+        envs: S environments.
+        seeds: S of them, for episodes and replays.
+        outs: S folders, no two the same; None writes nothing.
+        evaluates: S functions; see :func:`learn`, as for all that follows. ``seconds`` of a result are those of all
+            runs together.
+        steps: environment steps of each run.
+        batch_size: transitions in a batch.
+        replay: greatest number of transitions to learn from.
+        start: steps before the first update.
+        updates_per_step: of the learners.
+        resume: go on from the checkpoints if they are there.
+        device: where to move the learners and keep the replays.
+        evaluate_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between entries of the learning curve.
+        progress: show a bar, of the first run.
+
+    Returns:
+        Where each run got to.
+
+    Raises:
+        TypeError: as for `learn`.
+        ValueError: as for `learn`, or if there is not one of everything for each learner, or the checkpoints are of
+            runs that were not together.
+        FloatingPointError: as for `learn`.
+    """
+    if not isinstance(batch, SeedBatch):
+        raise TypeError(f"batch must be a SeedBatch, not {type(batch).__name__}")
+    count = len(batch)
+    for name, given in {"envs": envs, "seeds": seeds, "outs": outs, "evaluates": evaluates}.items():
+        if given is not None and len(given) != count:
+            raise ValueError(f"there are {count} learners and {len(given)} {name}")
+    for name, several in {"envs": [id(env) for env in envs], "seeds": seeds, "outs": [*map(str, outs or ())]}.items():
+        if len(set(several)) < len(several):
+            raise ValueError(f"two of the {name} are the same")
+    none: list[Any] = [None] * count
+    parts = zip(batch.learners, envs, seeds, outs or none, evaluates or none, strict=True)
+    runs = [_Run(*part, together=[int(seed) for seed in seeds]) for part in parts]
+    options = _Options(
+        steps, batch_size, replay, start, updates_per_step, evaluate_every, checkpoint_every, log_every, progress
+    )
+    _learn(runs, _Together(batch), options, resume, device)
+    return [run.result(options) for run in runs]
+
+
+class _Alone:
+    """A learner as a batch of one."""
+
+    def __init__(self, learner: Any) -> None:
+        self.module = self.learner = learner
+
+    def act(self, observations: list[np.ndarray]) -> list[np.ndarray]:
+        return [self.learner.act(observations[0])]
+
+    def update(self, batches: list[Transitions]) -> list[dict[str, Tensor]]:
+        return [self.learner.update(batches[0])]
+
+
+class _Together:
+    """A `SeedBatch`, given and giving what belongs to each learner."""
+
+    def __init__(self, batch: SeedBatch) -> None:
+        self.module = batch
+
+    def act(self, observations: list[np.ndarray]) -> list[np.ndarray]:
+        return [*self.module.act(np.stack(observations))]
+
+    def update(self, batches: list[Transitions]) -> list[dict[str, Tensor]]:
+        numbers = self.module.update(Transitions(*map(torch.stack, zip(*batches, strict=True))))
+        each = [values.unbind() for values in numbers.values()]
+        return [dict(zip(numbers, values, strict=True)) for values in zip(*each, strict=True)]
+
+
+class _Options(NamedTuple):
+    """Arguments of `learn` that all runs of a batch share."""
+
+    steps: int
+    batch_size: int
+    replay: int
+    start: int
+    updates_per_step: int
+    evaluate_every: int
+    checkpoint_every: int
+    log_every: int
+    progress: bool
+
+    def verify(self) -> None:
+        values = {name: value for name, value in self._asdict().items() if name != "progress"}
+        least = {name: int(name not in ("start", "evaluate_every")) for name in values}
+        for name, value in values.items():
+            _verify_least(least[name], **{name: value})
+
+
+class _Run:
+    """One learner in one environment: its replay, its files, and where it is."""
+
+    def __init__(
+        self,
+        learner: Any,
+        env: Any,
+        seed: int,
+        out: str | os.PathLike[str] | None,
+        evaluate: Callable[[int], dict[str, float]] | None,
+        together: list[int] | None = None,
+    ) -> None:
+        self.learner, self.env, self.seed, self.evaluate, self.together = learner, env, seed, evaluate, together
+        self.out, self.path = out, None if out is None else Path(out) / "checkpoint.pt"
+        self.history, self.episodes = History(), _Episodes()
+        self.observation: np.ndarray | None = None
+        self.numbers: dict[str, Tensor] = {}
+        self.content: dict[str, Any] | None = None
+        self.matched: list[Any] = []
+        self.file: Path | None = None
+        self.wrote = False
+        self.display: Any = None
+        self.interrupted = False
+
+    def verify(self, options: _Options, resume: bool) -> None:
+        """Refuse what cannot be run or gone on from; nothing is changed yet."""
+        _verify_least(0, seed=self.seed)
+        if options.evaluate_every and self.evaluate is None:
+            raise ValueError(f"evaluate_every is {options.evaluate_every}, but there is no evaluate to call")
+        verify_folder(self.out)
+        self.body = _Body(self.env, self.learner.policy)
+        self.settings: dict[str, Any] = {
+            name: getattr(options, name) for name in ("batch_size", "replay", "start", "updates_per_step")
         }
-        checkpoint.write(path, content)
-        saved, wrote = (history.step, len(history.evaluations)), True
-        for old in path.parent.glob("replay-*.bin"):  # those of runs that this one took the place of
-            if file is not None and old.name != file.name:
+        self.settings |= {"seed": self.seed, "env": _described(self.env)}
+        if self.together is not None:
+            self.settings["together"] = self.together
+        self.spare = options.checkpoint_every
+        if self.path is None or not resume or not self.path.exists():
+            return
+        self.content = checkpoint.read(self.path)
+        _compare(self.path, self.content, self.settings, options.steps)
+        self.spare = self.content["replay"]["sizes"][1]
+        self.matched = checkpoint.match(self.path, [self.learner], self.content["modules"])
+        self.file = self.path.with_name(self.content["file"])
+        if not self.file.exists():
+            raise ValueError(f"{self.path} belongs to {self.file}, which is not there; pass resume=False to start anew")
+
+    def open(self, options: _Options, device: str | torch.device | None) -> None:
+        """Make the replay, and go back to the checkpoint if there is one."""
+        if self.path is not None and self.content is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            taken = {old.name for old in self.path.parent.glob("replay-*.bin")}
+            free = (name for n in range(len(taken) + 1) if (name := f"replay-{n}.bin") not in taken)
+            self.file = self.path.with_name(next(free))
+        weight = next(self.learner.policy.parameters())
+        self.memory = Replay(
+            options.replay,
+            self.learner.observation_size,
+            self.learner.action_size,
+            seed=self.seed,
+            dtype=weight.dtype,
+            device=device if device is not None else weight.device,
+            path=self.file,
+            spare=0 if self.path is None else self.spare,
+        )
+        if self.content is not None:
+            self.memory.restore(self.content["replay"])
+            checkpoint.apply(self.matched)
+            self.history = History(**self.content["history"])
+            self.episodes = _Episodes(**self.content["episodes"])
+            if self.episodes.steps or self.episodes.broken:
+                self.observation = _brought_back(self.body, self.memory, self.episodes, self.seed)
+                _begin(self.learner, self.seed, self.episodes.number)
+        self.saved, self.wrote = self.reached, self.content is not None
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """Steps and evaluations so far."""
+        return self.history.step, len(self.history.evaluations)
+
+    def observe(self) -> np.ndarray:
+        """Return the observation to act on, that of a new episode where one begins."""
+        if self.observation is None:
+            _begin(self.learner, self.seed, self.episodes.number)
+            self.observation = self.body.reset(_mixed(self.seed, self.episodes.number))
+        return self.observation
+
+    def take(self, action: np.ndarray, taken: tuple[np.ndarray, float, bool, bool]) -> bool:
+        """Note what a step led to; return whether the episode is over."""
+        following, reward, terminated, truncated = taken
+        assert self.observation is not None
+        self.memory.add(self.observation, action, reward, following, terminated)
+        self.history.step += 1
+        self.episodes.steps += 1
+        self.episodes.rewards += reward
+        self.observation = following
+        return terminated or truncated
+
+    def finish_episode(self) -> None:
+        self.episodes.returns.append((self.history.step, self.episodes.rewards))
+        values = {"return": self.episodes.rewards, "length": float(self.episodes.steps)}
+        self.display.scalars(self.history.step, values)
+        self.episodes.next()
+        self.observation = None
+
+    def log(self) -> None:
+        """Close the learning curve's window."""
+        mean, step = self.history.close_window(), self.history.step
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the mean critic loss is {mean} at step {step}{self.kept()}")
+        values = {name: float(value) for name, value in self.numbers.items()}
+        self.display.scalars(step, values | {"loss": mean})
+
+    def kept(self) -> str:
+        return f"; {self.path} holds step {self.saved[0]}" if self.wrote else ""
+
+    def to_save(self, broken: bool) -> dict[Path, dict[str, Any]]:
+        """The checkpoint, by its path, unless the one that is there holds all of it."""
+        if self.path is None or (self.saved == self.reached and not broken):
+            return {}
+        if not (math.isfinite(float(self.history.window)) and _finite(self.learner)):
+            step = self.history.step
+            raise FloatingPointError(f"the loss or a parameter is not finite at step {step}{self.kept()}")
+        self.memory.flush()
+        content = {
+            "step": self.history.step,
+            "modules": [checkpoint.snapshot(self.learner), checkpoint.snapshot(self.learner.policy)],
+            "history": {**vars(self.history), "window": float(self.history.window)},
+            "episodes": asdict(self.episodes) | {"broken": broken},
+            "replay": self.memory.state(),
+            "file": None if self.file is None else self.file.name,
+            "random": checkpoint.random_state(),
+            "settings": self.settings,
+        }
+        return {self.path: content}
+
+    def was_saved(self) -> None:
+        self.saved, self.wrote = self.reached, True
+        assert self.path is not None
+        for old in self.path.parent.glob("replay-*.bin"):  # those of runs that this one took the place of
+            if self.file is not None and old.name != self.file.name:
                 old.unlink()
 
-    def evaluate_now() -> None:
-        evaluate_if_due(evaluate, evaluate_every, steps, history, display, interrupts, save)
+    def result(self, options: _Options) -> LearnResult:
+        history = self.history
+        tail = [(history.step, float(history.window) / history.window_steps)] if history.window_steps else []
+        losses, returns = history.losses + tail, self.episodes.returns
+        return LearnResult(history.step, losses, returns, history.seconds, self.interrupted, history.evaluations)
 
-    numbers: dict[str, Tensor] = {}
-    with Interrupts() as interrupts, Display(history, steps, path, progress) as display:
+
+def _learn(
+    runs: list[_Run],
+    learners: _Alone | _Together,
+    options: _Options,
+    resume: bool,
+    device: str | torch.device | None,
+) -> None:
+    """Run several runs in step."""
+    options.verify()
+    verify_device(device)
+    for run in runs:
+        run.verify(options, resume)
+    steps = {run.content["step"] if run.content else 0 for run in runs}
+    if len(steps) > 1:
+        at = ", ".join(f"{run.out} at {run.content['step'] if run.content else 0}" for run in runs)
+        raise ValueError(f"runs of one batch must be at one step, not {at}; pass resume=False to start anew")
+    for run in runs:
+        run.open(options, device)
+    learners.module.to(device)
+    if (content := runs[0].content) is None:
+        pyro.set_rng_seed(int(runs[0].seed if runs[0].together is None else _mixed(*runs[0].together)))
+    else:
+        checkpoint.set_random_state(content["random"])
+
+    def save(broken: bool = False) -> None:
+        contents: dict[Path, dict[str, Any]] = {}
+        for run in runs:
+            contents |= run.to_save(broken)
+        checkpoint.write_all(contents)
+        for run in runs:
+            if run.path in contents:
+                run.was_saved()
+
+    with Interrupts() as interrupts, ExitStack() as displays:
         interrupts.patience = 2
+        for run in runs:
+            shown = options.progress and run is runs[0]
+            run.display = displays.enter_context(Display(run.history, options.steps, run.path, shown))
+
+        def evaluate_now() -> None:
+            for run in runs:
+                every, history = options.evaluate_every, run.history
+                evaluate_if_due(run.evaluate, every, options.steps, history, run.display, interrupts, save)
+
+        def took_a_step(seconds: float) -> None:
+            for run in runs:
+                run.history.seconds += seconds
+                run.display.tick()
+
+        history = runs[0].history
         evaluate_now()
-        while history.step < steps and not interrupts.requests:
+        while history.step < options.steps and not interrupts.requests:
             started = time.perf_counter()
             before = torch.get_rng_state()
             try:
-                if observation is None:
-                    _begin(learner, seed, episodes.number)
-                    observation = body.reset(_episode_seed(seed, episodes.number))
-                action = learner.act(observation)
-                following, reward, terminated, truncated = body.step(action)
+                for run in runs:
+                    acting = run
+                    run.observe()
+                actions = learners.act([run.observe() for run in runs])
+                taken = []
+                for run, action in zip(runs, actions, strict=True):
+                    acting = run
+                    taken.append(run.body.step(action))
             except Exception as error:
                 torch.set_rng_state(before)
-                at = f"at step {history.step + 1}, episode {episodes.number}"
+                at = f"at step {history.step + 1}, episode {acting.episodes.number}"
                 save(broken=True)
-                at += "" if path is None else f"; {path} holds all steps before"
+                at += "" if acting.path is None else f"; {acting.path} holds all steps before"
                 if isinstance(error, FloatingPointError | _ShapeError):
                     error.args = (f"{error} {at}",)
                 else:
                     error.add_note(at)
                 raise
-            memory.add(observation, action, reward, following, terminated)
-            history.step += 1
-            episodes.steps += 1
-            episodes.rewards += reward
-            observation = following
-            if history.step > start:
-                for _ in range(updates_per_step):
-                    numbers = learner.update(memory.sample(batch_size))
-                history.window += numbers["critic_loss"]
-                history.window_steps += 1
-            if terminated or truncated:
-                episodes.returns.append((history.step, episodes.rewards))
-                display.scalars(history.step, {"return": episodes.rewards, "length": episodes.steps})
-                episodes.next()
-                observation = None
-            if history.step % log_every == 0 and history.window_steps:
-                mean = history.close_window()
-                if not math.isfinite(mean):
-                    kept = f"; {path} holds step {saved[0]}" if wrote else ""
-                    raise FloatingPointError(f"the mean critic loss is {mean} at step {history.step}{kept}")
-                values = {name: float(value) for name, value in numbers.items()}
-                display.scalars(history.step, values | {"loss": mean})
-            history.seconds += time.perf_counter() - started
-            display.tick()
+            ended = [run.take(action, led_to) for run, action, led_to in zip(runs, actions, taken, strict=True)]
+            if history.step > options.start:
+                for _ in range(options.updates_per_step):
+                    found = learners.update([run.memory.sample(options.batch_size) for run in runs])
+                for run, numbers in zip(runs, found, strict=True):
+                    run.numbers = numbers
+                    run.history.window += numbers["critic_loss"]
+                    run.history.window_steps += 1
+            for run, over in zip(runs, ended, strict=True):
+                if over:
+                    run.finish_episode()
+            if history.step % options.log_every == 0 and history.window_steps:
+                for run in runs:
+                    run.log()
+            took_a_step(time.perf_counter() - started)
             evaluate_now()
             # Also when the spare rows of the replay are used up, which a resume with rarer checkpoints could come to.
-            if history.step % checkpoint_every == 0 or history.step - saved[0] >= max(spare, 1):
+            since = history.step - runs[0].saved[0]
+            if history.step % options.checkpoint_every == 0 or since >= max(runs[0].spare, 1):
                 save()
         save()
-    tail = [(history.step, float(history.window) / history.window_steps)] if history.window_steps else []
-    losses, returns = history.losses + tail, episodes.returns
-    return LearnResult(history.step, losses, returns, history.seconds, interrupts.requests > 0, history.evaluations)
+    for run in runs:
+        run.interrupted = interrupts.requests > 0
 
 
 def evaluation(
@@ -392,14 +634,14 @@ def evaluation(
     return evaluate
 
 
-def _episode_seed(seed: int, episode: int) -> int:
-    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0])
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _begin(learner: Any, seed: int, episode: int) -> None:
     """Tell a learner that wants to know that an episode begins."""
     if callable(begin := getattr(learner, "begin", None)):
-        begin(_episode_seed(seed, episode))
+        begin(_mixed(seed, episode))
 
 
 def _brought_back(body: _Body, memory: Replay, episodes: _Episodes, seed: int) -> np.ndarray | None:
@@ -407,7 +649,7 @@ def _brought_back(body: _Body, memory: Replay, episodes: _Episodes, seed: int) -
     number, count = episodes.number, episodes.steps
     if not episodes.broken and count <= len(memory):
         past = memory.latest(count)
-        observation = body.reset(_episode_seed(seed, number))
+        observation = body.reset(_mixed(seed, number))
         for action, expected in zip(past.actions.numpy(), past.next_observations.numpy(), strict=True):
             observation, _, terminated, truncated = body.step(action)
             if not np.array_equal(observation.astype(expected.dtype), expected) or terminated or truncated:

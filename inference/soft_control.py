@@ -125,7 +125,23 @@ class SoftLearner(nn.Module):
         Returns:
             Named scalars, ``critic_loss`` among them, as tensors without a graph: nothing here waits for a device.
         """
+        for parameter in self.learnt:
+            parameter.grad = None
+        loss, numbers = self.loss(batch)
+        loss.backward()
+        self.optimizer.step()
+        return numbers
+
+    def loss(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a scalar and what a :meth:`step` reports.
+
+        The gradients of the scalar are those of the step; its value may mean nothing.
+        """
         raise NotImplementedError
+
+    def forward(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the :meth:`loss`."""
+        return self.loss(batch)
 
     @property
     def followed(self) -> nn.Module:
@@ -335,33 +351,27 @@ class SoftActorCritic(SoftLearner):
         """What the target follows: the critics, in the first form the state value."""
         return self.values if self.first else self.critics
 
-    def step(self, batch: Transitions) -> dict[str, Tensor]:
-        """Take one step of policy, critics and temperature.
+    def loss(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a scalar whose gradients are those of policy, critics and temperature, and numbers to report.
 
-        Returns:
-            ``critic_loss``, ``policy_loss``, ``q``, ``alpha`` and ``divergence``, the mean of log pi - log p, which is
-            not known, nan, for an ELBO with a given temperature.
+        They are ``critic_loss``, ``policy_loss``, ``q``, ``alpha`` and ``divergence``, the mean of log pi - log p,
+        which is not known, nan, for an ELBO with a given temperature. An ELBO adds its gradients itself.
         """
         alpha = self.alpha
         target = self.soft_target(batch, alpha)
-        for parameter in self.learnt:
-            parameter.grad = None
         values = self.critics(batch.observations, batch.actions)
         error = values.detach() - target
-        loss, report, ratio = self.policy_loss(batch.observations, alpha)
-        # The gradient of sum_k mean_b (Q_k - target)^2 / 2, written out, saves its graph.
-        backward, given = [values], [error / len(target)]
-        if loss is not None:
-            backward, given = [values, loss], [given[0], torch.ones_like(loss)]
-        torch.autograd.backward(backward, given)
+        # The gradient is that of sum_k mean_b (Q_k - target)^2 / 2, whose graph would be longer.
+        loss = (values * (error / len(target))).sum()
+        of_policy, report, ratio = self.policy_loss(batch.observations, alpha)
+        if of_policy is not None:
+            loss = loss + of_policy
         divergence = ratio.mean()
         if self.learned:
-            # The gradient of -log alpha (E[log pi - log p] - A log 2 + target entropy), written out.
-            self.log_alpha.grad = -(divergence + self.shift)
-        self.optimizer.step()
+            loss = loss - self.log_alpha * (divergence + self.shift)  # E[log pi - log p] - A log 2 + target entropy
         critic_loss = error.square().sum() * (0.5 / len(target))
         numbers = {"critic_loss": critic_loss, "policy_loss": report, "q": values.detach().mean()}
-        return numbers | {"alpha": alpha, "divergence": divergence}
+        return loss, numbers | {"alpha": alpha, "divergence": divergence}
 
     @torch.no_grad()
     def soft_target(self, batch: Transitions, alpha: Tensor | None = None) -> Tensor:

@@ -102,20 +102,18 @@ class SoftQLearning(SoftLearner):
         self.temperature, self.particles = temperature, particles
         self.optimise()
 
-    def step(self, batch: Transitions) -> dict[str, Tensor]:
-        """Take one step of critic and policy.
+    def loss(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a scalar whose gradients are those of critic and policy, and numbers to report.
 
-        Returns:
-            ``critic_loss``, ``q``, and ``stein``, the mean length of the directions, which vanishes as the policy fits.
+        They are ``critic_loss``, ``q``, and ``stein``, the mean length of the directions, which vanishes as the policy
+        fits.
         """
         target = self.soft_target(batch)
-        self.optimizer.zero_grad()
         values = self.critics(batch.observations, batch.actions)
         critic_loss = (values - target).square().sum() * (0.5 / len(target))
-        loss, length = self.policy_loss(batch.observations)
-        (critic_loss + loss).backward()
-        self.optimizer.step()
-        return {"critic_loss": critic_loss.detach(), "stein": length, "q": values.detach().mean()}
+        of_policy, length = self.policy_loss(batch.observations)
+        numbers = {"critic_loss": critic_loss.detach(), "stein": length, "q": values.detach().mean()}
+        return critic_loss + of_policy, numbers
 
     @torch.no_grad()
     def soft_value(self, observations: Tensor) -> Tensor:
@@ -133,10 +131,9 @@ class SoftQLearning(SoftLearner):
         """Return a loss whose gradient is that of eq. (14), and the mean length of Stein's directions."""
         fixed_count = self.particles // 2
         raw = self._draw_raw(observations)
-        fixed, moved = raw.detach()[:fixed_count].requires_grad_(), raw[fixed_count:]
-        with torch.enable_grad():
-            (score,) = torch.autograd.grad(self.raw_log_density(observations, fixed).sum(), fixed)
-        direction = stein_direction(fixed.detach(), score, moved.detach())
+        fixed, moved = raw.detach()[:fixed_count], raw[fixed_count:]
+        score = torch.func.grad(lambda actions: self.raw_log_density(observations, actions).sum())(fixed)
+        direction = stein_direction(fixed, score.detach(), moved.detach())
         # A step along the direction, of every action: the loss has no meaning beyond its gradient.
         return -(moved * direction).sum(-1).mean(), direction.norm(dim=-1).mean()
 

@@ -20,9 +20,10 @@ import pyro
 from gymnasium import spaces
 
 from . import checkpoint
-from .control_loop import learn
+from .control_loop import learn, learn_together
+from .seed_batch import SeedBatch
 
-__all__ = ["Embed", "MakeLearner", "StagewiseResult", "train_stagewise"]
+__all__ = ["Embed", "Evaluate", "MakeLearner", "StagewiseResult", "train_stagewise", "train_stagewise_together"]
 
 Env = gymnasium.Env[Any, Any]
 
@@ -31,6 +32,10 @@ MakeLearner = Callable[[int, int, int], Any]
 
 Embed = Callable[[Env, Any], Env]
 """Makes a policy part of an environment, such as `pyrocontrol.envs.LatentActionEnv` (env, policy)."""
+
+
+Evaluate = Callable[[list[Any]], Callable[[int], dict[str, float]]]
+"""Makes what ``learn`` evaluates with, given the policies from the lowest to the one that is being trained."""
 
 
 class StagewiseResult(NamedTuple):
@@ -55,7 +60,7 @@ def train_stagewise(
     embed: Embed | Sequence[Embed],
     below: Sequence[Any] = (),
     learn: Callable[..., Any] = learn,
-    evaluate: Callable[[int, Any], Callable[[int], dict[str, float]]] | None = None,
+    evaluate: Evaluate | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -78,7 +83,8 @@ def train_stagewise(
             ``partial(LatentActionEnv, observation=slice(2, None), hold=3)``.
         below: policies that are trained already, the lowest first.
         learn: trains a learner in an environment; see `pyrocontrol.inference.control_loop.learn`.
-        evaluate: called with the number of a level and its learner; returns what ``learn`` is to evaluate with.
+        evaluate: called with the policies from the lowest to the one that is about to be trained; returns what
+            ``learn`` is to evaluate with.
         seed: of everything.
         out: folder to write to; None writes nothing.
         **options: for ``learn``, the same at all levels.
@@ -92,9 +98,91 @@ def train_stagewise(
             step of a level, a policy does not fit into its environment; if ``out`` holds a level that was trained on
             another below.
     """
+
+    def learn_one(
+        learners: list[Any], envs: list[Env], seeds: list[int], outs: Any, evaluates: Any, steps: int
+    ) -> list[Any]:
+        given = options if evaluates is None else options | {"evaluate": evaluates[0]}
+        folder = None if outs is None else outs[0]
+        return [learn(learners[0], envs[0], steps=steps, seed=seeds[0], out=folder, **given)]
+
+    outs = None if out is None else [out]
+    return _train_stagewise(
+        envs, make_learner, steps_per_level, embed, [below], learn_one, evaluate, [seed], outs, options
+    )[0]
+
+
+def train_stagewise_together(
+    envs: Sequence[Callable[[], Env]],
+    make_learner: MakeLearner,
+    steps_per_level: int | Sequence[int],
+    *,
+    seeds: Sequence[int],
+    embed: Embed | Sequence[Embed],
+    below: Sequence[Sequence[Any]] | None = None,
+    batch: Callable[[Sequence[Any]], SeedBatch] = SeedBatch,
+    evaluate: Evaluate | None = None,
+    outs: Sequence[str | os.PathLike[str]] | None = None,
+    **options: Any,
+) -> list[StagewiseResult]:
+    """Do what :func:`train_stagewise` does for several seeds, whose learners are one `SeedBatch` at each level.
+
+    Args:
+        envs: functions, one for each level, each called once a seed.
+        make_learner: see :func:`train_stagewise`, as for what is not named here.
+        steps_per_level: of each seed.
+        seeds: S of them.
+        embed: as there.
+        below: for each seed the policies that are trained already.
+        batch: makes the batch, such as ``partial(SeedBatch, compile=True)``.
+        evaluate: as there; called once a seed.
+        outs: S folders, no two the same; None writes nothing.
+        **options: for `learn_together`.
+
+    Returns:
+        What came of each seed.
+
+    Raises:
+        TypeError: as there.
+        ValueError: as there, and if there is not one of everything for each seed.
+    """
+    if any(isinstance(env, gymnasium.Env) for env in envs):
+        raise TypeError("every seed needs environments of its own: give functions that make them")
+    if not seeds:
+        raise ValueError("there are no seeds to train")
+    for name, given in {"outs": outs, "below": below}.items():
+        if given is not None and len(given) != len(seeds):
+            raise ValueError(f"there are {len(seeds)} seeds and {len(given)} {name}")
+
+    def learn_all(
+        learners: list[Any], envs: list[Env], seeds: list[int], outs: Any, evaluates: Any, steps: int
+    ) -> list[Any]:
+        return learn_together(
+            batch(learners), envs, seeds=seeds, outs=outs, evaluates=evaluates, steps=steps, **options
+        )
+
+    starts = [()] * len(seeds) if below is None else below
+    return _train_stagewise(
+        envs, make_learner, steps_per_level, embed, starts, learn_all, evaluate, seeds, outs, options
+    )
+
+
+def _train_stagewise(
+    envs: Sequence[Env | Callable[[], Env]],
+    make_learner: MakeLearner,
+    steps_per_level: int | Sequence[int],
+    embed: Embed | Sequence[Embed],
+    below: Sequence[Sequence[Any]],
+    learn: Callable[[list[Any], list[Env], list[int], Any, Any, int], list[Any]],
+    evaluate: Evaluate | None,
+    seeds: Sequence[int],
+    outs: Sequence[str | os.PathLike[str]] | None,
+    options: dict[str, Any],
+) -> list[StagewiseResult]:
+    """Both of the above: lists have one entry a seed."""
     if not envs:
         raise ValueError("there are no levels to train: envs is empty")
-    count, first = len(envs), len(below)
+    count, first = len(envs), len(below[0])
     for number, env in enumerate(envs, first):
         if not (isinstance(env, gymnasium.Env) or callable(env)):
             raise TypeError(f"the environment of level {number} is none, nor a function that makes one: {env!r}")
@@ -106,26 +194,31 @@ def train_stagewise(
     embeds = [embed] * (first + count - 1) if callable(embed) else [*embed]
     if len(embeds) != first + count - 1:
         raise ValueError(f"embed must be one, or one for each of {first + count - 1} levels, got {len(embeds)}")
-    if out is not None and options.get("resume", True):
-        _verify_finished(Path(out), first, steps)
-    policies, results = list(below), []
+    if outs is not None and options.get("resume", True):
+        for out in outs:
+            _verify_finished(Path(out), first, steps)
+    results = [StagewiseResult([*policies], [], False) for policies in below]
     for number, made in enumerate(envs, first):
-        own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         with ExitStack() as stack:
-            env = made if isinstance(made, gymnasium.Env) else stack.enter_context(closing(made()))
-            for put, policy in zip(embeds, policies, strict=False):
-                env = put(env, policy)
-            pyro.set_rng_seed(own)
-            learner = make_learner(number, *_sizes(env, number))
-            given = dict(options)
-            if evaluate is not None:
-                given["evaluate"] = evaluate(number, learner)
-            folder = None if out is None else Path(out) / f"level-{number}"
-            results.append(learn(learner, env, steps=steps[number - first], seed=own, out=folder, **given))
-        policies.append(learner.policy)
-        if getattr(results[-1], "interrupted", False):
-            return StagewiseResult(policies, results, True)
-    return StagewiseResult(policies, results, False)
+            parts: list[tuple[Any, Env, int]] = []
+            for seed, result in zip(seeds, results, strict=True):
+                env = made if isinstance(made, gymnasium.Env) else stack.enter_context(closing(made()))
+                for put, policy in zip(embeds, result.policies, strict=False):
+                    env = put(env, policy)
+                own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+                pyro.set_rng_seed(own)
+                parts.append((make_learner(number, *_sizes(env, number)), env, own))
+            learners, bodies, own_seeds = map(list, zip(*parts, strict=True))
+            for learner, result in zip(learners, results, strict=True):
+                result.policies.append(learner.policy)
+            evaluates = None if evaluate is None else [evaluate([*result.policies]) for result in results]
+            folders = None if outs is None else [Path(out) / f"level-{number}" for out in outs]
+            found = learn(learners, bodies, own_seeds, folders, evaluates, steps[number - first])
+        for learnt, result in zip(found, results, strict=True):
+            result.results.append(learnt)
+        if any(getattr(learnt, "interrupted", False) for learnt in found):
+            return [result._replace(interrupted=True) for result in results]
+    return results
 
 
 def _verify_finished(out: Path, first: int, steps: list[int]) -> None:

@@ -121,11 +121,12 @@ def test_ctrl_c_ends_the_run_and_not_the_level_alone() -> None:
 def test_a_level_is_evaluated_with_its_own_learner() -> None:
     calls = Calls()
 
-    def evaluate(level: int, learner: Any) -> Any:
-        return lambda step: {"level": level, "same": float(learner.made[0] == level), "step": step}
+    def evaluate(policies: list[Any]) -> Any:
+        return lambda step: {"policies": policies, "step": step}
 
-    train_stagewise([PointMove] * 2, Learner, 5, embed=LatentActionEnv, learn=calls, evaluate=evaluate)
-    assert [call["evaluate"](9) for call in calls.found] == [{"level": n, "same": 1.0, "step": 9} for n in (0, 1)]
+    found = train_stagewise([PointMove] * 2, Learner, 5, embed=LatentActionEnv, learn=calls, evaluate=evaluate)
+    for number, call in enumerate(calls.found):
+        assert call["evaluate"](9) == {"policies": found.policies[: number + 1], "step": 9}
 
 
 # With the library's own learner

@@ -1,0 +1,204 @@
+"""Several learners in one update: seeds of one experiment, whose networks become one batched product a layer.
+
+Networks of the size of a policy keep neither a processor nor a GPU busy: most of an update is the calling of small
+operations. Learners that differ in their weights alone share those calls.
+
+Shapes: S learners, B batch, O observation numbers, A action numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from .captured import CapturedStep
+from .replay import Transitions
+from .soft_control import SoftLearner
+
+__all__ = ["SeedBatch"]
+
+
+class SeedBatch(nn.Module):
+    """S learners of one kind that act and learn together, each on its own transitions, none knowing of the others.
+
+    Their parameters and their optimisers' states are stacked, and what a learner holds is from then on a view of its
+    part of the stack: each can be evaluated, saved, and taken on alone at any time. An update is what the S updates
+    would be, but for rounding and the numbers of the noise.
+
+    Args:
+        learners: equal but for their weights: the same policy, sizes and settings.
+        compile: compile the whole update and the acting (a minute at first; then torch's cache has it). On a CPU that
+            asks for a C++ compiler.
+        capture: on a GPU, make the update one CUDA graph; elsewhere it changes nothing. Not together with ``compile``.
+
+    Raises:
+        TypeError: if something is no learner that can be stacked.
+        ValueError: if there are none, they differ in more than their weights, or options exclude each other.
+
+    Example:
+        >>> from pyrocontrol.guides import FlowPolicy
+        >>> from pyrocontrol.inference import SoftActorCritic
+        >>> batch = SeedBatch([SoftActorCritic(FlowPolicy(3, 2), 3, 2) for _ in range(4)])
+        >>> batch.act(np.zeros((4, 3))).shape
+        (4, 2)
+    """
+
+    def __init__(self, learners: Sequence[SoftLearner], *, compile: bool = False, capture: bool = False) -> None:
+        super().__init__()
+        if not learners:
+            raise ValueError("a batch needs a learner at least")
+        for learner in learners:
+            if not isinstance(learner, SoftLearner):
+                raise TypeError(f"a {type(learner).__name__} cannot be stacked: it is no SoftLearner")
+            if getattr(learner, "elbo", None) is not None:
+                raise TypeError("a learner with an elbo takes its step through Pyro, alone: it cannot be stacked")
+        if len({id(learner) for learner in learners}) < len(learners):
+            raise ValueError("the same learner is in the batch twice")
+        if len(kinds := {learner.signature() for learner in learners}) > 1:
+            raise ValueError("learners of one batch must be of one kind, these are\n" + "\n".join(sorted(kinds)))
+        if compile and capture:
+            raise ValueError("compile and capture exclude each other")
+        self.learners = nn.ModuleList(learners)
+        self.compiled, self.capture = compile, capture
+        self.observation_size, self.action_size = learners[0].observation_size, learners[0].action_size
+        self._stack: _Stack | None = None
+
+    def __len__(self) -> int:
+        """S."""
+        return len(self.learners)
+
+    def update(self, batch: Transitions) -> dict[str, Tensor]:
+        """Take one step of every learner, then move the targets if that is due.
+
+        Args:
+            batch: fields ``[S, B, ..]``.
+
+        Returns:
+            The numbers that a learner's own update returns, each ``[S]``.
+        """
+        return self._stacked().update(batch)
+
+    @torch.no_grad()
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Return normalised actions ``[S, A]`` at observations ``[S, O]``, the latents of :meth:`begin` kept."""
+        latents: list[Any] = [learner.latent for learner in self.learners]
+        return self._stacked().act(observations, latents)
+
+    def _stacked(self) -> _Stack:
+        if self._stack is None or not self._stack.intact():
+            self._stack = _Stack([*self.learners], self.compiled, self.capture)
+        return self._stack
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._stack = None  # parameters move to another device
+        return super()._apply(*args, **kwargs)
+
+
+class _Stack:
+    """The tensors of learners, one above the other, and the functions that work on them."""
+
+    def __init__(self, learners: Sequence[Any], compile: bool, capture: bool) -> None:
+        if len({learner.updates for learner in learners}) > 1:
+            raise ValueError("learners of one batch must have had as many updates as each other")
+        self.learners, self.learner = learners, learners[0]
+        named = [dict(learner.named_parameters()) | dict(learner.named_buffers()) for learner in learners]
+        optimised = {id(parameter) for parameter in self.learner.learnt}
+        self.learnt: dict[str, Tensor] = {}
+        self.fixed: dict[str, Tensor] = {}
+        for name, held in named[0].items():
+            stacked = torch.stack([tensors[name].detach() for tensors in named])
+            (self.learnt if id(held) in optimised else self.fixed)[name] = stacked
+            for tensors, part in zip(named, stacked, strict=True):
+                tensors[name].data = part
+        self._stack_optimizers([tensors[name] for name in self.learnt] for tensors in named)
+        names, every = {id(tensor): name for name, tensor in named[0].items()}, self.learnt | self.fixed
+        self.targets, self.followed = (
+            [every[names[id(tensor)]] for tensor in module.parameters()]
+            for module in (self.learner.target, self.learner.followed)
+        )
+        self.policy = {name: stacked for name, stacked in every.items() if name.startswith("policy.")}
+        self.acting = _Acting(self.learner.policy)
+        self.like = next(iter(self.learnt.values()))
+        self.step: Callable[[Transitions], dict[str, Tensor]] = self._step
+        self.draw: Callable[..., Tensor] = vmap(self._draw, randomness="different")
+        if compile:
+            self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
+            self.draw = torch.compile(self.draw, fullgraph=True, dynamic=False)
+        elif capture and self.like.is_cuda:
+            self.step = CapturedStep(self._step)
+
+    def _stack_optimizers(self, parameters: Iterable[list[Tensor]]) -> None:
+        """Stack Adam's moments and numbers of steps, and give each optimiser its part to hold."""
+        group = self.learner.optimizer.param_groups[0]
+        self.lr, self.betas, self.eps = group["lr"], group["betas"], group["eps"]
+        stacks = [*self.learnt.values()]
+        self.steps = torch.zeros(len(self.learners), len(stacks), device=stacks[0].device)
+        self.means = [torch.zeros_like(stacked) for stacked in stacks]
+        self.squares = [torch.zeros_like(stacked) for stacked in stacks]
+        self.held: list[tuple[Any, Tensor, Tensor]] = []
+        for s, (learner, own) in enumerate(zip(self.learners, parameters, strict=True)):
+            states = learner.optimizer.state
+            for number, parameter in enumerate(own):
+                views = {"step": self.steps[s, number]}
+                views |= {"exp_avg": self.means[number][s], "exp_avg_sq": self.squares[number][s]}
+                for name, old in states.get(parameter, {}).items():
+                    views[name].copy_(old)
+                states[parameter] = views
+            self.held.append((states, own[0], states[own[0]]["exp_avg"]))
+
+    def intact(self) -> bool:
+        """Whether the learners' optimisers still hold their parts, and not a state that was loaded since."""
+        return all(states.get(parameter, {}).get("exp_avg") is part for states, parameter, part in self.held)
+
+    def update(self, batch: Transitions) -> dict[str, Tensor]:
+        numbers = self.step(batch)
+        for learner in self.learners:
+            learner.updates += 1
+        self.learner.move(self.targets, self.followed, self.learner.updates)
+        return numbers
+
+    def _step(self, batch: Transitions) -> dict[str, Tensor]:
+        """The S steps: gradients, and Adam's step (D. Kingma and J. Ba 2015), its numbers of steps as tensors."""
+        of_each = vmap(grad(self._loss, has_aux=True), randomness="different")
+        gradients, numbers = of_each(self.learnt, self.fixed, batch)
+        given, parameters = [*gradients.values()], [*self.learnt.values()]
+        with torch.no_grad():
+            self.steps += 1
+            first, second = (1 - beta ** self.steps[0, 0] for beta in self.betas)
+            torch._foreach_lerp_(self.means, given, 1 - self.betas[0])
+            torch._foreach_mul_(self.squares, self.betas[1])
+            torch._foreach_addcmul_(self.squares, given, given, 1 - self.betas[1])
+            widths = torch._foreach_sqrt(torch._foreach_div(self.squares, second))
+            torch._foreach_add_(widths, self.eps)
+            steps = torch._foreach_div(self.means, widths)
+            torch._foreach_sub_(parameters, torch._foreach_mul(steps, self.lr / first))
+        return numbers
+
+    def _loss(self, learnt: dict[str, Tensor], fixed: dict[str, Tensor], batch: Transitions) -> Any:
+        return functional_call(self.learner, learnt | fixed, (batch,))
+
+    @torch.no_grad()
+    def act(self, observations: np.ndarray, latents: list[Any]) -> np.ndarray:
+        """Return actions ``[S, A]`` at observations ``[S, O]``, from latents ``[A]`` where there are any."""
+        inputs = torch.as_tensor(observations, dtype=self.like.dtype, device=self.like.device)
+        given = [] if latents[0] is None else [torch.stack(latents)]
+        return self.draw(self.policy, inputs, *given).cpu().numpy()
+
+    def _draw(self, weights: dict[str, Tensor], observation: Tensor, latent: Tensor | None = None) -> Tensor:
+        return functional_call(self.acting, weights, (observation, latent))
+
+
+class _Acting(nn.Module):
+    """What a policy does at an observation, as a module's forward, whose weights can be replaced."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation: Tensor, latent: Tensor | None) -> Tensor:
+        return self.policy.draw(observation)[0] if latent is None else self.policy.actions(latent, observation)

@@ -5,8 +5,8 @@
     python benchmarks/lsp.py --hierarchy                              # one level, two, four couplings: the ant
     python benchmarks/lsp.py --no-train --no-speed                    # collect finished runs and plot
 
-The seeds of a soft learner are one run of `examples/lsp_benchmark.py`, in a process of one thread and with a folder of its
-own under RUNS; one that was stopped goes on from its checkpoints (those of DDPG and PPO, a run a seed, begin anew).
+The seeds of a soft learner are one run of `examples/lsp_benchmark.py`, in a process of one thread and with a folder of
+its own under RUNS; one that was stopped goes on from its checkpoints (those of DDPG and PPO, a run a seed, begin anew).
 
 The rows: `return` of every evaluation, setting `steps`, the same number of environment steps for every method; at the
 end of a run we quote the mean over the evaluations in its last tenth. `return_mode`: without noise, at the end.
@@ -244,16 +244,36 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 # -- speed and inversion -----------------------------------------------------------------------------------------------
 
 
-def learner_of(policy: Any, device: str, capture: bool = False) -> Callable[[], object]:
-    """Return an update of soft actor-critic, its batch drawn from a replay."""
-    learner = pc.inference.SoftActorCritic(policy, OBSERVATIONS, ACTIONS, capture=capture).to(device)
-    memory = pc.inference.Replay(10_000, OBSERVATIONS, ACTIONS, seed=0, device=device)
-    draw = np.random.default_rng(0)
+def transitions(seed: int, device: str) -> Any:
+    """Return a full replay."""
+    memory = pc.inference.Replay(10_000, OBSERVATIONS, ACTIONS, seed=seed, device=device)
+    draw = np.random.default_rng(seed)
     for _ in range(10_000):
         seen, following = draw.standard_normal((2, OBSERVATIONS)).astype(np.float32)
         action = draw.uniform(-1, 1, ACTIONS).astype(np.float32)
         memory.add(seen, action, draw.standard_normal(), following, False)
+    return memory
+
+
+def learner_of(policy: Any, device: str, capture: bool = False) -> Callable[[], object]:
+    """Return an update of soft actor-critic, its batch drawn from a replay."""
+    learner = pc.inference.SoftActorCritic(policy, OBSERVATIONS, ACTIONS, capture=capture).to(device)
+    memory = transitions(0, device)
     return lambda: learner.update(memory.sample(BATCH))
+
+
+def batch_of(seeds: int, device: str, **options: bool) -> Callable[[], object]:
+    """Return an update of several learners with flows, each with batches of a replay of its own."""
+    policies = [pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS) for _ in range(seeds)]
+    learners = [pc.inference.SoftActorCritic(policy, OBSERVATIONS, ACTIONS) for policy in policies]
+    batch = pc.inference.SeedBatch(learners, **options).to(device)
+    memories = [transitions(seed, device) for seed in range(seeds)]
+
+    def update() -> object:
+        given = zip(*(memory.sample(BATCH) for memory in memories), strict=True)
+        return batch.update(pc.inference.Transitions(*map(torch.stack, given)))
+
+    return update
 
 
 def stable_baselines(device: str) -> Callable[[], object]:
@@ -274,10 +294,12 @@ def stable_baselines(device: str) -> Callable[[], object]:
     return lambda: model.train(gradient_steps=1, batch_size=BATCH)
 
 
-def speed(repeats: int, device: str = "cpu", updates: int = 200) -> list[dict[str, Any]]:
+def speed(repeats: int, device: str = "cpu", updates: int = 200, compiled: bool = True) -> list[dict[str, Any]]:
     """Return updates a second of soft actor-critic, and `speed_ratio`, of ours to stable-baselines3's.
 
-    On a GPU `lsp-captured` has the whole update in a CUDA graph.
+    ``lsp-compiled`` is one learner whose update is compiled, ``lsp-3-seeds`` and ``lsp-8-seeds`` are so many in one
+    compiled update, which counts as so many. On a GPU ``lsp-captured`` and ``lsp-8-seeds-captured`` have the whole
+    update in a CUDA graph.
     """
     torch.set_num_threads(1)
     pyro.enable_validation(False)
@@ -286,9 +308,14 @@ def speed(repeats: int, device: str = "cpu", updates: int = 200) -> list[dict[st
         "lsp": learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS), device),
         "sac-gaussian": learner_of(pc.guides.GaussianPolicy(OBSERVATIONS, ACTIONS), device),
     }
+    counts = {"lsp-compiled": 1, "lsp-3-seeds": 3, "lsp-8-seeds": 8, "lsp-8-seeds-captured": 8}
+    if compiled:
+        for method in ("lsp-compiled", "lsp-3-seeds", "lsp-8-seeds"):
+            kinds[method] = batch_of(counts[method], device, compile=True)
     setting = {"batch": BATCH, "hidden": HIDDEN, "device": torch.device(device).type}
     if setting["device"] == "cuda":
         kinds["lsp-captured"] = learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS), device, capture=True)
+        kinds["lsp-8-seeds-captured"] = batch_of(counts["lsp-8-seeds-captured"], device, capture=True)
         setting["gpu"] = torch.cuda.get_device_name(device)
     rows = []
     for repeat in range(-1, repeats):  # the first is for warming up
@@ -299,7 +326,8 @@ def speed(repeats: int, device: str = "cpu", updates: int = 200) -> list[dict[st
                 update()
             if setting["device"] == "cuda":
                 torch.cuda.synchronize(device)
-            rates[method] = (updates / (seconds := time.perf_counter() - start), seconds)
+            seconds = time.perf_counter() - start
+            rates[method] = (counts.get(method, 1) * updates / seconds, seconds)
         if repeat < 0:
             continue
         for method, (rate, seconds) in rates.items():
@@ -340,7 +368,7 @@ def report_measured(rows: list[dict[str, Any]]) -> None:
             device = item["setting"].get("device", "")
             found.setdefault((item["method"], item["metric"], device), []).append(item["value"])
     for (method, metric, device), values in found.items():
-        print(f"{method:14} {metric:20} {device:4} {median(values):8.4g}  ({min(values):.4g} to {max(values):.4g})")
+        print(f"{method:20} {metric:20} {device:4} {median(values):8.4g}  ({min(values):.4g} to {max(values):.4g})")
 
 
 if __name__ == "__main__":

@@ -155,6 +155,8 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit(f"--learner {arguments.learner} has a policy of its own: no --levels, no --guide")
     if arguments.levels > 1 and arguments.guide == "mixture":
         raise SystemExit("--guide mixture has no latents that a next level could act on: flow, spline or gaussian")
+    if arguments.compile and arguments.guide == "spline":
+        raise SystemExit("--guide spline cannot be compiled: Zuko's flows are not made for it")
     try:
         pc.inference.verify_folder(arguments.out)
         pc.inference.verify_device(arguments.device)
@@ -222,10 +224,13 @@ def latent_space_policies(arguments: Arguments) -> list[Learnt] | None:
         )
 
     def evaluate(policies: list[Any]) -> Any:
-        env = gymnasium.make(arguments.task)
-        for policy in policies[:-1]:
-            env = pc.envs.LatentActionEnv(env, policy)
-        return pc.inference.evaluation(policies[-1], env, episodes=arguments.episodes)
+        def make_env() -> Any:
+            env = gymnasium.make(arguments.task)
+            for policy in policies[:-1]:
+                env = pc.envs.LatentActionEnv(env, policy)
+            return env
+
+        return pc.inference.evaluation(policies[-1], make_env, episodes=arguments.episodes)
 
     make_envs = [lambda: gymnasium.make(arguments.task)] * arguments.levels
     common: dict[str, Any] = dict(

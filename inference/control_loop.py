@@ -592,7 +592,7 @@ def _learn(
 
 def evaluation(
     policy: Any,
-    env: gymnasium.Env[Any, Any],
+    env: gymnasium.Env[Any, Any] | Callable[[], gymnasium.Env[Any, Any]],
     *,
     episodes: int = 10,
     deterministic: bool = False,
@@ -604,7 +604,8 @@ def evaluation(
 
     Args:
         policy: the policy that is being learnt, with normalised actions.
-        env: an environment of its own.
+        env: an environment of its own, in which one episode comes after the other; or a function that makes one, called
+            once an episode: they are then run side by side, their actions drawn at once, which takes less time.
         episodes: how many to run.
         deterministic: take the policy's mode; else sample, as latent space policies are evaluated.
         seed: of the environment and the policy's noise.
@@ -618,17 +619,25 @@ def evaluation(
     """
     _verify_least(1, episodes=episodes)
     _verify_least(0, seed=seed)
-    body = _Body(env, policy)
+    if isinstance(env, gymnasium.Env) or not callable(env):
+        groups = [[(seed + number, _Body(env, policy))] for number in range(episodes)]
+    else:
+        groups = [[(seed + number, _Body(env(), policy)) for number in range(episodes)]]
 
     def evaluate(_step: int) -> dict[str, float]:
         rewards, length = 0.0, 0
         torch.manual_seed(seed)
-        for episode in range(episodes):
-            observation, done = body.reset(seed + episode), False
-            while not done:
-                action, _ = policy.predict(observation, deterministic=deterministic)
-                observation, reward, terminated, truncated = body.step(action)
-                rewards, length, done = rewards + reward, length + 1, terminated or truncated
+        for group in groups:
+            running = [(body, body.reset(own)) for own, body in group]
+            while running:
+                actions, _ = policy.predict(np.stack([seen for _, seen in running]), deterministic=deterministic)
+                going = []
+                for (body, _), action in zip(running, actions, strict=True):
+                    observation, reward, terminated, truncated = body.step(action)
+                    rewards, length = rewards + reward, length + 1
+                    if not (terminated or truncated):
+                        going.append((body, observation))
+                running = going
         return {"return": rewards / episodes, "length": length / episodes}
 
     return evaluate

@@ -8,7 +8,8 @@ Shapes: S learners, B batch, O observation numbers, A action numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ class SeedBatch(nn.Module):
         capture: on a GPU, make the update one CUDA graph; elsewhere it changes nothing. Not together with ``compile``.
 
     Raises:
-        TypeError: if something is no learner that can be stacked.
+        TypeError: if something is no learner that can be stacked; at the first use, if torch cannot compile what the
+            policy does (Zuko's, at the time of writing).
         ValueError: if there are none, they differ in more than their weights, or options exclude each other.
 
     Example:
@@ -81,13 +83,23 @@ class SeedBatch(nn.Module):
         Returns:
             The numbers that a learner's own update returns, each ``[S]``.
         """
-        return self._stacked().update(batch)
+        with self._explained():
+            return self._stacked().update(batch)
 
     @torch.no_grad()
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Return normalised actions ``[S, A]`` at observations ``[S, O]``, the latents of :meth:`begin` kept."""
         latents: list[Any] = [learner.latent for learner in self.learners]
-        return self._stacked().act(observations, latents)
+        with self._explained():
+            return self._stacked().act(observations, latents)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except torch._dynamo.exc.Unsupported as error:
+            kind = type(self.learners[0].policy).__name__
+            raise TypeError(f"torch cannot compile what a {kind} does: leave compile out") from error
 
     def _stacked(self) -> _Stack:
         if self._stack is None or not self._stack.intact():
@@ -137,7 +149,7 @@ class _Stack:
         group = self.learner.optimizer.param_groups[0]
         self.lr, self.betas, self.eps = group["lr"], group["betas"], group["eps"]
         stacks = [*self.learnt.values()]
-        self.steps = torch.zeros(len(self.learners), len(stacks), device=stacks[0].device)
+        self.steps = torch.zeros(len(self.learners), len(stacks), dtype=torch.float32, device=stacks[0].device)
         self.means = [torch.zeros_like(stacked) for stacked in stacks]
         self.squares = [torch.zeros_like(stacked) for stacked in stacks]
         self.held: list[tuple[Any, Tensor, Tensor]] = []
@@ -149,11 +161,11 @@ class _Stack:
                 for name, old in states.get(parameter, {}).items():
                     views[name].copy_(old)
                 states[parameter] = views
-            self.held.append((states, own[0], states[own[0]]["exp_avg"]))
+            self.held.append((learner.optimizer, own[0], states[own[0]]["exp_avg"]))
 
     def intact(self) -> bool:
         """Whether the learners' optimisers still hold their parts, and not a state that was loaded since."""
-        return all(states.get(parameter, {}).get("exp_avg") is part for states, parameter, part in self.held)
+        return all(adam.state.get(parameter, {}).get("exp_avg") is part for adam, parameter, part in self.held)
 
     def update(self, batch: Transitions) -> dict[str, Tensor]:
         numbers = self.step(batch)
@@ -169,7 +181,7 @@ class _Stack:
         given, parameters = [*gradients.values()], [*self.learnt.values()]
         with torch.no_grad():
             self.steps += 1
-            first, second = (1 - beta ** self.steps[0, 0] for beta in self.betas)
+            first, second = (1 - beta ** self.steps[0, 0].double() for beta in self.betas)
             torch._foreach_lerp_(self.means, given, 1 - self.betas[0])
             torch._foreach_mul_(self.squares, self.betas[1])
             torch._foreach_addcmul_(self.squares, given, given, 1 - self.betas[1])

@@ -38,7 +38,12 @@ def maze() -> ModuleType:
     ("message", "given"),
     [
         ("--steps must be at least 3, got 2", {"levels": 3, "steps": 2}),
-        ("--seed must be at least 0, got -1", {"seed": -1}),
+        ("--seed must be at least 0, and several be different, got \\(-1,", {"seed": (-1,)}),
+        ("--seed must be .* different, got \\(1, 1", {"seed": (1, 1)}),
+        ("--seed must be", {"seed": ()}),
+        ("--learner ddpg learns one seed at a time", {"learner": "ddpg", "seed": (0, 1)}),
+        ("--compile and --capture exclude each other", {"compile": True, "capture": True}),
+        ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
         ("--lr must be positive, got nan", {"lr": float("nan")}),
         ("--components must be at least 1, got 0", {"components": 0}),
         ("--learner ppo has a policy of its own: no --levels, no --guide", {"learner": "ppo", "levels": 2}),
@@ -107,6 +112,18 @@ def test_the_last_step_is_evaluated(benchmark: ModuleType, tmp_path: Path, learn
     benchmark.main(benchmark.Arguments(steps=120, out=tmp_path, **given))
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [(row["metric"], row["setting"]["steps"]) for row in rows] == [("return", 120), ("return_mode", 120)]
+
+
+def test_several_seeds_are_learnt_at_once(benchmark: ModuleType, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"task": "pyrocontrol/PointMove-v0", "levels": 2, "seed": (4, 2), **TINY}
+    benchmark.main(benchmark.Arguments(steps=40, out=tmp_path, **given))
+    found = {}
+    for seed in (4, 2):
+        rows = json.loads((tmp_path / f"seed-{seed}" / "result.json").read_text())["rows"]
+        assert {(row["seed"], row["setting"]["together"]) for row in rows} == {(seed, 2)}
+        found[seed] = [row["value"] for row in rows if row["metric"] == "return"]
+        assert (tmp_path / f"seed-{seed}" / "hierarchy.pt").exists()
+    assert len(found[4]) == 4 and found[4] != found[2]
 
 
 def test_what_cannot_be_filmed_is_no_reason_to_lose_a_run(

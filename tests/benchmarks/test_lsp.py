@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from pyrocontrol.inference import SeedBatch
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,35 +27,44 @@ def item(method: str, seed: int, step: int, value: float, budget: int = 100) -> 
 
 
 def test_runs_are_collected_by_their_folders(benchmark: ModuleType, tmp_path: Path) -> None:
-    for method, steps, seed in (("lsp-2", 200, 1), ("lsp", 100, 10), ("lsp", 100, 2), ("somebody's", 100, 0)):
-        out = benchmark.folder(tmp_path, ("Ant-v5", method, steps, seed))
+    for folder, seed, steps in (
+        ("lsp-2-200-1", 1, 200),
+        ("lsp-100-10", 10, 100),
+        ("lsp-100-2+3/seed-2", 2, 100),
+        ("lsp-100-2+3/seed-3", 3, 100),
+        ("somebody's-100-0", 0, 100),
+    ):
+        out = tmp_path / "Ant-v5" / folder
         out.mkdir(parents=True)
         content = {"revision": "abc", "rows": [item("sac", seed, steps, 5.0, budget=steps)]}
         (out / "result.json").write_text(json.dumps(content))
     rows = benchmark.collected(tmp_path)
     assert [benchmark.run_of(row) for row in rows] == [
         ("Ant-v5", "lsp", 100, 2),
+        ("Ant-v5", "lsp", 100, 3),
         ("Ant-v5", "lsp", 100, 10),
         ("Ant-v5", "lsp-2", 200, 1),
     ]
     assert {row["setting"]["revision"] for row in rows} == {"abc"}
 
 
-def test_runs_that_are_there_are_not_made_again(
+def test_what_is_missing_is_made_soft_learners_in_one_batch(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
     monkeypatch.setattr(benchmark, "make", lambda *given: made.append(given))
     monkeypatch.setattr(benchmark, "read_rows", lambda path: [item("lsp", 1, 100, 5.0)])
-    there = ("Ant-v5", "lsp", 100, 0)
-    benchmark.folder(tmp_path, there).mkdir(parents=True)
-    (benchmark.folder(tmp_path, there) / "result.json").write_text("{}")
-    for job in (there, ("Ant-v5", "lsp", 100, 1), ("Ant-v5", "sql", 100, 0)):
-        benchmark.run(tmp_path, job)
-    ((script, given, name, _),) = made
-    assert script.exists() and name == "Ant-v5/sql-100-0"
-    assert given[:4] == ["--learner", "sql", "--temperature", "fixed"]
-    assert given[given.index("--task") :][:4] == ["--task", "Ant-v5", "--steps", "100"]
+    monkeypatch.setattr(benchmark, "write_results", lambda *args, **given: None)
+    monkeypatch.setattr(benchmark, "plot", lambda *args: None)
+    given: dict[str, Any] = {"tasks": ("Ant-v5",), "steps": 100, "runs": tmp_path, "jobs": 1, "speed": False}
+    benchmark.main(benchmark.Arguments(methods=("lsp", "ppo"), **given))
+    names = [name for _, _, name, _ in made]
+    assert names == ["Ant-v5/lsp-100-0+2", "Ant-v5/ppo-100-0", "Ant-v5/ppo-100-1", "Ant-v5/ppo-100-2"]
+    script, arguments, _, log = made[0]
+    assert script.exists() and log == tmp_path / "Ant-v5" / "lsp-100-0+2" / "log.txt"
+    assert arguments[arguments.index("--seed") :] == ["--seed", "0", "2", "--compile"]
+    assert arguments[arguments.index("--task") :][:4] == ["--task", "Ant-v5", "--steps", "100"]
+    assert made[1][1][-2:] == ["--seed", "0"]
 
 
 def test_what_is_quoted_is_the_last_tenth(benchmark: ModuleType) -> None:
@@ -84,10 +95,10 @@ def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
 
 
 def test_speed_is_a_ratio_to_that_of_stable_baselines(
-    benchmark: ModuleType, check_row: Callable[[dict[str, Any]], None]
+    benchmark: ModuleType, check_row: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mujoco")
-    rows = benchmark.speed(1, updates=1)
+    rows = benchmark.speed(1, updates=1, compiled=False)
     found = {(row["method"], row["metric"]): row["value"] for row in rows}
     base = found["sac-sb3", "updates_per_second"]
     assert ("sac-sb3", "speed_ratio") not in found
@@ -95,6 +106,9 @@ def test_speed_is_a_ratio_to_that_of_stable_baselines(
         assert found[method, "speed_ratio"] == pytest.approx(found[method, "updates_per_second"] / base)
     for row in rows:
         check_row(row)
+    monkeypatch.setattr(benchmark.pc.inference, "SeedBatch", lambda learners, compile: SeedBatch(learners))
+    many = {row["method"] for row in benchmark.speed(1, updates=1)}
+    assert many == {"sac-sb3", "lsp", "sac-gaussian", "lsp-compiled", "lsp-3-seeds", "lsp-8-seeds"}
 
 
 def test_actions_are_made_again_of_their_latents(

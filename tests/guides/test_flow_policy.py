@@ -431,22 +431,35 @@ def test_one_coupling_leaves_half_of_the_latents() -> None:
 # -- the mixture ------------------------------------------------------------------------------------------------------
 
 
-def test_mixture_of_one_component_is_the_gaussian() -> None:
-    mixture, gaussian = MixturePolicy(O, 3, components=1, hidden=(8,)), GaussianPolicy(O, 3, hidden=(8,))
-    weights = dict(mixture.state_dict())
-    weights["network.2.weight"], weights["network.2.bias"] = (
-        weights["network.2.weight"][1:],
-        weights["network.2.bias"][1:],
-    )
-    gaussian.load_state_dict(weights)
+def bounded(outputs: torch.Tensor, components: int, actions: int) -> list[torch.Tensor]:
+    """Logits, means within [-5, 5] and log sigmas within [-5, 2], by tanh, as a mixture makes them of its outputs."""
+    logits, means, scales = outputs.split([components, components * actions, components * actions], -1)
+    return [logits, 5 * (means / 5).tanh(), -1.5 + 3.5 * ((scales + 1.5) / 3.5).tanh()]
+
+
+def test_mixture_of_one_component_is_a_normal() -> None:
+    mixture = MixturePolicy(O, 3, components=1, hidden=(8,))
     observations, actions = torch.randn(4, O), torch.rand(4, 3) * 2 - 1
-    torch.testing.assert_close(mixture(observations).log_prob(actions), gaussian(observations).log_prob(actions))
-    torch.testing.assert_close(mixture.mode(observations), gaussian.mode(observations))
+    _, means, log_scales = bounded(mixture.condition(observations), 1, 3)
+    exact = dist.TransformedDistribution(dist.Normal(means, log_scales.exp()), [dist.transforms.TanhTransform()])
+    torch.testing.assert_close(mixture(observations).log_prob(actions), exact.to_event(1).log_prob(actions))
+    torch.testing.assert_close(mixture.mode(observations), means.tanh())
+
+
+def test_components_have_bounds_and_a_way_back() -> None:
+    """A log sigma that is cut off has no gradient, and its component stays a point whatever the loss."""
+    mixture = MixturePolicy(O, 2, components=2, hidden=())
+    outputs = torch.tensor([0.0, 0.0, 9.0, -9.0, 9.0, -9.0, -9.0, -9.0, 9.0, 9.0]).requires_grad_()
+    logits, means, log_scales = mixture._split(outputs)
+    assert (means.abs() < 5).all() and (log_scales > -5).all() and (log_scales < 2).all()
+    for values in (means, log_scales):
+        (gradient,) = torch.autograd.grad(values.sum(), outputs, retain_graph=True)
+        assert (gradient != 0).sum() == 4
 
 
 def test_mixture_has_the_density_of_torchs() -> None:
     policy, observations, raw = made("mixture", 2, squash=False), torch.randn(4, O), torch.randn(6, 4, 2)
-    logits, means, log_scales = policy.condition(observations).split([3, 6, 6], -1)
+    logits, means, log_scales = bounded(policy.condition(observations), 3, 2)
     parts = dist.Normal(means.reshape(4, 3, 2), log_scales.reshape(4, 3, 2).exp()).to_event(1)
     exact = dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
     torch.testing.assert_close(policy(observations).log_prob(raw), exact.log_prob(raw))
@@ -457,7 +470,7 @@ def test_mixture_takes_the_mean_of_the_likeliest_component() -> None:
     with torch.no_grad():
         policy.network[0].weight.zero_()
         policy.network[0].bias.copy_(torch.tensor([0.0, 1.0, -3.0, 3.0, -1.0, -1.0]))
-    assert float(policy.mode(torch.zeros(O)).detach()) == 3
+    assert math.isclose(float(policy.mode(torch.zeros(O)).detach()), 5 * math.tanh(3 / 5), rel_tol=1e-6)
     share = float((policy.draw(torch.zeros(20_000, O))[0] > 0).double().mean())
     expected = 1 / (1 + math.exp(-1))
     assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 20_000)

@@ -262,6 +262,26 @@ def test_control_c_saves_and_returns(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "checkpoint.pt", Interrupted()) == 30
 
 
+def test_episodes_side_by_side_are_the_episodes() -> None:
+    made: list[Point] = []
+
+    def body() -> Point:
+        made.append(Point(length=5 + 3 * len(made)))
+        return made[-1]
+
+    policy = make().policy
+    found = evaluation(policy, body, episodes=3, deterministic=True)(0)
+    assert [env.seeds for env in made] == [[10_000], [10_001], [10_002]]
+    alone = []
+    for number in range(3):
+        env = Point(length=5 + 3 * number)
+        alone.append(evaluation(policy, env, episodes=1, deterministic=True, seed=10_000 + number)(0))
+    for name, value in found.items():
+        assert value == pytest.approx(sum(one[name] for one in alone) / 3)
+    sampled = evaluation(policy, Point, episodes=3)
+    assert sampled(0) == sampled(1) != evaluation(policy, Point, episodes=3, seed=1)(0)
+
+
 def test_evaluating_changes_nothing() -> None:
     plain, watched = make(), make()
     learn(plain, Point(), steps=60, **OPTIONS)

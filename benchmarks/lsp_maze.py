@@ -5,8 +5,9 @@
     python benchmarks/lsp_maze.py --task AntMaze --seeds 0 --pretrain 1000000 --steps 600000
     python benchmarks/lsp_maze.py --no-train                                   # collect finished runs and plot
 
-Each run is `examples/lsp_maze.py` in a process of one thread, with a folder of its own under RUNS; a run that was
-stopped goes on from its checkpoint. What is learnt on open floor is kept once a seed, for all goals, as in the paper.
+The seeds of a method are one run of `examples/lsp_maze.py`, in a process of one thread and with a folder of its own
+under RUNS; one that was stopped goes on from its checkpoints. What is learnt on open floor is kept for all goals, as in
+the paper.
 
 The rows: `final_distance` to the goal where an episode ends (m) and `success`, the fraction of episodes that reach it,
 at every evaluation, setting `goal` and `steps` (in the maze; `pretrain` of them before, on open floor).
@@ -33,12 +34,11 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_maze.json"
 PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
-PAPER = ("--guide", "flow-paper")  # its form of the policy, for all
 # A single level has the default temperature, one that acts on latents that of the paper.
-ONE = (*PAPER, "--levels", "1", "--temperature", "learned")
+ONE = ("--levels", "1", "--temperature", "learned")
 METHODS: dict[str, list[str]] = {
-    "lsp": [*PAPER],
-    "lsp-sql": [*PAPER, "--learner", "sql"],
+    "lsp": [],
+    "lsp-sql": ["--learner", "sql"],
     "finetune": [*ONE],
     "finetune-motion": [*ONE, "--motion", "1"],
     "scratch": [*ONE],
@@ -79,13 +79,17 @@ def main(arguments: Arguments) -> None:
     """Make the missing runs, then the results file, its plot and the page's table."""
     verify_known("method", arguments.methods, [*METHODS])
     if arguments.train:
-        # Seed by seed, so that what there is at any time is balanced. Runs that share a floor follow each other.
-        chains: dict[tuple[int, str], list[Run]] = {}
-        for seed in arguments.seeds:
-            for method in arguments.methods:
-                chain = chains.setdefault((seed, FLOORS.get(method, method)), [])
-                floor = arguments.pretrain if method in FLOORS else 0
-                chain += [(arguments.task, method, goal, floor, arguments.steps, seed) for goal in arguments.goals]
+        there = {run_of(item) for item in read_rows(RESULTS) + collected(arguments.runs)}
+        # Runs that share a floor follow each other.
+        chains: dict[str, list[list[Run]]] = {}
+        for method in arguments.methods:
+            floor = arguments.pretrain if method in FLOORS else 0
+            for goal in arguments.goals:
+                jobs: list[Run] = [
+                    (arguments.task, method, goal, floor, arguments.steps, seed) for seed in arguments.seeds
+                ]
+                if missing := [job for job in jobs if job not in there]:
+                    chains.setdefault(FLOORS.get(method, method), []).append(missing)
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(lambda chain: run(arguments.runs, chain), chains.values()))
     rows = collected(arguments.runs)
@@ -105,24 +109,19 @@ def run_of(item: dict[str, Any]) -> Run:
     return item["task"], item["method"], setting["goal"], setting["pretrain"], setting["budget"], item["seed"]
 
 
-def folder(runs: Path, made: Run) -> Path:
-    """Return the folder of a run."""
-    task, method, *numbers = made
-    return runs / task / "-".join([method, *map(str, numbers)])
-
-
-def run(runs: Path, jobs: list[Run]) -> None:
-    """Make runs, one after the other, but for those that are there."""
-    for job in jobs:
-        out = folder(runs, job)
-        if (out / "result.json").exists() or job in {run_of(item) for item in read_rows(RESULTS)}:
-            continue
-        task, method, goal, pretrain, steps, seed = job
-        given = ["--task", task, "--goal", str(goal), "--seed", str(seed), "--pretrain", str(pretrain)]
+def run(runs: Path, chain: list[list[Run]]) -> None:
+    """Make runs, those that differ in their seeds alone at once, the others one after the other."""
+    for jobs in chain:
+        task, method, goal, pretrain, steps, _ = jobs[0]
+        seeds = [str(job[-1]) for job in jobs]
+        together = "+".join(seeds)
+        out = runs / task / f"{method}-{goal}-{pretrain}-{steps}-{together}"
+        given = [*METHODS[method], "--compile", "--task", task, "--goal", str(goal), "--pretrain", str(pretrain)]
         given += ["--steps", str(steps), "--evaluate-every", str(max(1, steps // 10)), "--out", str(out)]
         if method in FLOORS:
-            given += ["--pretrained", str(runs / task / f"{FLOORS[method]}-{pretrain}-{seed}")]
-        make(HERE.parent / "examples" / "lsp_maze.py", given + METHODS[method], f"{task}/{out.name}", out / "log.txt")
+            given += ["--pretrained", str(runs / task / f"{FLOORS[method]}-{pretrain}-{together}")]
+        given += ["--seed", *seeds]
+        make(HERE.parent / "examples" / "lsp_maze.py", given, f"{task}/{out.name}", out / "log.txt")
 
 
 def collected(runs: Path) -> list[dict[str, Any]]:

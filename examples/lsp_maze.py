@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ EVALUATION_SEED = 10_000
 VARIED_SCALE = 3.0  # of rewards on open floor, with temperature 1: Table 2
 CHECKPOINT_EVERY = 10_000  # environment steps
 FILM_FRAMES = 150  # of an episode that does not end before its time
+
+Curve = list[tuple[int, dict[str, float]]]
 
 
 @dataclass
@@ -75,8 +78,8 @@ class Arguments:
     """environment steps of each level before its first update"""
     lr: float = 3e-4
     """of policies, critics and temperature"""
-    seed: int = 0
-    """of the initial weights, the episodes and all noise"""
+    seed: tuple[int, ...] = (0,)
+    """of the initial weights, the episodes and all noise; several are learnt at once, each in a folder OUT/seed-N"""
     evaluate_every: int = 3_000
     """environment steps between evaluations"""
     episodes: int = 10
@@ -86,6 +89,8 @@ class Arguments:
     and do not train there at the same time"""
     device: str = "cpu"
     """where to learn"""
+    compile: bool = False
+    """compile the learners' steps, which takes minutes and a C++ compiler, and is two or three times as fast then"""
     out: Path = Path("out/maze")
     """folder for results; a run that was stopped goes on from its checkpoints"""
 
@@ -103,7 +108,15 @@ def main(arguments: Arguments) -> None:
     if learnt is None:
         print("stopped; the same command goes on from there")
         return
-    curve, hierarchy, seconds = learnt
+    for seed, (curve, hierarchy, seconds) in zip(arguments.seed, learnt, strict=True):
+        report(arguments, seed, curve, hierarchy, seconds, moving)
+    # MuJoCo that has found no OpenGL ends the process when it is asked a second time.
+    all(film(arguments, seed, hierarchy) for seed, (_, hierarchy, _) in zip(arguments.seed, learnt, strict=True))
+
+
+def report(arguments: Arguments, seed: int, curve: Curve, policy: Any, seconds: float, moving: float) -> None:
+    """Write what one seed came to, and draw where it goes."""
+    out = folder(arguments.out, arguments, seed)
     names = (
         "goal",
         "levels",
@@ -115,45 +128,48 @@ def main(arguments: Arguments) -> None:
         "lr",
         "pretrain",
         "episodes",
+        "compile",
     )
-    setting = {name: getattr(arguments, name) for name in names} | {"budget": arguments.steps}
+    setting = {name: getattr(arguments, name) for name in names}
+    setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
     rows = [
         pc.inference.row(
-            arguments.learner,
-            arguments.task,
-            metric,
-            values[metric],
-            seed=arguments.seed,
-            seconds=seconds,
-            steps=step,
-            **setting,
+            arguments.learner, arguments.task, metric, values[metric], seed=seed, seconds=seconds, steps=step, **setting
         )
         for metric in ("final_distance", "success")
         for step, values in curve
     ]
-    pc.inference.write_results(arguments.out / "result.json", "lsp_maze", rows)
+    pc.inference.write_results(out / "result.json", "lsp_maze", rows)
     distances = [(step, values["final_distance"]) for step, values in curve]
     plot_curves(
-        arguments.out / "learning_curve.png",
+        out / "learning_curve.png",
         {"final distance (m)": {f"goal {arguments.goal}": distances}},
         along="environment steps in the maze",
         log=False,
     )
-    distance, success, tracks = rollouts(hierarchy, maze(arguments, motion=0.0), arguments.episodes)
-    plot_tracks(arguments.out / "tracks.png", arguments.goal, tracks)
-    film(arguments, hierarchy)
+    distance, success, tracks = rollouts(policy, maze(arguments, motion=0.0), arguments.episodes)
+    plot_tracks(out / "tracks.png", arguments.goal, tracks)
     print(
         f"final distance {distance:.2f} m, goal reached in {success:.0%} of {arguments.episodes} episodes; "
-        f"{moving:.0f} s to learn to move, {seconds:.0f} s for the maze; results in {arguments.out}"
+        f"{moving:.0f} s to learn to move, {seconds:.0f} s for the maze; results in {out}"
     )
+
+
+def folder(parent: Path, arguments: Arguments, seed: int) -> Path:
+    """Return where a seed has its files."""
+    return parent if len(arguments.seed) == 1 else parent / f"seed-{seed}"
 
 
 def checked(arguments: Arguments) -> None:
     """Exit with one line that says what is wrong, if something is."""
-    least = {"levels": 1, "steps": 1, "start": 1, "evaluate_every": 1, "episodes": 1, "pretrain": 0, "seed": 0}
+    least = {"levels": 1, "steps": 1, "start": 1, "evaluate_every": 1, "episodes": 1, "pretrain": 0}
     for name, number in least.items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
+    if not arguments.seed or min(arguments.seed) < 0 or len(set(arguments.seed)) < len(arguments.seed):
+        raise SystemExit(f"--seed must be at least 0, and several be different, got {arguments.seed}")
+    if arguments.compile and arguments.guide == "spline":
+        raise SystemExit("--guide spline cannot be compiled: Zuko's flows are not made for it")
     for name in ("reward_scale", "lr"):
         if not (getattr(arguments, name) > 0 and math.isfinite(getattr(arguments, name))):
             raise SystemExit(f"--{name.replace('_', '-')} must be positive, got {getattr(arguments, name)}")
@@ -206,39 +222,48 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     return pc.inference.SoftActorCritic(policy, observations, actions, **given)
 
 
-def learnt_to_move(arguments: Arguments) -> tuple[Any, float]:
-    """Return the lowest level's learner, trained on open floor, None if that was stopped, and the seconds it took."""
+def together(arguments: Arguments) -> bool:
+    """Whether the learners of all seeds are one batch."""
+    return len(arguments.seed) > 1 or arguments.compile
+
+
+def learnt_to_move(arguments: Arguments) -> tuple[list[Any] | None, float]:
+    """Return the lowest levels' learners, trained on open floor, None if that was stopped, and the seconds it took."""
     floor = f"pyrocontrol/{OPEN_FLOOR[arguments.task]}-v0"
     print(f"learning to move in {floor}, {arguments.pretrain} steps")
-    env = gymnasium.make(floor, positions=arguments.levels == 1)
-    pyro.set_rng_seed(arguments.seed)
-    sizes = [int(space.shape[0]) for space in (env.observation_space, env.action_space)]  # type: ignore[index]
-    learner = make_learner(arguments, 0, *sizes)
-    result = pc.inference.learn(
-        learner,
-        env,
-        steps=arguments.pretrain,
-        start=arguments.start,
-        seed=arguments.seed,
-        out=arguments.pretrained or arguments.out / "open-floor",
-        device=arguments.device,
-    )
-    env.close()
-    return None if result.interrupted else learner, result.seconds
+    envs, learners, outs = [], [], []
+    for seed in arguments.seed:
+        envs.append(gymnasium.make(floor, positions=arguments.levels == 1))
+        pyro.set_rng_seed(seed)
+        sizes = [int(space.shape[0]) for space in (envs[-1].observation_space, envs[-1].action_space)]  # type: ignore[index]
+        learners.append(make_learner(arguments, 0, *sizes))
+        outs.append(folder(arguments.pretrained or arguments.out / "open-floor", arguments, seed))
+    common: dict[str, Any] = {"steps": arguments.pretrain, "start": arguments.start, "device": arguments.device}
+    if together(arguments):
+        batch = pc.inference.SeedBatch(learners, compile=arguments.compile)
+        results = pc.inference.learn_together(batch, envs, seeds=arguments.seed, outs=outs, **common)
+    else:
+        results = [pc.inference.learn(learners[0], envs[0], seed=arguments.seed[0], out=outs[0], **common)]
+    for env in envs:
+        env.close()
+    return None if results[0].interrupted else learners, results[0].seconds
 
 
-def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, dict[str, float]]], Any, float] | None:
+def learnt_the_maze(arguments: Arguments, lowest: list[Any] | None) -> list[tuple[Curve, Any, float]] | None:
     """Learn all that is learnt in the maze; None if it was stopped.
 
     Returns:
-        The evaluations, each with the environment steps before it (at most: an episode may end while an action is
-        held), the policy, and the seconds of learning.
+        For each seed the evaluations, each with the environment steps before it (at most: an episode may end while an
+        action is held), the policy, and the seconds of learning.
     """
     embed = partial(pc.envs.LatentActionEnv, observation=slice(PLACE, None), hold=HOLD)
     above = partial(pc.envs.LatentActionEnv, hold=HOLD)
     several = arguments.levels > 1
-    below = [lowest.policy] if several else []
-    count = arguments.levels - len(below)
+    below: list[list[Any]] = [[] for _ in arguments.seed]
+    if several and lowest:
+        below = [[learner.policy] for learner in lowest]
+    taken_on = iter(lowest or [])  # by a single level, one seed after the other
+    count = arguments.levels - len(below[0])
 
     def compose(policies: list[Any]) -> Any:
         seen = [slice(PLACE, None) if several else None] + [None] * (len(policies) - 1)
@@ -248,11 +273,11 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
             holds=[HOLD] * (len(policies) - 1),
             fixed_latent=several,
             observation_size=policies[-1].observation_size,
-            action_space=env.action_space,
+            action_space=box,
         )
 
     def learner_of(level: int, observations: int, actions: int) -> Any:
-        return lowest if level == 0 and lowest else make_learner(arguments, level, observations, actions)
+        return next(taken_on) if level == 0 and lowest else make_learner(arguments, level, observations, actions)
 
     def evaluate(policies: list[Any]) -> Callable[[int], dict[str, float]]:
         def measured(_step: int) -> dict[str, float]:
@@ -262,20 +287,16 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
 
         return measured
 
-    env: Any = maze(arguments)
+    with closing(maze(arguments)) as env:
+        box: Any = env.action_space
     # An action of level n is held for HOLD^n environment steps; those of the first one that is learnt here for so many.
-    held = HOLD ** len(below)
+    held = HOLD ** len(below[0])
     print(f"learning the maze, {arguments.steps} steps" + (f", {held} of them a step below" if held > 1 else ""))
-    each = [arguments.steps // count // HOLD ** (len(below) + n) for n in range(count)]
-    result = pc.inference.train_stagewise(
-        [partial(maze, arguments)] * count,
-        learner_of,
-        [max(steps, 1) for steps in each],
+    each = [max(1, arguments.steps // count // HOLD ** (len(below[0]) + n)) for n in range(count)]
+    levels = [partial(maze, arguments)] * count
+    common: dict[str, Any] = dict(
         embed=[embed, *[above] * (arguments.levels - 2)][: arguments.levels - 1],
-        below=below,
         evaluate=evaluate,
-        seed=arguments.seed,
-        out=arguments.out,
         device=arguments.device,
         evaluate_every=max(1, arguments.evaluate_every // held),
         # As many updates as environment steps, whatever a level holds its actions for.
@@ -283,15 +304,28 @@ def learnt_the_maze(arguments: Arguments, lowest: Any) -> tuple[list[tuple[int, 
         updates_per_step=held,
         checkpoint_every=max(1, CHECKPOINT_EVERY // held),
     )
-    curve, past = [], 0
-    for level, part in enumerate(result.results, len(below)):
-        curve += [(past + step * HOLD**level, values) for step, values in part.evaluations]
-        past = curve[-1][0] if curve else 0
-    if result.interrupted:
+    outs = [folder(arguments.out, arguments, seed) for seed in arguments.seed]
+    if together(arguments):
+        common |= {"below": below, "batch": partial(pc.inference.SeedBatch, compile=arguments.compile)}
+        results = pc.inference.train_stagewise_together(
+            levels, learner_of, each, seeds=arguments.seed, outs=outs, **common
+        )
+    else:
+        common |= {"below": below[0], "seed": arguments.seed[0], "out": outs[0]}
+        results = [pc.inference.train_stagewise(levels, learner_of, each, **common)]
+    if any(result.interrupted for result in results):
         return None
-    hierarchy = compose(result.policies)
-    hierarchy.save(arguments.out / "hierarchy.pt")
-    return curve, hierarchy, sum(part.seconds for part in result.results)
+    learnt = []
+    for out, result in zip(outs, results, strict=True):
+        curve: Curve = []
+        past = 0
+        for level, part in enumerate(result.results, len(below[0])):
+            curve += [(past + step * HOLD**level, values) for step, values in part.evaluations]
+            past = curve[-1][0] if curve else 0
+        hierarchy = compose(result.policies)
+        hierarchy.save(out / "hierarchy.pt")
+        learnt.append((curve, hierarchy, sum(part.seconds for part in result.results)))
+    return learnt
 
 
 def rollouts(policy: Any, env: gymnasium.Env[Any, Any], episodes: int) -> tuple[float, float, list[np.ndarray]]:
@@ -340,8 +374,8 @@ def plot_tracks(path: Path, goal: int, tracks: list[np.ndarray]) -> None:
     plt.close(figure)
 
 
-def film(arguments: Arguments, policy: Any) -> None:
-    """Film an episode; where nothing can be rendered, say so."""
+def film(arguments: Arguments, seed: int, policy: Any) -> bool:
+    """Film an episode; where nothing can be rendered, say so and return False."""
     small = {"width": 240, "height": 240} if arguments.task == "AntMaze" else {}
     try:
         env = maze(arguments, render_mode="rgb_array", **small)
@@ -358,10 +392,14 @@ def film(arguments: Arguments, policy: Any) -> None:
             observation, _, terminated, truncated, _ = env.step(action)
             over, step = terminated or truncated, step + 1
         frames.append(env.render())
-        pc.envs.save_video(arguments.out / "policy.gif", frames, fps=env.metadata["render_fps"])
+        pc.envs.save_video(
+            folder(arguments.out, arguments, seed) / "policy.gif", frames, fps=env.metadata["render_fps"]
+        )
         env.close()
     except Exception as error:  # a machine without OpenGL is no reason to lose a run
         print(f"no film: {error}")
+        return False
+    return True
 
 
 if __name__ == "__main__":

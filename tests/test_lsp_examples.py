@@ -74,6 +74,8 @@ def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path, message: s
         ("--pretrained is where", {"pretrain": 0, "levels": 1, "pretrained": "floor"}),
         ("--reward-scale must be positive, got -1", {"reward_scale": -1.0}),
         ("--lr must be positive, got inf", {"lr": float("inf")}),
+        ("--seed must be at least 0, and several be different, got \\(2, 2\\)", {"seed": (2, 2)}),
+        ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
         ("device nowhere cannot be used", {"device": "nowhere"}),
         ("goal must be 0 to 2, got 3", {"goal": 3}),
         ("motion must be finite, got inf", {"motion": float("inf")}),
@@ -104,6 +106,19 @@ def test_a_run_in_the_maze_is_taken_up_and_not_taken_for_another(maze: ModuleTyp
     maze.main(maze.Arguments(goal=1, steps=30, out=tmp_path / "b", **given))
     with pytest.raises(SystemExit, match="through .*, not"):
         maze.main(maze.Arguments(steps=30, out=tmp_path / "a", **given | {"pretrain": 25}))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_several_seeds_find_the_way_at_once(maze: ModuleType, tmp_path: Path, levels: int) -> None:
+    given: dict[str, Any] = {"pretrain": 20, "levels": levels, "seed": (3, 1), **TINY}
+    maze.main(maze.Arguments(steps=30, out=tmp_path, **given))
+    for seed in (3, 1):
+        rows = json.loads((tmp_path / f"seed-{seed}" / "result.json").read_text())["rows"]
+        assert {(row["seed"], row["setting"]["together"]) for row in rows} == {(seed, 2)}
+        assert {row["metric"] for row in rows} == {"final_distance", "success"}
+        assert (tmp_path / "open-floor" / f"seed-{seed}" / "checkpoint.pt").exists()
+    one, other = ((tmp_path / f"seed-{seed}" / "hierarchy.pt").read_bytes() for seed in (3, 1))
+    assert one != other
 
 
 @pytest.mark.parametrize("learner", ["ddpg", "ppo", "sac"])

@@ -23,8 +23,12 @@ def item(method: str, seed: int, goal: int, step: int, value: float, metric: str
 
 
 def test_runs_are_collected_by_their_folders(benchmark: ModuleType, tmp_path: Path) -> None:
-    for method, goal, seed in (("finetune-motion", 2, 1), ("lsp", 0, 10), ("somebody's", 0, 0)):
-        out = benchmark.folder(tmp_path, ("PointMaze", method, goal, 9, 70, seed))
+    for folder, goal, seed in (
+        ("finetune-motion-2-9-70-1", 2, 1),
+        ("lsp-0-9-70-3+10/seed-10", 0, 10),
+        ("somebody's-0-9-70-0", 0, 0),
+    ):
+        out = tmp_path / "PointMaze" / folder
         out.mkdir(parents=True)
         content = {"revision": "abc", "rows": [item("sac", seed, goal, 5, 1.0)]}
         (out / "result.json").write_text(json.dumps(content))
@@ -40,16 +44,18 @@ def test_methods_that_go_on_from_one_floor_are_made_one_after_the_other(
 ) -> None:
     made: list[list[str]] = []
     monkeypatch.setattr(benchmark, "make", lambda script, given, name, log: made.append(given))
-    monkeypatch.setattr(benchmark, "read_rows", lambda path: [item("lsp", 0, 0, 5, 1.0)])
+    monkeypatch.setattr(benchmark, "read_rows", lambda path: [item("lsp", seed, 0, 5, 1.0) for seed in (0, 1)])
     monkeypatch.setattr(benchmark, "write_results", lambda *given, **options: None)
     monkeypatch.setattr(benchmark, "plot", lambda *given: None)
-    benchmark.main(benchmark.Arguments(goals=(0, 1), seeds=(0,), jobs=1, runs=tmp_path, steps=70, pretrain=9))
+    benchmark.main(benchmark.Arguments(goals=(0, 1), seeds=(0, 1), jobs=1, runs=tmp_path, steps=70, pretrain=9))
     assert len(made) == 11  # one is there
     floors = [given[given.index("--pretrained") + 1] for given in made if "--pretrained" in given]
-    assert [Path(floor).name for floor in floors] == ["floor-lsp-9-0", *["floor-sql-9-0"] * 2, *["floor-one-9-0"] * 4]
+    names = ["floor-lsp-9-0+1", *["floor-sql-9-0+1"] * 2, *["floor-one-9-0+1"] * 4]
+    assert [Path(floor).name for floor in floors] == names
     for given in made:
         assert given[given.index("--pretrain") + 1] == ("9" if "--pretrained" in given else "0")
         assert given[given.index("--evaluate-every") + 1] == "7"
+        assert given[-3:] == ["--seed", "0", "1"]
 
 
 def test_a_seed_counts_once_whatever_its_goals(benchmark: ModuleType, tmp_path: Path) -> None:

@@ -147,6 +147,10 @@ class MixturePolicy(ActionPolicy):
         """Return the arguments that make another policy of this kind."""
         return {**super().settings(), "components": self.components, "hidden": list(self.hidden)}
 
+    def signature(self) -> str:
+        """Return one line that two mixtures share exactly when they can share weights and mean the same by them."""
+        return f"{super().signature()} within {_MIXED_MEAN} and {_MIXED_LOG_SCALES}"
+
     def _split(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[..., K]``, means and log sigmas ``[..., K, A]``."""
         k, a = self.components, self.action_size

@@ -44,7 +44,7 @@ class CapturedStep:
         if self._graph is None:
             self._graph = self._record(batch)
         if batch.rewards.shape != self._inputs.rewards.shape:
-            sizes = f"{len(self._inputs.rewards)} transitions, not {len(batch.rewards)}"
+            sizes = f"{self._inputs.rewards.shape[-1]} transitions, not {batch.rewards.shape[-1]}"
             raise ValueError(f"the step was captured with batches of {sizes}")
         for held, given in zip(self._inputs, batch, strict=True):
             held.copy_(given)

@@ -144,7 +144,10 @@ def write_all(contents: dict[Path, dict[str, Any]]) -> None:
     """
     with ExitStack() as stack:
         for path, content in contents.items():
-            torch.save({"format": FORMAT, **_plain(content)}, stack.enter_context(replacing(path)))
+            file = stack.enter_context(replacing(path))
+            torch.save({"format": FORMAT, **_plain(content)}, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _plain(value: Any) -> Any:

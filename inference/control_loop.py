@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
 import warnings
@@ -210,14 +211,25 @@ def learn(
             observation of another shape than before.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
     """
+    several: Any = learner
+    if isinstance(several, SeedBatch):
+        raise TypeError("a SeedBatch is several learners: give it to learn_together")
     if not isinstance(learner, nn.Module):
         raise TypeError(f"learner must be a module such as SoftActorCritic, not {type(learner).__name__}")
-    runs = [_Run(learner, env, seed, out, evaluate)]
+    run = _Run(learner, env, seed, out, evaluate)
     options = _Options(
-        steps, batch_size, replay, start, updates_per_step, evaluate_every, checkpoint_every, log_every, progress
+        steps=steps,
+        batch_size=batch_size,
+        replay=replay,
+        start=start,
+        updates_per_step=updates_per_step,
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+        progress=progress,
     )
-    _learn(runs, _Alone(learner), options, resume, device)
-    return runs[0].result(options)
+    _learn([run], _Alone(learner), options, resume, device)
+    return run.result()
 
 
 def learn_together(
@@ -242,17 +254,16 @@ def learn_together(
     """Do what :func:`learn` does for several learners at once, each in its own environment, in step with each other.
 
     Every run has an episode order, a replay, a folder and a checkpoint of its own, as if it were alone; they share the
-    random numbers of the noise, seeded by all ``seeds``, and so can only be gone on from together. Checkpoints are
-    written for all or for none. If one environment raises, all begin a new episode when resumed; if one run's numbers
-    are not finite, all stop.
+    random numbers of the noise, seeded by all ``seeds``, and so can only be gone on from together. No checkpoint takes
+    the place of an old one before those of all runs are on the disk. If one environment raises, all begin a new episode
+    when resumed; if one run's numbers are not finite, all stop.
 
     Args:
         batch: S learners; each is trained in place.
         envs: S environments.
         seeds: S of them, for episodes and replays.
         outs: S folders, no two the same; None writes nothing.
-        evaluates: S functions; see :func:`learn`, as for all that follows. ``seconds`` of a result are those of all
-            runs together.
+        evaluates: S functions; see :func:`learn`, as for all that follows.
         steps: environment steps of each run.
         batch_size: transitions in a batch.
         replay: greatest number of transitions to learn from.
@@ -266,10 +277,10 @@ def learn_together(
         progress: show a bar, of the first run.
 
     Returns:
-        Where each run got to.
+        Where each run got to; ``seconds`` are those of all runs together.
 
     Raises:
-        TypeError: as for `learn`.
+        TypeError: as for `learn`, or if seeds are no whole numbers.
         ValueError: as for `learn`, or if there is not one of everything for each learner, or the checkpoints are of
             runs that were not together.
         FloatingPointError: as for `learn`.
@@ -277,20 +288,34 @@ def learn_together(
     if not isinstance(batch, SeedBatch):
         raise TypeError(f"batch must be a SeedBatch, not {type(batch).__name__}")
     count = len(batch)
-    for name, given in {"envs": envs, "seeds": seeds, "outs": outs, "evaluates": evaluates}.items():
+    try:
+        numbers = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise TypeError(f"seeds must be whole numbers, not {seeds}") from error
+    for name, given in {"envs": envs, "seeds": numbers, "outs": outs, "evaluates": evaluates}.items():
         if given is not None and len(given) != count:
             raise ValueError(f"there are {count} learners and {len(given)} {name}")
-    for name, several in {"envs": [id(env) for env in envs], "seeds": seeds, "outs": [*map(str, outs or ())]}.items():
-        if len(set(several)) < len(several):
+    bodies = [id(getattr(env, "unwrapped", env)) for env in envs]
+    places = [Path(out).resolve() for out in outs or ()]
+    for name, same in (("envs", {*bodies}), ("seeds", {*numbers}), ("outs", {*places} or None)):
+        if same is not None and len(same) < count:
             raise ValueError(f"two of the {name} are the same")
     none: list[Any] = [None] * count
-    parts = zip(batch.learners, envs, seeds, outs or none, evaluates or none, strict=True)
-    runs = [_Run(*part, together=[int(seed) for seed in seeds]) for part in parts]
+    parts = zip(batch.learners, envs, numbers, outs or none, evaluates or none, strict=True)
+    runs = [_Run(*part, together=numbers) for part in parts]
     options = _Options(
-        steps, batch_size, replay, start, updates_per_step, evaluate_every, checkpoint_every, log_every, progress
+        steps=steps,
+        batch_size=batch_size,
+        replay=replay,
+        start=start,
+        updates_per_step=updates_per_step,
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+        progress=progress,
     )
     _learn(runs, _Together(batch), options, resume, device)
-    return [run.result(options) for run in runs]
+    return [run.result() for run in runs]
 
 
 class _Alone:
@@ -298,6 +323,8 @@ class _Alone:
 
     def __init__(self, learner: Any) -> None:
         self.module = self.learner = learner
+
+    def verify(self) -> None: ...
 
     def act(self, observations: list[np.ndarray]) -> list[np.ndarray]:
         return [self.learner.act(observations[0])]
@@ -311,6 +338,9 @@ class _Together:
 
     def __init__(self, batch: SeedBatch) -> None:
         self.module = batch
+
+    def verify(self) -> None:
+        self.module.verify()
 
     def act(self, observations: list[np.ndarray]) -> list[np.ndarray]:
         return [*self.module.act(np.stack(observations))]
@@ -335,10 +365,9 @@ class _Options(NamedTuple):
     progress: bool
 
     def verify(self) -> None:
-        values = {name: value for name, value in self._asdict().items() if name != "progress"}
-        least = {name: int(name not in ("start", "evaluate_every")) for name in values}
-        for name, value in values.items():
-            _verify_least(least[name], **{name: value})
+        for name, value in self._asdict().items():
+            if name != "progress":
+                _verify_least(0 if name in ("start", "evaluate_every") else 1, **{name: value})
 
 
 class _Run:
@@ -390,7 +419,7 @@ class _Run:
             raise ValueError(f"{self.path} belongs to {self.file}, which is not there; pass resume=False to start anew")
 
     def open(self, options: _Options, device: str | torch.device | None) -> None:
-        """Make the replay, and go back to the checkpoint if there is one."""
+        """Make the replay, or open that of the checkpoint."""
         if self.path is not None and self.content is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             taken = {old.name for old in self.path.parent.glob("replay-*.bin")}
@@ -407,6 +436,9 @@ class _Run:
             path=self.file,
             spare=0 if self.path is None else self.spare,
         )
+
+    def go_back(self) -> None:
+        """Take up what the checkpoint holds, if there is one."""
         if self.content is not None:
             self.memory.restore(self.content["replay"])
             checkpoint.apply(self.matched)
@@ -485,7 +517,7 @@ class _Run:
             if self.file is not None and old.name != self.file.name:
                 old.unlink()
 
-    def result(self, options: _Options) -> LearnResult:
+    def result(self) -> LearnResult:
         history = self.history
         tail = [(history.step, float(history.window) / history.window_steps)] if history.window_steps else []
         losses, returns = history.losses + tail, self.episodes.returns
@@ -508,9 +540,12 @@ def _learn(
     if len(steps) > 1:
         at = ", ".join(f"{run.out} at {run.content['step'] if run.content else 0}" for run in runs)
         raise ValueError(f"runs of one batch must be at one step, not {at}; pass resume=False to start anew")
+    learners.verify()
+    learners.module.to(device)  # before states are loaded, which go where the parameters are
     for run in runs:
         run.open(options, device)
-    learners.module.to(device)
+    for run in runs:
+        run.go_back()
     if (content := runs[0].content) is None:
         pyro.set_rng_seed(int(runs[0].seed if runs[0].together is None else _mixed(*runs[0].together)))
     else:
@@ -536,30 +571,25 @@ def _learn(
                 every, history = options.evaluate_every, run.history
                 evaluate_if_due(run.evaluate, every, options.steps, history, run.display, interrupts, save)
 
-        def took_a_step(seconds: float) -> None:
-            for run in runs:
-                run.history.seconds += seconds
-                run.display.tick()
-
         history = runs[0].history
         evaluate_now()
         while history.step < options.steps and not interrupts.requests:
             started = time.perf_counter()
             before = torch.get_rng_state()
             try:
-                for run in runs:
-                    acting = run
-                    run.observe()
-                actions = learners.act([run.observe() for run in runs])
-                taken = []
-                for run, action in zip(runs, actions, strict=True):
-                    acting = run
-                    taken.append(run.body.step(action))
+                seen, taken = [], []
+                for acting in runs:
+                    seen.append(acting.observe())
+                acting = runs[0]
+                actions = learners.act(seen)
+                for acting, action in zip(runs, actions, strict=True):
+                    taken.append(acting.body.step(action))
             except Exception as error:
                 torch.set_rng_state(before)
                 at = f"at step {history.step + 1}, episode {acting.episodes.number}"
-                save(broken=True)
-                at += "" if acting.path is None else f"; {acting.path} holds all steps before"
+                if history.step:  # else there is nothing to keep
+                    save(broken=True)
+                    at += "" if acting.path is None else f"; {acting.path} holds all steps before"
                 if isinstance(error, FloatingPointError | _ShapeError):
                     error.args = (f"{error} {at}",)
                 else:
@@ -579,7 +609,10 @@ def _learn(
             if history.step % options.log_every == 0 and history.window_steps:
                 for run in runs:
                     run.log()
-            took_a_step(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            for run in runs:
+                run.history.seconds += seconds
+                run.display.tick()
             evaluate_now()
             # Also when the spare rows of the replay are used up, which a resume with rarer checkpoints could come to.
             since = history.step - runs[0].saved[0]
@@ -623,6 +656,8 @@ def evaluation(
         groups = [[(seed + number, _Body(env, policy))] for number in range(episodes)]
     else:
         groups = [[(seed + number, _Body(env(), policy)) for number in range(episodes)]]
+        if len({id(body.env.unwrapped) for _, body in groups[0]}) < episodes:
+            raise ValueError("the function must make a new environment at every call: episodes run side by side")
 
     def evaluate(_step: int) -> dict[str, float]:
         rewards, length = 0.0, 0

@@ -27,9 +27,10 @@ __all__ = ["SeedBatch"]
 class SeedBatch(nn.Module):
     """S learners of one kind that act and learn together, each on its own transitions, none knowing of the others.
 
-    Their parameters and their optimisers' states are stacked, and what a learner holds is from then on a view of its
-    part of the stack: each can be evaluated, saved, and taken on alone at any time. An update is what the S updates
-    would be, but for rounding and the numbers of the noise.
+    At the first use their parameters and their optimisers' states are stacked, and what a learner holds is from then on
+    a view of its part of the stack: each can be evaluated, saved, and taken on alone at any time. Where that is no more
+    so, a state having been loaded or moved, they are stacked anew. An update is what the S updates would be, but for
+    rounding and the numbers of the noise; the options of the optimiser are those at the time of stacking.
 
     Args:
         learners: equal but for their weights: the same policy, sizes and settings.
@@ -59,10 +60,20 @@ class SeedBatch(nn.Module):
                 raise TypeError(f"a {type(learner).__name__} cannot be stacked: it is no SoftLearner")
             if getattr(learner, "elbo", None) is not None:
                 raise TypeError("a learner with an elbo takes its step through Pyro, alone: it cannot be stacked")
-        if len({id(learner) for learner in learners}) < len(learners):
-            raise ValueError("the same learner is in the batch twice")
+            if type(learner).step is not SoftLearner.step:
+                raise TypeError(f"the {type(learner).__name__} has a step of its own, which a batch would pass over")
+        tensors = [_named(learner) for learner in learners]
+        if len({id(tensor) for named in tensors for tensor in named.values()}) < sum(map(len, tensors)):
+            raise ValueError("the same learner is in the batch twice, or two share a policy or other weights")
         if len(kinds := {learner.signature() for learner in learners}) > 1:
             raise ValueError("learners of one batch must be of one kind, these are\n" + "\n".join(sorted(kinds)))
+        for named in tensors[1:]:
+            for name, tensor in named.items():
+                one, other = (
+                    f"{held.dtype}, {held.device}, learnt: {held.requires_grad}" for held in (tensors[0][name], tensor)
+                )
+                if one != other:
+                    raise ValueError(f"learners of one batch differ in their {name}: {one} and {other}")
         if compile and capture:
             raise ValueError("compile and capture exclude each other")
         self.learners = nn.ModuleList(learners)
@@ -101,25 +112,37 @@ class SeedBatch(nn.Module):
             kind = type(self.learners[0].policy).__name__
             raise TypeError(f"torch cannot compile what a {kind} does: leave compile out") from error
 
+    def verify(self) -> None:
+        """Refuse learners that are not in step.
+
+        Raises:
+            ValueError: if they have not had as many updates as each other.
+        """
+        counts = [learner.updates for learner in self.learners]
+        if len({*counts}) > 1:
+            raise ValueError(f"learners of one batch must have had as many updates as each other, not {counts}")
+
     def _stacked(self) -> _Stack:
+        self.verify()
         if self._stack is None or not self._stack.intact():
             self._stack = _Stack([*self.learners], self.compiled, self.capture)
         return self._stack
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._stack = None  # parameters move to another device
-        return super()._apply(*args, **kwargs)
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stack": None}  # a copy's learners have tensors of their own
+
+
+def _named(learner: nn.Module) -> dict[str, Tensor]:
+    return dict(learner.named_parameters()) | dict(learner.named_buffers())
 
 
 class _Stack:
     """The tensors of learners, one above the other, and the functions that work on them."""
 
     def __init__(self, learners: Sequence[Any], compile: bool, capture: bool) -> None:
-        if len({learner.updates for learner in learners}) > 1:
-            raise ValueError("learners of one batch must have had as many updates as each other")
         self.learners, self.learner = learners, learners[0]
-        named = [dict(learner.named_parameters()) | dict(learner.named_buffers()) for learner in learners]
-        optimised = {id(parameter) for parameter in self.learner.learnt}
+        named = [_named(learner) for learner in learners]
+        optimised = {id(parameter) for parameter in self.learner.learnt if parameter.requires_grad}
         self.learnt: dict[str, Tensor] = {}
         self.fixed: dict[str, Tensor] = {}
         for name, held in named[0].items():
@@ -127,6 +150,9 @@ class _Stack:
             (self.learnt if id(held) in optimised else self.fixed)[name] = stacked
             for tensors, part in zip(named, stacked, strict=True):
                 tensors[name].data = part
+        self.held = [(tensor, tensor.data_ptr()) for tensors in named for tensor in tensors.values()]
+        for learner in learners:
+            learner._captured = None  # a graph of where the tensors were
         self._stack_optimizers([tensors[name] for name in self.learnt] for tensors in named)
         names, every = {id(tensor): name for name, tensor in named[0].items()}, self.learnt | self.fixed
         self.targets, self.followed = (
@@ -152,7 +178,7 @@ class _Stack:
         self.steps = torch.zeros(len(self.learners), len(stacks), dtype=torch.float32, device=stacks[0].device)
         self.means = [torch.zeros_like(stacked) for stacked in stacks]
         self.squares = [torch.zeros_like(stacked) for stacked in stacks]
-        self.held: list[tuple[Any, Tensor, Tensor]] = []
+        self.states: list[tuple[Any, Tensor, Tensor]] = []
         for s, (learner, own) in enumerate(zip(self.learners, parameters, strict=True)):
             states = learner.optimizer.state
             for number, parameter in enumerate(own):
@@ -161,11 +187,13 @@ class _Stack:
                 for name, old in states.get(parameter, {}).items():
                     views[name].copy_(old)
                 states[parameter] = views
-            self.held.append((learner.optimizer, own[0], states[own[0]]["exp_avg"]))
+            self.states.append((learner.optimizer, own[0], states[own[0]]["exp_avg"]))
 
     def intact(self) -> bool:
-        """Whether the learners' optimisers still hold their parts, and not a state that was loaded since."""
-        return all(adam.state.get(parameter, {}).get("exp_avg") is part for adam, parameter, part in self.held)
+        """Whether the learners and their optimisers still hold their parts, and nothing that was loaded or moved."""
+        return all(tensor.data_ptr() == place for tensor, place in self.held) and all(
+            adam.state.get(parameter, {}).get("exp_avg") is part for adam, parameter, part in self.states
+        )
 
     def update(self, batch: Transitions) -> dict[str, Tensor]:
         numbers = self.step(batch)

@@ -148,7 +148,7 @@ def train_stagewise_together(
     """
     if any(isinstance(env, gymnasium.Env) for env in envs):
         raise TypeError("every seed needs environments of its own: give functions that make them")
-    if not seeds:
+    if len(seeds) == 0:
         raise ValueError("there are no seeds to train")
     for name, given in {"outs": outs, "below": below}.items():
         if given is not None and len(given) != len(seeds):
@@ -162,6 +162,8 @@ def train_stagewise_together(
         )
 
     starts = [()] * len(seeds) if below is None else below
+    if len({len(policies) for policies in starts}) > 1:
+        raise ValueError(f"every seed needs as many policies below, not {[len(policies) for policies in starts]}")
     return _train_stagewise(
         envs, make_learner, steps_per_level, embed, starts, learn_all, evaluate, seeds, outs, options
     )
@@ -205,7 +207,7 @@ def _train_stagewise(
                 env = made if isinstance(made, gymnasium.Env) else stack.enter_context(closing(made()))
                 for put, policy in zip(embeds, result.policies, strict=False):
                     env = put(env, policy)
-                own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+                own = int(np.random.SeedSequence([int(seed), number]).generate_state(1)[0])
                 pyro.set_rng_seed(own)
                 parts.append((make_learner(number, *_sizes(env, number)), env, own))
             learners, bodies, own_seeds = map(list, zip(*parts, strict=True))

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy, ZukoPolicy
-from pyrocontrol.inference import SoftActorCritic, SoftQLearning, captured, soft_control
+from pyrocontrol.inference import SeedBatch, SoftActorCritic, SoftQLearning, captured, soft_control
 from pyrocontrol.inference.captured import CapturedStep
 from pyrocontrol.inference.replay import Transitions
 from pyrocontrol.models import GaussianPrior
@@ -92,6 +92,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 
 def tensors(learner: Any) -> list[Tensor]:
+    if isinstance(learner, SeedBatch):
+        return [tensor for one in learner.learners for tensor in tensors(one)]
     state = [value for values in learner.optimizer.state.values() for value in values.values()]
     return [*learner.parameters(), *learner.buffers(), *state]
 
@@ -119,6 +121,24 @@ def test_a_played_step_is_the_step(name: str, recorder: Callable[[Any], None]) -
     played.step = CapturedStep(played.step, played.optimizer)
     for number in range(8):
         batch = batch_of(16)
+        found = []
+        for learner in (plain, played):
+            torch.manual_seed(number)
+            found.append(learner.update(batch))
+        for key, value in found[0].items():
+            torch.testing.assert_close(found[1][key], value, rtol=0, atol=0, msg=f"{key}, update {number}")
+    for mine, theirs in zip(tensors(played), tensors(plain), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["flow", "mixture", "soft Q-learning"])
+def test_a_played_step_of_a_batch_is_the_step(name: str, recorder: Callable[[Any], None]) -> None:
+    plain, played = (SeedBatch(pair(name)) for _ in range(2))
+    stack = played._stacked()
+    recorder(played)
+    stack.step = CapturedStep(stack._step)
+    for number in range(8):
+        batch = Transitions(*(torch.stack([field, -field]) for field in batch_of(16)))
         found = []
         for learner in (plain, played):
             torch.manual_seed(number)

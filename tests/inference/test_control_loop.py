@@ -278,6 +278,8 @@ def test_episodes_side_by_side_are_the_episodes() -> None:
         alone.append(evaluation(policy, env, episodes=1, deterministic=True, seed=10_000 + number)(0))
     for name, value in found.items():
         assert value == pytest.approx(sum(one[name] for one in alone) / 3)
+    with pytest.raises(ValueError, match="must make a new environment at every call"):
+        evaluation(policy, lambda: made[0], episodes=2)
     sampled = evaluation(policy, Point, episodes=3)
     assert sampled(0) == sampled(1) != evaluation(policy, Point, episodes=3, seed=1)(0)
 

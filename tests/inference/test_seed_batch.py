@@ -58,7 +58,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def exponential(tensor: Tensor, *args: Any, generator: Any = None) -> Tensor:
         shape = tensor.shape
-        return tensor * 0 + torch.linspace(0.2, 3.0, shape.numel(), dtype=tensor.dtype).reshape(shape)
+        return torch.zeros_like(tensor) + torch.linspace(0.2, 3.0, shape.numel(), dtype=tensor.dtype).reshape(shape)
 
     # The compiler lists torch's functions when it is first used, and should not meet this one then.
     torch.compile(lambda values: values + 1, backend="eager")(torch.ones(1))
@@ -185,6 +185,54 @@ def test_a_batch_moves() -> None:
     torch.testing.assert_close(batch.learners[2].log_alpha.float(), other.learners[2].log_alpha)
 
 
+@pytest.mark.usefixtures("float64", "still")
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda batch: batch.learners[0].policy.float().double(),
+        lambda batch: torch.nn.utils.vector_to_parameters(
+            torch.nn.utils.parameters_to_vector(batch.learners[1].parameters()).detach().clone(),
+            batch.learners[1].parameters(),
+        ),
+        copy.deepcopy,
+    ],
+    ids=["moved and back", "given other tensors", "copied"],
+)
+def test_learners_that_have_left_the_stack_are_stacked_anew(leave: Callable[[Any], Any]) -> None:
+    batch, other = SeedBatch(make()), SeedBatch(make())
+    for each in (batch, other):
+        each.update(transitions())
+    copied = leave(batch)
+    batch = copied if isinstance(copied, SeedBatch) else batch
+    for number in (1, 2):
+        for each in (batch, other):
+            each.update(transitions(number))
+    for one, two in zip(other.learners, batch.learners, strict=True):
+        assert_alike(two, one, rtol=1e-4, atol=1e-6)  # what was single precision in between
+
+
+@pytest.mark.usefixtures("float64", "still")
+def test_what_is_frozen_stays() -> None:
+    learners = make()
+    before = []
+    for learner in learners:
+        learner.policy.embedding.requires_grad_(False)
+        before.append(learner.policy.embedding[0].weight.clone())
+    batch = SeedBatch(learners)
+    batch.update(transitions())
+    for learner, weight in zip(learners, before, strict=True):
+        assert torch.equal(learner.policy.embedding[0].weight, weight)
+        assert not torch.equal(learner.policy.conditioner.weight, weight)
+
+
+def test_a_learner_that_went_on_alone_is_out_of_step() -> None:
+    batch = SeedBatch(make())
+    batch.update(transitions())
+    batch.learners[1].update(part(transitions(), 1))
+    with pytest.raises(ValueError, match="as many updates as each other, not .1, 2, 1"):
+        batch.update(transitions())
+
+
 # Acting
 
 
@@ -287,6 +335,21 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         SeedBatch([learner, torch.nn.Linear(1, 1)])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="the same learner is in the batch twice"):
         SeedBatch([learner, learner])
+    with pytest.raises(ValueError, match="or two share a policy or other weights"):
+        SeedBatch([learner, SoftActorCritic(learner.policy, O, A, hidden=(8, 8))])
+    frozen = make()[1]
+    frozen.policy.embedding[0].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"differ in their policy.embedding.0.bias: .* True and .* False"):
+        SeedBatch([learner, frozen])
+    with pytest.raises(ValueError, match="differ in their log_alpha: torch.float32.* and torch.float64"):
+        SeedBatch([learner, make()[1].double()])
+
+    class Clipped(SoftActorCritic):
+        def step(self, batch: Transitions) -> dict[str, Tensor]:
+            return super().step(batch)
+
+    with pytest.raises(TypeError, match="the Clipped has a step of its own"):
+        SeedBatch([Clipped(FlowPolicy(O, A), O, A)])
     with pytest.raises(ValueError, match=r"of one kind, these are\n.*lr=0.1.*\n.*lr=0.2"):
         SeedBatch([SoftActorCritic(FlowPolicy(O, A), O, A, lr=lr) for lr in (0.1, 0.2)])
     with pytest.raises(ValueError, match="compile and capture exclude each other"):
@@ -296,7 +359,7 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         SeedBatch([by_elbo])
     one, other = make()[:2]
     one.update(part(transitions(), 0))
-    with pytest.raises(ValueError, match="as many updates as each other"):
+    with pytest.raises(ValueError, match="as many updates as each other, not .1, 0"):
         SeedBatch([one, other]).update(transitions())
 
 
@@ -413,15 +476,37 @@ def test_there_is_one_of_everything_for_each_learner() -> None:
         "there are 2 learners and 1 envs": {"envs": [one], "seeds": [0, 1]},
         "there are 2 learners and 3 seeds": {"envs": [one, body()], "seeds": [0, 1, 2]},
         "there are 2 learners and 1 outs": {"envs": [one, body()], "seeds": [0, 1], "outs": ["here"]},
-        "two of the envs are the same": {"envs": [one, one], "seeds": [0, 1]},
+        "two of the envs are the same": {"envs": [one, gymnasium.wrappers.TimeLimit(one, 3)], "seeds": [0, 1]},
         "two of the seeds are the same": {"envs": [one, body()], "seeds": [1, 1]},
-        "two of the outs are the same": {"envs": [one, body()], "seeds": [0, 1], "outs": ["here", "here"]},
+        "two of the outs are the same": {"envs": [one, body()], "seeds": [0, 1], "outs": ["here", "here/"]},
         "steps must be at least 1, not 0": {"envs": [one, body()], "seeds": [0, 1], "steps": 0},
     }.items():
         with pytest.raises(ValueError, match=message):
             learn_together(batch_of(), **given)
     with pytest.raises(TypeError, match="batch must be a SeedBatch, not SoftActorCritic"):
         learn_together(small(), [one], seeds=[0])
+    with pytest.raises(TypeError, match="a SeedBatch is several learners: give it to learn_together"):
+        learn(batch_of(), one)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="seeds must be whole numbers, not"):
+        learn_together(batch_of(), [one, body()], seeds=[0.5, 1.0])  # type: ignore[list-item]
+
+
+def test_learners_out_of_step_leave_nothing(tmp_path: Path) -> None:
+    batch = batch_of()
+    batch.learners[0].updates = 3
+    with pytest.raises(ValueError, match="as many updates as each other"):
+        learn_together(batch, [body(), body()], seeds=[0, 1], outs=folders(tmp_path), steps=5, **OPTIONS)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_states_are_loaded_where_the_learner_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving a module moves no optimiser's state: what is loaded has to come after."""
+    given: dict[str, Any] = {"out": tmp_path, "device": "cpu"} | OPTIONS
+    learn(small(), body(), steps=15, **given)
+    learner, moved = small(), []
+    monkeypatch.setattr(learner, "to", lambda device: moved.append(len(learner.optimizer.state)))
+    learn(learner, body(), steps=16, **given)
+    assert moved == [0] and learner.updates == 6
 
 
 def test_checkpoints_are_written_for_all_or_none(tmp_path: Path) -> None:
@@ -429,7 +514,19 @@ def test_checkpoints_are_written_for_all_or_none(tmp_path: Path) -> None:
     checkpoint.write_all({tmp_path / name: old for name in ("a.pt", "b.pt")})
     with pytest.raises(OSError):
         checkpoint.write_all({tmp_path / "a.pt": {"step": 2}, tmp_path / "missing" / "b.pt": {"step": 2}})
-    assert checkpoint.read(tmp_path / "a.pt")["step"] == 1 and len([*tmp_path.iterdir()]) == 2
+    synced, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError("no space left")
+        synced(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(os, "fsync", full)
+        checkpoint.write_all({tmp_path / name: {"step": 2} for name in ("a.pt", "b.pt")})
+    assert [checkpoint.read(tmp_path / name)["step"] for name in ("a.pt", "b.pt")] == [1, 1]
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 # Level by level
@@ -476,5 +573,9 @@ def test_seeds_and_folders_go_together(tmp_path: Path) -> None:
         train_stagewise_together([body()], lambda *_: small(), 5, seeds=[0], embed=LatentActionEnv)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="there are no seeds to train"):
         train_stagewise_together([body], lambda *_: small(), 5, seeds=[], embed=LatentActionEnv)
+    with pytest.raises(ValueError, match=r"as many policies below, not \[1, 0\]"):
+        train_stagewise_together(
+            [body], lambda *_: small(), 5, seeds=[0, 1], embed=LatentActionEnv, below=[[small().policy], []]
+        )
     with pytest.raises(ValueError, match="there are 2 seeds and 1 outs"):
         train_stagewise_together([body], lambda *_: small(), 5, seeds=[0, 1], embed=LatentActionEnv, outs=[tmp_path])

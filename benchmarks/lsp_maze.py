@@ -7,7 +7,7 @@
 
 The seeds of a method are one run of `examples/lsp_maze.py`, in a process of one thread and with a folder of its own
 under RUNS; one that was stopped goes on from its checkpoints. What is learnt on open floor is kept for all goals, as in
-the paper.
+the paper, as long as the same seeds are missing.
 
 The rows: `final_distance` to the goal where an episode ends (m) and `success`, the fraction of episodes that reach it,
 at every evaluation, setting `goal` and `steps` (in the maze; `pretrain` of them before, on open floor).
@@ -44,8 +44,13 @@ METHODS: dict[str, list[str]] = {
     "scratch": [*ONE],
     "scratch-motion": [*ONE, "--motion", "1"],
 }
+COMPARED = tuple(METHODS)
 # Methods that go on from the same training on open floor.
 FLOORS = {"lsp": "floor-lsp", "lsp-sql": "floor-sql", "finetune": "floor-one", "finetune-motion": "floor-one"}
+# The same with the paper's form of the flow.
+NARROW = "-flow-paper"
+METHODS |= {name + NARROW: [*given, "--guide", "flow-paper"] for name, given in METHODS.items()}
+FLOORS |= {name + NARROW: floor + NARROW for name, floor in FLOORS.items()}
 TASKS = ("PointMaze", "AntMaze")
 
 Run = tuple[str, str, int, int, int, int]  # task, method, goal, steps on open floor and in the maze, seed
@@ -57,8 +62,8 @@ class Arguments:
 
     task: Literal["PointMaze", "AntMaze"] = "PointMaze"
     """whose body"""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """which methods"""
+    methods: tuple[str, ...] = COMPARED
+    """which methods; there are also those with -flow-paper"""
     goals: tuple[int, ...] = (0, 1, 2)
     """which goals"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -185,9 +190,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            axes.plot(steps, mean, color=f"C{number}", label=f"{method} ({len(seeds)})")
+            color, line = f"C{number % len(COMPARED)}", "--" if method.endswith(NARROW) else "-"
+            axes.plot(steps, mean, line, color=color, label=f"{method} ({len(seeds)})")
             if len(seeds) >= 3:
-                axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
+                axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, lw=0)
         axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1, label="reached")
         axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, 15))
         axes.set_title(task, loc="left", fontsize=10)

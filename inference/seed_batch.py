@@ -99,7 +99,7 @@ class SeedBatch(nn.Module):
 
     @torch.no_grad()
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Return normalised actions ``[S, A]`` at observations ``[S, O]``, the latents of :meth:`begin` kept."""
+        """Return normalised actions ``[S, A]`` at observations ``[S, O]``, those that keep a latent acting with it."""
         latents: list[Any] = [learner.latent for learner in self.learners]
         with self._explained():
             return self._stacked().act(observations, latents)

@@ -147,7 +147,7 @@ def write_all(contents: dict[Path, dict[str, Any]]) -> None:
             file = stack.enter_context(replacing(path))
             torch.save({"format": FORMAT, **_plain(content)}, file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # all are on the disk before the first is renamed
 
 
 def _plain(value: Any) -> Any:

@@ -112,15 +112,9 @@ def pair(name: str) -> tuple[Any, Any]:
     return made[0], made[1]
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_a_played_step_is_the_step(name: str, recorder: Callable[[Any], None]) -> None:
-    if name == "splines":
-        pytest.importorskip("zuko")
-    plain, played = pair(name)
-    recorder(played)
-    played.step = CapturedStep(played.step, played.optimizer)
-    for number in range(8):
-        batch = batch_of(16)
+def assert_played(plain: Any, played: Any, batches: list[Transitions]) -> None:
+    """Updates on these batches return the same and come to the same, to the bit."""
+    for number, batch in enumerate(batches):
         found = []
         for learner in (plain, played):
             torch.manual_seed(number)
@@ -129,6 +123,16 @@ def test_a_played_step_is_the_step(name: str, recorder: Callable[[Any], None]) -
             torch.testing.assert_close(found[1][key], value, rtol=0, atol=0, msg=f"{key}, update {number}")
     for mine, theirs in zip(tensors(played), tensors(plain), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_played_step_is_the_step(name: str, recorder: Callable[[Any], None]) -> None:
+    if name == "splines":
+        pytest.importorskip("zuko")
+    plain, played = pair(name)
+    recorder(played)
+    played.step = CapturedStep(played.step, played.optimizer)
+    assert_played(plain, played, [batch_of(16) for _ in range(8)])
 
 
 @pytest.mark.parametrize("name", ["flow", "mixture", "soft Q-learning"])
@@ -137,16 +141,8 @@ def test_a_played_step_of_a_batch_is_the_step(name: str, recorder: Callable[[Any
     stack = played._stacked()
     recorder(played)
     stack.step = CapturedStep(stack._step)
-    for number in range(8):
-        batch = Transitions(*(torch.stack([field, -field]) for field in batch_of(16)))
-        found = []
-        for learner in (plain, played):
-            torch.manual_seed(number)
-            found.append(learner.update(batch))
-        for key, value in found[0].items():
-            torch.testing.assert_close(found[1][key], value, rtol=0, atol=0, msg=f"{key}, update {number}")
-    for mine, theirs in zip(tensors(played), tensors(plain), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    batches = [Transitions(*(torch.stack([field, -field]) for field in batch_of(16))) for _ in range(8)]
+    assert_played(plain, played, batches)
 
 
 def test_what_a_played_step_returned_stays(recorder: Callable[[Any], None]) -> None:

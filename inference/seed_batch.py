@@ -165,8 +165,10 @@ class _Stack:
         self.step: Callable[[Transitions], dict[str, Tensor]] = self._step
         self.draw: Callable[..., Tensor] = vmap(self._draw, randomness="different")
         if compile:
-            self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
-            self.draw = torch.compile(self.draw, fullgraph=True, dynamic=False)
+            # On a CPU the compiler's own generator draws number by number, which takes longer than torch's.
+            options: dict[str, Any] = {"fallback_random": not self.like.is_cuda}
+            self.step = torch.compile(self.step, fullgraph=True, dynamic=False, options=options)
+            self.draw = torch.compile(self.draw, fullgraph=True, dynamic=False, options=options)
         elif capture and self.like.is_cuda:
             self.step = CapturedStep(self._step)
 

@@ -130,16 +130,17 @@ class SoftQLearning(SoftLearner):
     def policy_loss(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return a loss whose gradient is that of eq. (14), and the mean length of Stein's directions."""
         fixed_count = self.particles // 2
-        raw = self._draw_raw(observations)
-        fixed, moved = raw.detach()[:fixed_count], raw[fixed_count:]
+        with torch.no_grad():
+            fixed = self._draw_raw(observations, fixed_count)
+        moved = self._draw_raw(observations, self.particles - fixed_count)
         score = torch.func.grad(lambda actions: self.raw_log_density(observations, actions).sum())(fixed)
         direction = stein_direction(fixed, score.detach(), moved.detach())
         # A step along the direction, of every action: the loss has no meaning beyond its gradient.
         return -(moved * direction).sum(-1).mean(), direction.norm(dim=-1).mean()
 
-    def _draw_raw(self, observations: Tensor) -> Tensor:
-        """Actions before the squashing, ``[M, B, A]``."""
-        draws = (self.particles,)
+    def _draw_raw(self, observations: Tensor, count: int) -> Tensor:
+        """Actions before the squashing, ``[count, B, A]``."""
+        draws = (count,)
         if self.policy.squash and hasattr(self.policy, "draw_raw"):
             return self.policy.draw_raw(self.policy.conditions(observations, draws))[0]
         drawn, _ = self.policy.draw(observations, sample_shape=draws)

@@ -35,7 +35,7 @@ import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import mean_interval, read_rows, row, select, write_results
-from training_runs import collect, make, verify_known, with_table
+from training_runs import collect, make, on, verify_known, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -102,7 +102,8 @@ class Arguments:
     repeats: int = 15
     """of each measurement"""
     device: str = "cpu"
-    """where the speed is measured; rows of other devices stay"""
+    """where soft learners learn, on a GPU with their steps as CUDA graphs, and where the speed is measured; rows of the
+    speed elsewhere stay"""
 
 
 def main(arguments: Arguments) -> None:
@@ -125,7 +126,7 @@ def main(arguments: Arguments) -> None:
                 parts = [(seed,) for seed in missing] if method in BASELINES else [tuple(missing)] if missing else []
                 jobs += [(task, method, steps, part) for part in parts]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(lambda job: run(arguments.runs, *job), jobs))
+            list(pool.map(lambda job: run(arguments.runs, arguments.device, *job), jobs))
     rows = collected(arguments.runs)
     # Runs made elsewhere, whose folders are not here, stay in the file; so does the speed, unless measured anew.
     made = {run_of(item) for item in rows}
@@ -149,11 +150,11 @@ def run_of(item: dict[str, Any]) -> Run:
     return item["task"], item["method"], item["setting"].get("budget", 0), item["seed"]
 
 
-def run(runs: Path, task: str, method: str, steps: int, seeds: tuple[int, ...]) -> None:
+def run(runs: Path, device: str, task: str, method: str, steps: int, seeds: tuple[int, ...]) -> None:
     """Make the runs of some seeds, soft learners' in one batch."""
     out = runs / task / f"{method}-{steps}-{'+'.join(map(str, seeds))}"
     given = [*METHODS[method], "--task", task, "--steps", str(steps), "--out", str(out), "--seed", *map(str, seeds)]
-    given += [] if method in BASELINES else ["--compile"]
+    given += [] if method in BASELINES else ["--compile", *on(device)]
     make(HERE.parent / "examples" / "lsp_benchmark.py", given, f"{task}/{out.name}", out / "log.txt")
 
 
@@ -298,8 +299,8 @@ def speed(repeats: int, device: str = "cpu", updates: int = 200, compiled: bool 
     """Return updates a second of soft actor-critic, and `speed_ratio`, of ours to stable-baselines3's.
 
     ``lsp-compiled`` is one learner whose update is compiled, ``lsp-3-seeds`` and ``lsp-8-seeds`` are so many in one
-    compiled update, which counts as so many. On a GPU ``lsp-captured`` and ``lsp-8-seeds-captured`` have the whole
-    update in a CUDA graph.
+    compiled update, which counts as so many. On a GPU the whole update is a CUDA graph of its kernels, those of torch
+    in ``lsp-captured`` and ``lsp-8-seeds-captured``, in the others those of the compiler.
     """
     torch.set_num_threads(1)
     pyro.enable_validation(False)
@@ -309,14 +310,14 @@ def speed(repeats: int, device: str = "cpu", updates: int = 200, compiled: bool 
         "sac-gaussian": learner_of(pc.guides.GaussianPolicy(OBSERVATIONS, ACTIONS), device),
     }
     counts = {"lsp-compiled": 1, "lsp-3-seeds": 3, "lsp-8-seeds": 8, "lsp-8-seeds-captured": 8}
-    if compiled:
-        for method in ("lsp-compiled", "lsp-3-seeds", "lsp-8-seeds"):
-            kinds[method] = batch_of(counts[method], device, compile=True)
     setting = {"batch": BATCH, "hidden": HIDDEN, "device": torch.device(device).type}
     if setting["device"] == "cuda":
         kinds["lsp-captured"] = learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS), device, capture=True)
         kinds["lsp-8-seeds-captured"] = batch_of(counts["lsp-8-seeds-captured"], device, capture=True)
         setting["gpu"] = torch.cuda.get_device_name(device)
+    if compiled:
+        for method in ("lsp-compiled", "lsp-3-seeds", "lsp-8-seeds"):
+            kinds[method] = batch_of(counts[method], device, compile=True, capture=True)
     rows = []
     for repeat in range(-1, repeats):  # the first is for warming up
         rates = {}

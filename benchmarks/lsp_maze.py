@@ -26,7 +26,7 @@ import tyro
 
 from pyrocontrol.envs.point_maze import GOAL_RADIUS
 from pyrocontrol.inference import mean_interval, read_rows, write_results
-from training_runs import collect, make, verify_known, with_table
+from training_runs import collect, make, on, verify_known, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -78,6 +78,8 @@ class Arguments:
     """where runs are kept"""
     train: bool = True
     """make the runs that are missing"""
+    device: str = "cpu"
+    """where to learn, on a GPU with the learners' steps as CUDA graphs"""
 
 
 def main(arguments: Arguments) -> None:
@@ -96,7 +98,7 @@ def main(arguments: Arguments) -> None:
                 if missing := [job for job in jobs if job not in there]:
                     chains.setdefault(FLOORS.get(method, method), []).append(missing)
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(lambda chain: run(arguments.runs, chain), chains.values()))
+            list(pool.map(lambda chain: run(arguments.runs, arguments.device, chain), chains.values()))
     rows = collected(arguments.runs)
     # Runs made elsewhere, whose folders are not here, stay in the file.
     made = {run_of(item) for item in rows}
@@ -114,14 +116,15 @@ def run_of(item: dict[str, Any]) -> Run:
     return item["task"], item["method"], setting["goal"], setting["pretrain"], setting["budget"], item["seed"]
 
 
-def run(runs: Path, chain: list[list[Run]]) -> None:
+def run(runs: Path, device: str, chain: list[list[Run]]) -> None:
     """Make runs, those that differ in their seeds alone at once, the others one after the other."""
     for jobs in chain:
         task, method, goal, pretrain, steps, _ = jobs[0]
         seeds = [str(job[-1]) for job in jobs]
         together = "+".join(seeds)
         out = runs / task / f"{method}-{goal}-{pretrain}-{steps}-{together}"
-        given = [*METHODS[method], "--compile", "--task", task, "--goal", str(goal), "--pretrain", str(pretrain)]
+        given = [*METHODS[method], "--compile", *on(device), "--task", task, "--goal", str(goal)]
+        given += ["--pretrain", str(pretrain)]
         given += ["--steps", str(steps), "--evaluate-every", str(max(1, steps // 10)), "--out", str(out)]
         if method in FLOORS:
             given += ["--pretrained", str(runs / task / f"{FLOORS[method]}-{pretrain}-{together}")]

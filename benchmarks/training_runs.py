@@ -33,6 +33,11 @@ def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
     print(f"{name}: {'done' if code == 0 else f'exit {code}, see its {log.name}'}", flush=True)
 
 
+def on(device: str) -> list[str]:
+    """Return an example's arguments for learning on a device: those of its default, the CPU, are none."""
+    return [] if device == "cpu" else ["--device", device, "--capture"]
+
+
 def collect(runs: Path, methods: Sequence[str], numbers: int) -> list[dict[str, Any]]:
     """Return the rows of all finished runs, in no order, each with its run's method and revision.
 

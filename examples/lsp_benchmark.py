@@ -81,7 +81,7 @@ class Arguments:
     device: str = "cpu"
     """where to learn"""
     capture: bool = False
-    """on a GPU, make a learner's step one CUDA graph"""
+    """on a GPU, make the learners' steps, and those of several what they act by, CUDA graphs"""
     compile: bool = False
     """compile the learners' steps, which takes a minute and a C++ compiler, and is two or three times as fast then"""
     out: Path = Path("out/lsp")
@@ -122,6 +122,7 @@ def report(arguments: Arguments, seed: int, curve: list[tuple[int, float]], poli
         "lr",
         "episodes",
         "compile",
+        "device",
     )
     setting = {name: getattr(arguments, name) for name in names}
     setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
@@ -147,8 +148,6 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit(f"--seed must be at least 0, and several be different, got {arguments.seed}")
     if arguments.learner in BASELINES and (len(arguments.seed) > 1 or arguments.compile):
         raise SystemExit(f"--learner {arguments.learner} learns one seed at a time, and is not compiled")
-    if arguments.compile and arguments.capture:
-        raise SystemExit("--compile and --capture exclude each other")
     if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
         raise SystemExit(f"--lr must be positive, got {arguments.lr}")
     if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):
@@ -260,7 +259,7 @@ def latent_space_policies(arguments: Arguments) -> list[Learnt] | None:
         for steps, part in zip(each, result.results, strict=True):
             curve += [(before + step, values["return"]) for step, values in part.evaluations]
             before += steps
-        hierarchy = pc.envs.Hierarchy(result.policies, action_space=box)
+        hierarchy = pc.envs.Hierarchy(result.policies, action_space=box).cpu()
         hierarchy.save(folder(arguments, seed) / "hierarchy.pt")
         learnt.append((curve, hierarchy, sum(part.seconds for part in result.results)))
     return learnt

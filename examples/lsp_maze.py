@@ -91,6 +91,8 @@ class Arguments:
     """where to learn"""
     compile: bool = False
     """compile the learners' steps, which takes minutes and a C++ compiler, and is two or three times as fast then"""
+    capture: bool = False
+    """on a GPU, make the learners' steps, and those of several what they act by, CUDA graphs"""
     out: Path = Path("out/maze")
     """folder for results; a run that was stopped goes on from its checkpoints"""
 
@@ -129,6 +131,7 @@ def report(arguments: Arguments, seed: int, curve: Curve, policy: Any, seconds: 
         "pretrain",
         "episodes",
         "compile",
+        "device",
     )
     setting = {name: getattr(arguments, name) for name in names}
     setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
@@ -213,7 +216,8 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     policy = kinds[arguments.guide](observations, actions, squash=level == 0)
     varied = level == 0 and arguments.levels > 1
     scale = VARIED_SCALE if varied else arguments.reward_scale
-    given: dict[str, Any] = dict(lr=arguments.lr, reward_scale=scale, fixed_latent=level > 0)
+    captured = arguments.capture and not together(arguments)
+    given: dict[str, Any] = dict(lr=arguments.lr, reward_scale=scale, fixed_latent=level > 0, capture=captured)
     if level > 0:
         given["prior"] = pc.models.GaussianPrior(actions)
     if arguments.learner == "sql":
@@ -240,7 +244,7 @@ def learnt_to_move(arguments: Arguments) -> tuple[list[Any] | None, float]:
         outs.append(folder(arguments.pretrained or arguments.out / "open-floor", arguments, seed))
     common: dict[str, Any] = {"steps": arguments.pretrain, "start": arguments.start, "device": arguments.device}
     if together(arguments):
-        batch = pc.inference.SeedBatch(learners, compile=arguments.compile)
+        batch = pc.inference.SeedBatch(learners, compile=arguments.compile, capture=arguments.capture)
         results = pc.inference.learn_together(batch, envs, seeds=arguments.seed, outs=outs, **common)
     else:
         results = [pc.inference.learn(learners[0], envs[0], seed=arguments.seed[0], out=outs[0], **common)]
@@ -274,7 +278,7 @@ def learnt_the_maze(arguments: Arguments, lowest: list[Any] | None) -> list[tupl
             fixed_latent=several,
             observation_size=policies[-1].observation_size,
             action_space=box,
-        )
+        ).cpu()
 
     def learner_of(level: int, observations: int, actions: int) -> Any:
         return next(taken_on) if level == 0 and lowest else make_learner(arguments, level, observations, actions)
@@ -306,7 +310,8 @@ def learnt_the_maze(arguments: Arguments, lowest: list[Any] | None) -> list[tupl
     )
     outs = [folder(arguments.out, arguments, seed) for seed in arguments.seed]
     if together(arguments):
-        common |= {"below": below, "batch": partial(pc.inference.SeedBatch, compile=arguments.compile)}
+        batch = partial(pc.inference.SeedBatch, compile=arguments.compile, capture=arguments.capture)
+        common |= {"below": below, "batch": batch}
         results = pc.inference.train_stagewise_together(
             levels, learner_of, each, seeds=arguments.seed, outs=outs, **common
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from .captured import CapturedStep
+from .captured import CapturedCall, CapturedStep
 from .replay import Transitions
 from .soft_control import SoftLearner
 
@@ -36,12 +36,13 @@ class SeedBatch(nn.Module):
         learners: equal but for their weights: the same policy, sizes and settings.
         compile: compile the whole update and the acting (a minute at first; then torch's cache has it). On a CPU that
             asks for a C++ compiler.
-        capture: on a GPU, make the update one CUDA graph; elsewhere it changes nothing. Not together with ``compile``.
+        capture: on a GPU, make the update one CUDA graph, and the acting another; elsewhere it changes nothing.
+            Together with ``compile`` the graphs are of what was compiled, and have the fewest kernels.
 
     Raises:
         TypeError: if something is no learner that can be stacked; at the first use, if torch cannot compile what the
             policy does (Zuko's, at the time of writing).
-        ValueError: if there are none, they differ in more than their weights, or options exclude each other.
+        ValueError: if there are none, or they differ in more than their weights.
 
     Example:
         >>> from pyrocontrol.guides import FlowPolicy
@@ -74,8 +75,6 @@ class SeedBatch(nn.Module):
                 )
                 if one != other:
                     raise ValueError(f"learners of one batch differ in their {name}: {one} and {other}")
-        if compile and capture:
-            raise ValueError("compile and capture exclude each other")
         self.learners = nn.ModuleList(learners)
         self.compiled, self.capture = compile, capture
         self.observation_size, self.action_size = learners[0].observation_size, learners[0].action_size
@@ -163,14 +162,14 @@ class _Stack:
         self.acting = _Acting(self.learner.policy)
         self.like = next(iter(self.learnt.values()))
         self.step: Callable[[Transitions], dict[str, Tensor]] = self._step
-        self.draw: Callable[..., Tensor] = vmap(self._draw, randomness="different")
+        self.draw: Callable[..., Tensor] = self._draws
         if compile:
             # On a CPU the compiler's own generator draws number by number, which takes longer than torch's.
             options: dict[str, Any] = {"fallback_random": not self.like.is_cuda}
             self.step = torch.compile(self.step, fullgraph=True, dynamic=False, options=options)
             self.draw = torch.compile(self.draw, fullgraph=True, dynamic=False, options=options)
-        elif capture and self.like.is_cuda:
-            self.step = CapturedStep(self._step)
+        if capture and self.like.is_cuda:
+            self.step, self.draw = CapturedStep(self.step), CapturedCall(self.draw)
 
     def _stack_optimizers(self, parameters: Iterable[list[Tensor]]) -> None:
         """Stack Adam's moments and numbers of steps, and give each optimiser its part to hold."""
@@ -229,7 +228,10 @@ class _Stack:
         """Return actions ``[S, A]`` at observations ``[S, O]``, from latents ``[A]`` where there are any."""
         inputs = torch.as_tensor(observations, dtype=self.like.dtype, device=self.like.device)
         given = [] if latents[0] is None else [torch.stack(latents)]
-        return self.draw(self.policy, inputs, *given).cpu().numpy()
+        return self.draw(inputs, *given).cpu().numpy()
+
+    def _draws(self, *inputs: Tensor) -> Tensor:
+        return vmap(self._draw, randomness="different")(self.policy, *inputs)
 
     def _draw(self, weights: dict[str, Tensor], observation: Tensor, latent: Tensor | None = None) -> Tensor:
         return functional_call(self.acting, weights, (observation, latent))

@@ -106,7 +106,7 @@ def test_speed_is_a_ratio_to_that_of_stable_baselines(
         assert found[method, "speed_ratio"] == pytest.approx(found[method, "updates_per_second"] / base)
     for row in rows:
         check_row(row)
-    monkeypatch.setattr(benchmark.pc.inference, "SeedBatch", lambda learners, compile: SeedBatch(learners))
+    monkeypatch.setattr(benchmark.pc.inference, "SeedBatch", lambda learners, **_: SeedBatch(learners))
     many = {row["method"] for row in benchmark.speed(1, updates=1)}
     assert many == {"sac-sb3", "lsp", "sac-gaussian", "lsp-compiled", "lsp-3-seeds", "lsp-8-seeds"}
 

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy, ZukoPolicy
 from pyrocontrol.inference import SeedBatch, SoftActorCritic, SoftQLearning, captured, soft_control
-from pyrocontrol.inference.captured import CapturedStep
+from pyrocontrol.inference.captured import CapturedCall, CapturedStep
 from pyrocontrol.inference.replay import Transitions
 from pyrocontrol.models import GaussianPrior
 
@@ -135,6 +136,19 @@ def test_a_played_step_is_the_step(name: str, recorder: Callable[[Any], None]) -
     assert_played(plain, played, [batch_of(16) for _ in range(8)])
 
 
+def test_what_a_batch_acts_by_can_be_played(recorder: Callable[[Any], None]) -> None:
+    plain, played = (SeedBatch(pair("flow")) for _ in range(2))
+    stack = played._stacked()
+    recorder(played)
+    stack.draw = CapturedCall(stack.draw)
+    for number in range(8):
+        found = []
+        for batch in (plain, played):
+            torch.manual_seed(number)
+            found.append(batch.act(np.full((2, 3), number / 4)))
+        np.testing.assert_array_equal(found[1], found[0])
+
+
 @pytest.mark.parametrize("name", ["flow", "mixture", "soft Q-learning"])
 def test_a_played_step_of_a_batch_is_the_step(name: str, recorder: Callable[[Any], None]) -> None:
     plain, played = (SeedBatch(pair(name)) for _ in range(2))
@@ -161,7 +175,7 @@ def test_batches_keep_their_size(recorder: Callable[[Any], None]) -> None:
     step = CapturedStep(learner.step, learner.optimizer)
     for _ in range(5):
         step(batch_of(16))
-    with pytest.raises(ValueError, match="captured with batches of 16 transitions, not 8"):
+    with pytest.raises(ValueError, match=r"captured with a tensor \[16, 3\], not \[8, 3\]"):
         step(batch_of(8))
 
 

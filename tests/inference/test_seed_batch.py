@@ -324,6 +324,35 @@ def test_the_compiler_makes_the_same_of_it() -> None:
         assert_alike(two, one, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.usefixtures("compiler", "still")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("options", [{"capture": True}, {"compile": True}, {"compile": True, "capture": True}], ids=str)
+@pytest.mark.parametrize("kind", ["flow", "mixture of one", "soft Q-learning"])
+def test_on_a_gpu_it_is_the_same(kind: str, options: dict[str, bool]) -> None:
+    plain, other = SeedBatch(make(kind)), SeedBatch(make(kind), **options).to("cuda")
+    observations = np.ones((S, O))
+    for number in range(6):  # the first three are not played from a graph
+        given = transitions(number)
+        expected = plain.update(given)
+        found = other.update(Transitions(*(field.cuda() for field in given)))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(other.act(observations), plain.act(observations), rtol=1e-3, atol=1e-4)
+    for one, two in zip(plain.learners, other.to("cpu").learners, strict=True):
+        assert_alike(two, one, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_played_from_a_graph_noise_is_new() -> None:
+    batch = SeedBatch(make(), capture=True).to("cuda")
+    given = Transitions(*(field.cuda() for field in transitions()))
+    losses = [float(batch.update(given)["policy_loss"][0]) for _ in range(8)]
+    actions = [batch.act(np.zeros((S, O))) for _ in range(8)]
+    assert len({*losses}) == 8 and len({action.tobytes() for action in actions}) == 8
+    assert len({*actions[-1][:, 0].tolist()}) == S
+
+
 # Bad input
 
 
@@ -352,8 +381,6 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         SeedBatch([Clipped(FlowPolicy(O, A), O, A)])
     with pytest.raises(ValueError, match=r"of one kind, these are\n.*lr=0.1.*\n.*lr=0.2"):
         SeedBatch([SoftActorCritic(FlowPolicy(O, A), O, A, lr=lr) for lr in (0.1, 0.2)])
-    with pytest.raises(ValueError, match="compile and capture exclude each other"):
-        SeedBatch([learner], compile=True, capture=True)
     by_elbo = SoftActorCritic(FlowPolicy(O, A), O, A, prior=UniformPrior(A), elbo=pyro.infer.Trace_ELBO())
     with pytest.raises(TypeError, match="an elbo takes its step through Pyro"):
         SeedBatch([by_elbo])

@@ -310,11 +310,11 @@ def speed(repeats: int, device: str = "cpu", updates: int = 200, compiled: bool 
         "sac-gaussian": learner_of(pc.guides.GaussianPolicy(OBSERVATIONS, ACTIONS), device),
     }
     counts = {"lsp-compiled": 1, "lsp-3-seeds": 3, "lsp-8-seeds": 8, "lsp-8-seeds-captured": 8}
-    setting = {"batch": BATCH, "hidden": HIDDEN, "device": torch.device(device).type}
+    setting: dict[str, Any] = {"batch": BATCH, "hidden": HIDDEN, "device": torch.device(device).type}
     if setting["device"] == "cuda":
         kinds["lsp-captured"] = learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS), device, capture=True)
         kinds["lsp-8-seeds-captured"] = batch_of(counts["lsp-8-seeds-captured"], device, capture=True)
-        setting["gpu"] = torch.cuda.get_device_name(device)
+        setting |= {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__}
     if compiled:
         for method in ("lsp-compiled", "lsp-3-seeds", "lsp-8-seeds"):
             kinds[method] = batch_of(counts[method], device, compile=True, capture=True)

@@ -193,7 +193,10 @@ class SoftLearner(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._captured = None  # parameters move to another device
-        return super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)
+        if hasattr(self, "optimizer"):  # whose state moves where they are
+            self.optimizer.load_state_dict(self.optimizer.state_dict())
+        return self
 
 
 class SoftActorCritic(SoftLearner):

@@ -53,12 +53,13 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise that is the same for every learner and update, alone and in a batch."""
 
     def randn(*shape: Any, generator: Any = None, **given: Any) -> Tensor:
-        (size,) = shape
-        return torch.linspace(-1.5, 1.5, torch.Size(size).numel(), **given).reshape(size)
+        size = torch.Size(shape if isinstance(shape[0], int) else shape[0])  # the compiler asks for some too
+        return torch.linspace(-1.5, 1.5, size.numel(), **given).reshape(size)
 
     def exponential(tensor: Tensor, *args: Any, generator: Any = None) -> Tensor:
         shape = tensor.shape
-        return torch.zeros_like(tensor) + torch.linspace(0.2, 3.0, shape.numel(), dtype=tensor.dtype).reshape(shape)
+        given = {"dtype": tensor.dtype, "device": tensor.device}
+        return torch.zeros_like(tensor) + torch.linspace(0.2, 3.0, shape.numel(), **given).reshape(shape)
 
     # The compiler lists torch's functions when it is first used, and should not meet this one then.
     torch.compile(lambda values: values + 1, backend="eager")(torch.ones(1))
@@ -231,6 +232,21 @@ def test_a_learner_that_went_on_alone_is_out_of_step() -> None:
     batch.learners[1].update(part(transitions(), 1))
     with pytest.raises(ValueError, match="as many updates as each other, not .1, 2, 1"):
         batch.update(transitions())
+
+
+def test_it_moves_with_its_optimisers() -> None:
+    batch = SeedBatch(make())
+    given = transitions()
+    batch.update(given)
+    learner = copy.deepcopy(batch.learners[1])
+    for moved in (batch, learner):
+        moved.double()
+    adam = learner.optimizer.state[learner.learnt[0]]
+    assert adam["exp_avg"].dtype == torch.float64 and adam["step"] == 1
+    doubled = Transitions(*(field.double() for field in given))
+    batch.update(doubled)
+    learner.update(part(doubled, 1))
+    assert learner.optimizer.state[learner.learnt[0]]["step"] == batch.learners[1].updates == 2
 
 
 # Acting

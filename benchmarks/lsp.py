@@ -209,7 +209,7 @@ def _cell(values: list[float]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw return against environment steps, with 95% intervals over seeds where there are three."""
+    """Draw return against environment steps, with 95% intervals over seeds where there are three, variants without."""
     panels = [(task, budget) for task in TASKS for budget in budgets(rows, task)]
     if not panels:
         return
@@ -225,8 +225,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            # There are ten colours, and more methods.
-            (shown[method],) = axes.plot(steps, mean, "-" if number < 10 else "--", color=f"C{number}", label=method)
+            variant = number >= 10  # than which there are no more colours
+            (shown[method],) = axes.plot(steps, mean, "--" if variant else "-", color=f"C{number}", label=method)
+            if variant:
+                continue
             if len(seeds) >= 3:
                 axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
             else:

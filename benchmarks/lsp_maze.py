@@ -180,11 +180,11 @@ def _cell(values: list[float]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the final distance against environment steps in the maze, with 95% intervals over seeds."""
+    """Draw the final distance against environment steps in the maze, with 95% intervals but for the paper's form."""
     tasks = [task for task in TASKS if any(item["task"] == task for item in rows)]
     if not tasks:
         return
-    figure, grid = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(1, len(tasks), figsize=(8 * len(tasks), 4), layout="constrained", squeeze=False)
     for axes, task in zip(grid[0], tasks, strict=True):
         for number, method in enumerate(METHODS):
             seeds = curves(rows, task, method, "final_distance")
@@ -193,14 +193,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            color, line = f"C{number % len(COMPARED)}", "--" if method.endswith(NARROW) else "-"
-            axes.plot(steps, mean, line, color=color, label=f"{method} ({len(seeds)})")
-            if len(seeds) >= 3:
-                axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, lw=0)
+            color, narrow = f"C{number % len(COMPARED)}", method.endswith(NARROW)
+            axes.plot(steps, mean, "--" if narrow else "-", color=color, label=f"{method} ({len(seeds)})")
+            if len(seeds) >= 3 and not narrow:
+                axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.12, lw=0)
         axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1, label="reached")
         axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, 15))
         axes.set_title(task, loc="left", fontsize=10)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

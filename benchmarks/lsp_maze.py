@@ -142,35 +142,41 @@ def collected(runs: Path) -> list[dict[str, Any]]:
 # -- what came out ----------------------------------------------------------------------------------------------------
 
 
-def curves(rows: list[dict[str, Any]], task: str, method: str, metric: str) -> dict[int, dict[int, float]]:
-    """Return a metric by seed and step, of the runs with most steps, each the mean over the goals that the seed has."""
-    found: dict[int, dict[int, list[float]]] = {}
-    most = max((run_of(item)[3:5] for item in rows if item["task"] == task and item["method"] == method), default=None)
-    for item in rows:
-        if (item["task"], item["method"], item["metric"]) == (task, method, metric) and run_of(item)[3:5] == most:
-            found.setdefault(item["seed"], {}).setdefault(item["setting"]["steps"], []).append(item["value"])
-    return {
-        seed: {step: float(np.mean(values)) for step, values in sorted(curve.items())} for seed, curve in found.items()
-    }
+def curves(rows: list[dict[str, Any]], task: str, goal: int, method: str, metric: str) -> dict[int, dict[int, float]]:
+    """Return a metric by seed and step, of the runs with most steps."""
+    of_method = [item for item in rows if (*run_of(item)[:3],) == (task, method, goal)]
+    most = max((run_of(item)[3:5] for item in of_method), default=None)
+    found: dict[int, dict[int, float]] = {}
+    for item in of_method:
+        if item["metric"] == metric and run_of(item)[3:5] == most:
+            found.setdefault(item["seed"], {})[item["setting"]["steps"]] = item["value"]
+    return {seed: dict(sorted(curve.items())) for seed, curve in found.items()}
+
+
+def panels(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Return the tasks and goals that there are rows of."""
+    return sorted(
+        {(item["task"], item["setting"]["goal"]) for item in rows}, key=lambda of: (TASKS.index(of[0]), of[1])
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean, 95% interval where there are three seeds, and seeds."""
     lines = [
-        "| task | method (seeds) | final distance (m) | success | success, mean over the run |",
-        "|---|---|---|---|---|",
+        "| task | goal | method (seeds) | final distance (m) | success | success, mean over the run |",
+        "|---|---|---|---|---|---|",
     ]
-    for task in TASKS:
+    for task, goal in panels(rows):
         for method in METHODS:
             ends, reached, along = [], [], []
-            for curve in curves(rows, task, method, "final_distance").values():
+            for curve in curves(rows, task, goal, method, "final_distance").values():
                 ends.append(curve[max(curve)])
-            for curve in curves(rows, task, method, "success").values():
+            for curve in curves(rows, task, goal, method, "success").values():
                 reached.append(curve[max(curve)])
                 along.append(float(np.mean([*curve.values()])))
             if ends:
                 cells = [_cell(values) for values in (ends, reached, along)]
-                lines.append(f"| {task} | {method} ({len(ends)}) | " + " | ".join(cells) + " |")
+                lines.append(f"| {task} | {goal} | {method} ({len(ends)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -181,26 +187,27 @@ def _cell(values: list[float]) -> str:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the final distance against environment steps in the maze, with 95% intervals but for the paper's form."""
-    tasks = [task for task in TASKS if any(item["task"] == task for item in rows)]
-    if not tasks:
+    shown = panels(rows)
+    if not shown:
         return
-    figure, grid = plt.subplots(1, len(tasks), figsize=(8 * len(tasks), 4), layout="constrained", squeeze=False)
-    for axes, task in zip(grid[0], tasks, strict=True):
+    figure, grid = plt.subplots(1, len(shown), figsize=(5 * len(shown) + 2, 4), layout="constrained", squeeze=False)
+    lines: dict[str, Any] = {}
+    for axes, (task, goal) in zip(grid[0], shown, strict=True):
         for number, method in enumerate(METHODS):
-            seeds = curves(rows, task, method, "final_distance")
+            seeds = curves(rows, task, goal, method, "final_distance")
             if not seeds:
                 continue
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
             color, narrow = f"C{number % len(COMPARED)}", method.endswith(NARROW)
-            axes.plot(steps, mean, "--" if narrow else "-", color=color, label=f"{method} ({len(seeds)})")
+            (lines[method],) = axes.plot(steps, mean, "--" if narrow else "-", color=color)
             if len(seeds) >= 3 and not narrow:
                 axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.12, lw=0)
-        axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1, label="reached")
+        lines["reached"] = axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1)
         axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, 15))
-        axes.set_title(task, loc="left", fontsize=10)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.set_title(f"{task}, goal {goal}", loc="left", fontsize=10)
+    figure.legend([*lines.values()], [*lines], loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

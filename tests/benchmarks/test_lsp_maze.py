@@ -58,14 +58,15 @@ def test_methods_that_go_on_from_one_floor_are_made_one_after_the_other(
         assert given[-3:] == ["--seed", "0", "1"]
 
 
-def test_a_seed_counts_once_whatever_its_goals(benchmark: ModuleType, tmp_path: Path) -> None:
+def test_every_goal_has_its_curves_and_rows(benchmark: ModuleType, tmp_path: Path) -> None:
     rows = [
         item("lsp", seed, goal, step, seed + goal + step) for seed in range(3) for goal in (0, 2) for step in (5, 10)
     ]
     rows += [item("lsp", seed, goal, step, step / 10, "success") for seed, goal, step in _keys(rows)]
-    assert benchmark.curves(rows, "PointMaze", "lsp", "final_distance")[1] == {5: 7.0, 10: 12.0}
+    assert benchmark.curves(rows, "PointMaze", 2, "lsp", "final_distance")[1] == {5: 8.0, 10: 13.0}
     assert benchmark.table(rows).splitlines()[2:] == [
-        "| PointMaze | lsp (3) | 12.00 ± 2.48 | 1.00 ± 0.00 | 0.75 ± 0.00 |"
+        "| PointMaze | 0 | lsp (3) | 11.00 ± 2.48 | 1.00 ± 0.00 | 0.75 ± 0.00 |",
+        "| PointMaze | 2 | lsp (3) | 13.00 ± 2.48 | 1.00 ± 0.00 | 0.75 ± 0.00 |",
     ]
     benchmark.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0

@@ -35,7 +35,7 @@ import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import mean_interval, read_rows, row, select, write_results
-from training_runs import collect, make, on, verify_known, with_table
+from training_runs import collect, make, on, verify_known, verify_usable, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -109,10 +109,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Make the missing runs, measure the speed, then the results file, its plot and the page's tables."""
     verify_known("method", arguments.methods, [*METHODS])
-    try:
-        pc.inference.verify_device(arguments.device)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    verify_usable(arguments.device)
     if arguments.train:
         tasks, methods, steps = arguments.tasks, arguments.methods, arguments.steps
         if arguments.hierarchy:
@@ -225,7 +222,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            variant = number >= 10  # than which there are no more colours
+            variant = number >= 10  # there are no more colours
             (shown[method],) = axes.plot(steps, mean, "--" if variant else "-", color=f"C{number}", label=method)
             if variant:
                 continue

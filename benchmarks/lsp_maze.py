@@ -26,7 +26,7 @@ import tyro
 
 from pyrocontrol.envs.point_maze import GOAL_RADIUS
 from pyrocontrol.inference import mean_interval, read_rows, write_results
-from training_runs import collect, make, on, verify_known, with_table
+from training_runs import collect, make, on, verify_known, verify_usable, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -85,6 +85,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Make the missing runs, then the results file, its plot and the page's table."""
     verify_known("method", arguments.methods, [*METHODS])
+    verify_usable(arguments.device)
     if arguments.train:
         there = {run_of(item) for item in read_rows(RESULTS) + collected(arguments.runs)}
         # Runs that share a floor follow each other.

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pyrocontrol.inference import verify_device
+
 
 def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
     """Run a script in a process of one thread, what it prints appended to ``log``, and say how it ended.
@@ -60,6 +62,14 @@ def with_table(page: str, lines: str, mark: str = "TABLE") -> str:
     """Return a page with a table replaced, between its mark and the next ``END``."""
     before, rest = page.split(f"<!-- {mark} -->\n")
     return before + f"<!-- {mark} -->\n" + lines + "\n<!-- END -->\n" + rest.split("<!-- END -->\n", 1)[1]
+
+
+def verify_usable(device: str) -> None:
+    """Exit with one line if a device is not there."""
+    try:
+        verify_device(device)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def verify_known(kind: str, given: Sequence[str], known: Sequence[str]) -> None:

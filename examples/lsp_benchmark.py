@@ -146,8 +146,8 @@ def checked(arguments: Arguments) -> None:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
     if not arguments.seed or min(arguments.seed) < 0 or len(set(arguments.seed)) < len(arguments.seed):
         raise SystemExit(f"--seed must be at least 0, and several be different, got {arguments.seed}")
-    if arguments.learner in BASELINES and (len(arguments.seed) > 1 or arguments.compile):
-        raise SystemExit(f"--learner {arguments.learner} learns one seed at a time, and is not compiled")
+    if arguments.learner in BASELINES and (len(arguments.seed) > 1 or arguments.compile or arguments.capture):
+        raise SystemExit(f"--learner {arguments.learner} learns one seed at a time, neither compiled nor captured")
     if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
         raise SystemExit(f"--lr must be positive, got {arguments.lr}")
     if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):

@@ -42,6 +42,7 @@ def maze() -> ModuleType:
         ("--seed must be .* different, got \\(1, 1", {"seed": (1, 1)}),
         ("--seed must be", {"seed": ()}),
         ("--learner ddpg learns one seed at a time", {"learner": "ddpg", "seed": (0, 1)}),
+        ("--learner ppo .* neither compiled nor captured", {"learner": "ppo", "capture": True}),
         ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
         ("--lr must be positive, got nan", {"lr": float("nan")}),
         ("--components must be at least 1, got 0", {"components": 0}),

@@ -58,6 +58,11 @@ def test_methods_that_go_on_from_one_floor_are_made_one_after_the_other(
         assert given[-3:] == ["--seed", "0", "1"]
 
 
+def test_a_device_that_is_not_there_is_refused(benchmark: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="nowhere"):
+        benchmark.main(benchmark.Arguments(device="nowhere"))
+
+
 def test_every_goal_has_its_curves_and_rows(benchmark: ModuleType, tmp_path: Path) -> None:
     rows = [
         item("lsp", seed, goal, step, seed + goal + step) for seed in range(3) for goal in (0, 2) for step in (5, 10)

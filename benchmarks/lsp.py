@@ -7,6 +7,7 @@
 
 The seeds of a soft learner are one run of `examples/lsp_benchmark.py`, in a process of one thread and with a folder of
 its own under RUNS; one that was stopped goes on from its checkpoints (those of DDPG and PPO, a run a seed, begin anew).
+One level and the lower of two go on from a finished run of one level and half the steps: their first half is that run.
 
 The rows: `return` of every evaluation, setting `steps`, the same number of environment steps for every method; at the
 end of a run we quote the mean over the evaluations in its last tenth. `return_mode`: without noise, at the end.
@@ -18,6 +19,7 @@ what their latents at the top of three frozen levels make of them again, at most
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +70,7 @@ METHODS: dict[str, list[str]] = {
 BASELINES = ("ddpg", "ppo")
 COMPARED = ("lsp", "sac-gmm", "sql", "ddpg", "ppo")
 HIERARCHIES = ("lsp", "lsp-2", "lsp-4-end-to-end")
+ONE_LEVEL_FIRST = ("lsp", "lsp-2")  # what their first half is: `lsp`
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5")
 SPEED, INVERSION = "speed", "inversion"  # the tasks of the rows that are not of a run
 BATCH, HIDDEN, OBSERVATIONS, ACTIONS = 128, 128, 17, 6  # the last two are HalfCheetah's
@@ -152,7 +155,20 @@ def run(runs: Path, device: str, task: str, method: str, steps: int, seeds: tupl
     out = runs / task / f"{method}-{steps}-{'+'.join(map(str, seeds))}"
     given = [*METHODS[method], "--task", task, "--steps", str(steps), "--out", str(out), "--seed", *map(str, seeds)]
     given += [] if method in BASELINES else ["--compile", *on(device)]
+    if method in ONE_LEVEL_FIRST and not out.exists():
+        take_on(runs / task / f"lsp-{steps // 2}-{'+'.join(map(str, seeds))}", out)
     make(HERE.parent / "examples" / "lsp_benchmark.py", given, f"{task}/{out.name}", out / "log.txt")
+
+
+def take_on(finished: Path, out: Path) -> None:
+    """Begin a run with what the lowest level of another has learnt, for all seeds, if that one is finished."""
+    levels = [path.parent / "level-0" for path in finished.glob("**/result.json")]
+    if levels:
+        part = out.with_name(f"{out.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        for level in levels:
+            shutil.copytree(level, part / level.relative_to(finished))
+        part.rename(out)
 
 
 def collected(runs: Path) -> list[dict[str, Any]]:

@@ -67,6 +67,29 @@ def test_what_is_missing_is_made_soft_learners_in_one_batch(
     assert made[1][1][-2:] == ["--seed", "0"]
 
 
+def test_what_begins_with_one_level_takes_it_on(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "make", lambda *given: None)
+    task = tmp_path / "Ant-v5"
+    for seed, finished in (("0", True), ("1", True), ("2", False)):
+        level = task / f"lsp-100-{seed}" / ("level-0" if seed == "0" else f"seed-{seed}/level-0")
+        level.mkdir(parents=True)
+        (level / "checkpoint.pt").write_text(seed)
+        if finished:
+            (level.parent / "result.json").touch()
+    for method in ("lsp-2", "lsp", "lsp-4-end-to-end"):
+        for seed in range(3):
+            benchmark.run(tmp_path, "cpu", "Ant-v5", method, 200, (seed,))
+    taken = {f"{method}-200-{name}" for method in ("lsp", "lsp-2") for name in ("0/level-0", "1/seed-1/level-0")}
+    assert {str(path.parent.relative_to(task)) for path in task.glob("*-200-*/**/checkpoint.pt")} == taken
+    assert not [*task.glob("*.part")] and not [*task.glob("*-200-*/**/result.json")]
+    # What has begun is left as it is.
+    (task / "lsp-2-200-0" / "level-0" / "checkpoint.pt").write_text("further")
+    benchmark.run(tmp_path, "cpu", "Ant-v5", "lsp-2", 200, (0,))
+    assert (task / "lsp-2-200-0" / "level-0" / "checkpoint.pt").read_text() == "further"
+
+
 def test_what_is_quoted_is_the_last_tenth(benchmark: ModuleType) -> None:
     rows = [item("lsp", 0, step, value) for step, value in ((50, 9.0), (90, 7.0), (95, 1.0), (100, 2.0))]
     rows += [item("lsp", 1, 100, 4.0), item("lsp", 0, 100, 99.0, budget=200), item("ppo", 0, 100, 0.0)]

@@ -284,6 +284,19 @@ def test_episodes_side_by_side_are_the_episodes() -> None:
     assert sampled(0) == sampled(1) != evaluation(policy, Point, episodes=3, seed=1)(0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_policy_is_evaluated_on_the_cpu_and_stays() -> None:
+    policy = make().policy
+    here = evaluation(policy, Point, episodes=3)(0)
+    there = evaluation(policy.cuda(), Point, episodes=3)
+    assert there(0) == pytest.approx(here)  # the same noise, drawn on the CPU
+    assert all(weight.is_cuda for weight in policy.parameters())
+    with torch.no_grad():  # what is copied is the policy as it is then
+        for weight in policy.parameters():
+            weight.zero_()
+    assert there(0) != pytest.approx(here)
+
+
 def test_evaluating_changes_nothing() -> None:
     plain, watched = make(), make()
     learn(plain, Point(), steps=60, **OPTIONS)

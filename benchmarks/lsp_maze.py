@@ -52,6 +52,7 @@ NARROW = "-flow-paper"
 METHODS |= {name + NARROW: [*given, "--guide", "flow-paper"] for name, given in METHODS.items()}
 FLOORS |= {name + NARROW: floor + NARROW for name, floor in FLOORS.items()}
 TASKS = ("PointMaze", "AntMaze")
+OF_TASK: dict[str, list[str]] = {"PointMaze": [], "AntMaze": ["--lr", "1e-3"]}
 
 Run = tuple[str, str, int, int, int, int]  # task, method, goal, steps on open floor and in the maze, seed
 
@@ -124,7 +125,7 @@ def run(runs: Path, device: str, chain: list[list[Run]]) -> None:
         seeds = [str(job[-1]) for job in jobs]
         together = "+".join(seeds)
         out = runs / task / f"{method}-{goal}-{pretrain}-{steps}-{together}"
-        given = [*METHODS[method], "--compile", *on(device), "--task", task, "--goal", str(goal)]
+        given = [*METHODS[method], *OF_TASK[task], "--compile", *on(device), "--task", task, "--goal", str(goal)]
         given += ["--pretrain", str(pretrain)]
         given += ["--steps", str(steps), "--evaluate-every", str(max(1, steps // 10)), "--out", str(out)]
         if method in FLOORS:

@@ -80,7 +80,8 @@ class AntMove(gymnasium.Env[np.ndarray, np.ndarray]):
 
         ``|v| + 0.05 - 0.005 |a|^2 - 0.0005 |c|^2``.
 
-    The episode ends when the torso leaves the heights 0.2 to 1 m, or anything is no longer finite.
+    The episode ends when the torso leaves the heights 0.2 to 1 m, or anything is no longer finite. That lets the ant
+    lie on its back, where waving its legs moves it at about 1 m/s; with ``upright`` the episode ends there too.
     `pyrocontrol/AntMove-v0` is truncated after 1000 steps.
 
     `info` holds `position` (``[2]`` float64) and, after a step, `motion_reward`.
@@ -88,6 +89,7 @@ class AntMove(gymnasium.Env[np.ndarray, np.ndarray]):
     Args:
         positions: whether x and y are observed.
         contacts: whether the contact forces are observed.
+        upright: whether the episode also ends when the upper side of the torso points downwards.
         render_mode: `"rgb_array"` for a picture, or None. MuJoCo draws it with OpenGL; without a display,
             ``MUJOCO_GL=egl`` in the environment says how.
         camera: `"track"` goes with the ant.
@@ -106,6 +108,7 @@ class AntMove(gymnasium.Env[np.ndarray, np.ndarray]):
         self,
         positions: bool = True,
         contacts: bool = False,
+        upright: bool = False,
         render_mode: str | None = None,
         camera: str = _BESIDE,
         width: int = 480,
@@ -115,7 +118,7 @@ class AntMove(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         if camera not in self._cameras:
             raise ValueError(f"camera must be one of {', '.join(map(repr, self._cameras))}, got {camera!r}")
-        self.positions, self.contacts, self.render_mode = positions, contacts, render_mode
+        self.positions, self.contacts, self.upright, self.render_mode = positions, contacts, upright, render_mode
         given: dict[str, Any] = dict(render_mode=render_mode, camera_name=camera, width=width, height=height)
         # MuJoCo's own environment takes a path; the file is read once.
         with tempfile.TemporaryDirectory() as folder:
@@ -170,6 +173,9 @@ class AntMove(gymnasium.Env[np.ndarray, np.ndarray]):
         motion = motion_reward(speed, float(torques @ torques), float(forces @ forces))
         reward, done = self._judge(motion)
         fallen = not (_HEALTHY[0] <= ant.data.qpos[2] <= _HEALTHY[1] and math.isfinite(motion))
+        if self.upright:
+            _, along_x, along_y, _ = ant.data.qpos[3:7]
+            fallen |= bool(along_x**2 + along_y**2 > 0.5)  # the torso's own z axis has the height 1 - 2 (x^2 + y^2)
         self._running = not (done or fallen)
         return self._observe(), reward, done or fallen, False, self._info() | {"motion_reward": motion}
 
@@ -240,7 +246,7 @@ class AntMaze(AntMove):
         self.goal, self.motion, self._aim = goal, motion, goal_of(goal)
         if not math.isfinite(motion):
             raise ValueError(f"motion must be finite, got {motion}")
-        super().__init__(True, contacts, render_mode, camera, width, height)
+        super().__init__(contacts=contacts, render_mode=render_mode, camera=camera, width=width, height=height)
 
     def _xml(self, ant: str) -> str:
         return maze_xml(ant, self.goal)

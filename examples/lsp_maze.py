@@ -43,7 +43,8 @@ OPEN_FLOOR = {"PointMaze": "PointMove", "AntMaze": "AntMove"}
 HOLD = 3  # environment steps for which a level above the lowest keeps an action
 PLACE = 2  # numbers of an observation that say where the body is; the lowest level of several does not see them
 EVALUATION_SEED = 10_000
-VARIED_SCALE = 3.0  # of rewards on open floor, with temperature 1: Table 2
+# By task: of rewards on open floor, with temperature 1. Table 2 has 3, and the paper 4 million steps for it.
+VARIED_SCALES = {"PointMaze": 3.0, "AntMaze": 10.0}
 CHECKPOINT_EVERY = 10_000  # environment steps
 FILM_FRAMES = 150  # of an episode that does not end before its time
 
@@ -69,11 +70,13 @@ class Arguments:
     temperature: Literal["learned", "fixed"] = "fixed"
     """of soft actor-critic; fixed: 1, as is that of soft Q-learning and of the lowest of several levels"""
     reward_scale: float = 1.0
-    """what rewards are multiplied by; for the lowest of several levels always 3"""
+    """what rewards are multiplied by; for the lowest of several levels always 3 (point) or 10 (ant)"""
     pretrain: int = 30_000
     """environment steps on open floor, 0 for none"""
     steps: int = 30_000
     """environment steps in the maze, all levels together"""
+    upright: bool = True
+    """on open floor, end an ant's episode where it lies on its back; the paper, which has more steps, does not"""
     start: int = 1000
     """environment steps of each level before its first update"""
     lr: float = 3e-4
@@ -135,6 +138,8 @@ def report(arguments: Arguments, seed: int, curve: Curve, policy: Any, seconds: 
     )
     setting = {name: getattr(arguments, name) for name in names}
     setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
+    if arguments.task == "AntMaze" and arguments.pretrain:
+        setting["upright"] = arguments.upright
     rows = [
         pc.inference.row(
             arguments.learner, arguments.task, metric, values[metric], seed=seed, seconds=seconds, steps=step, **setting
@@ -204,8 +209,8 @@ def maze(arguments: Arguments, **given: Any) -> gymnasium.Env[Any, Any]:
 def make_learner(arguments: Arguments, level: int, observations: int, actions: int) -> Any:
     """Return the learner of a level: the lowest acts within (-1, 1), the others on latents, whose prior is N(0, I).
 
-    The lowest of several is to know many ways to move: its temperature and scale of rewards are those of the paper's
-    ant. A single level is to be good in the maze, whatever it was trained on before.
+    The lowest of several is to know many ways to move: its temperature is that of the paper, its scale of rewards for
+    the point that of the paper's ant. A single level is to be good in the maze, whatever it was trained on before.
     """
     kinds: dict[str, Any] = {
         "flow": pc.guides.FlowPolicy,
@@ -215,7 +220,7 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     }
     policy = kinds[arguments.guide](observations, actions, squash=level == 0)
     varied = level == 0 and arguments.levels > 1
-    scale = VARIED_SCALE if varied else arguments.reward_scale
+    scale = VARIED_SCALES[arguments.task] if varied else arguments.reward_scale
     captured = arguments.capture and not together(arguments)
     given: dict[str, Any] = dict(lr=arguments.lr, reward_scale=scale, fixed_latent=level > 0, capture=captured)
     if level > 0:
@@ -235,9 +240,10 @@ def learnt_to_move(arguments: Arguments) -> tuple[list[Any] | None, float]:
     """Return the lowest levels' learners, trained on open floor, None if that was stopped, and the seconds it took."""
     floor = f"pyrocontrol/{OPEN_FLOOR[arguments.task]}-v0"
     print(f"learning to move in {floor}, {arguments.pretrain} steps")
+    given = {"upright": arguments.upright} if arguments.task == "AntMaze" else {}
     envs, learners, outs = [], [], []
     for seed in arguments.seed:
-        envs.append(gymnasium.make(floor, positions=arguments.levels == 1))
+        envs.append(gymnasium.make(floor, positions=arguments.levels == 1, **given))
         pyro.set_rng_seed(seed)
         sizes = [int(space.shape[0]) for space in (envs[-1].observation_space, envs[-1].action_space)]  # type: ignore[index]
         learners.append(make_learner(arguments, 0, *sizes))

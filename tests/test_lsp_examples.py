@@ -108,6 +108,20 @@ def test_a_run_in_the_maze_is_taken_up_and_not_taken_for_another(maze: ModuleTyp
         maze.main(maze.Arguments(steps=30, out=tmp_path / "a", **given | {"pretrain": 25}))
 
 
+def test_an_ant_that_learns_to_move_has_to_stand(
+    maze: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mujoco")
+    monkeypatch.setattr(maze, "film", lambda *given: True)
+    given: dict[str, Any] = {"task": "AntMaze", "pretrain": 20, "steps": 30, "pretrained": tmp_path / "floor"}
+    given |= TINY | {"evaluate_every": 30}
+    maze.main(maze.Arguments(out=tmp_path / "a", **given))
+    rows = json.loads((tmp_path / "a" / "result.json").read_text())["rows"]
+    assert {row["setting"]["upright"] for row in rows} == {True}
+    with pytest.raises(SystemExit, match="was made with env=.*'upright': True.*'upright': False"):
+        maze.main(maze.Arguments(upright=False, out=tmp_path / "b", **given))
+
+
 @pytest.mark.parametrize("levels", [1, 2])
 def test_several_seeds_find_the_way_at_once(maze: ModuleType, tmp_path: Path, levels: int) -> None:
     given: dict[str, Any] = {"pretrain": 20, "levels": levels, "seed": (3, 1), **TINY}

@@ -112,6 +112,18 @@ def test_the_episode_ends_where_the_ant_does_not_stand(
     assert terminated != stands and not truncated and reward == 0 and not info["is_success"]
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.45, 0.55, 1.0, 1.4, 1.6], ids=lambda angle: f"{angle}pi")
+def test_an_ant_on_its_back_may_be_the_end(angle: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for upright in (False, True):
+        env = AntMove(upright=upright)
+        env.reset(seed=0)
+        monkeypatch.setattr(env.simulator, "do_simulation", lambda torques, frames: None)
+        half = math.pi * angle / 2
+        env.data.qpos[3:7] = math.cos(half), math.sin(half) * 0.6, math.sin(half) * 0.8, 0.0
+        _, _, terminated, truncated, _ = env.step(STILL)
+        assert terminated == (upright and math.cos(math.pi * angle) < 0) and not truncated
+
+
 def test_walls_stop_the_ant() -> None:
     ends = []
     for make in (AntMaze, AntMove):

@@ -2,7 +2,7 @@
 
     python benchmarks/lsp_maze.py                                              # the point: every run that is missing
     python benchmarks/lsp_maze.py --goals 0 --methods lsp scratch --seeds 0 --jobs 1
-    python benchmarks/lsp_maze.py --task AntMaze --seeds 0 --pretrain 1000000 --steps 600000
+    python benchmarks/lsp_maze.py --task AntMaze --seeds 0 --pretrain 400000 --steps 300000
     python benchmarks/lsp_maze.py --no-train                                   # collect finished runs and plot
 
 The seeds of a method are one run of `examples/lsp_maze.py`, in a process of one thread and with a folder of its own

@@ -10,7 +10,7 @@ alone or with that for motion added.
     python examples/lsp_maze.py --learner sql --out out/sql                     # soft Q-learning at both
     python examples/lsp_maze.py --levels 1 --temperature learned --out out/one  # one level, trained on
     python examples/lsp_maze.py --levels 1 --pretrain 0 --motion 1 --out out/s  # from scratch, with reward for motion
-    python examples/lsp_maze.py --task AntMaze --pretrain 1000000 --steps 1000000 --out out/ant
+    python examples/lsp_maze.py --task AntMaze --lr 1e-3 --pretrain 400000 --steps 300000 --out out/ant
 
 writes OUT/result.json (`final_distance` to the goal, m, and `success` at every evaluation), OUT/level-N/ (checkpoint,
 replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png,
@@ -44,7 +44,7 @@ HOLD = 3  # environment steps for which a level above the lowest keeps an action
 PLACE = 2  # numbers of an observation that say where the body is; the lowest level of several does not see them
 EVALUATION_SEED = 10_000
 # By task: of rewards on open floor, with temperature 1. Table 2 has 3, and the paper 4 million steps for it.
-VARIED_SCALES = {"PointMaze": 3.0, "AntMaze": 10.0}
+VARIED_SCALES = {"PointMaze": 3.0, "AntMaze": 30.0}
 CHECKPOINT_EVERY = 10_000  # environment steps
 FILM_FRAMES = 150  # of an episode that does not end before its time
 
@@ -70,7 +70,7 @@ class Arguments:
     temperature: Literal["learned", "fixed"] = "fixed"
     """of soft actor-critic; fixed: 1, as is that of soft Q-learning and of the lowest of several levels"""
     reward_scale: float = 1.0
-    """what rewards are multiplied by; for the lowest of several levels always 3 (point) or 10 (ant)"""
+    """what rewards are multiplied by; for the lowest of several levels always 3 (point) or 30 (ant)"""
     pretrain: int = 30_000
     """environment steps on open floor, 0 for none"""
     steps: int = 30_000

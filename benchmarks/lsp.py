@@ -162,8 +162,8 @@ def run(runs: Path, device: str, task: str, method: str, steps: int, seeds: tupl
 
 def take_on(finished: Path, out: Path) -> None:
     """Begin a run with what the lowest level of another has learnt, for all seeds, if that one is finished."""
-    levels = [path.parent / "level-0" for path in finished.glob("**/result.json")]
-    if levels:
+    levels = [*finished.glob("**/level-0")]
+    if levels and all((level.parent / "result.json").exists() for level in levels):
         part = out.with_name(f"{out.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         for level in levels:

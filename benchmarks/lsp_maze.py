@@ -52,6 +52,7 @@ NARROW = "-flow-paper"
 METHODS |= {name + NARROW: [*given, "--guide", "flow-paper"] for name, given in METHODS.items()}
 FLOORS |= {name + NARROW: floor + NARROW for name, floor in FLOORS.items()}
 TASKS = ("PointMaze", "AntMaze")
+# What all methods of a task have.
 OF_TASK: dict[str, list[str]] = {"PointMaze": [], "AntMaze": ["--lr", "1e-3"]}
 
 Run = tuple[str, str, int, int, int, int]  # task, method, goal, steps on open floor and in the maze, seed

@@ -81,7 +81,7 @@ class AntMove(gymnasium.Env[np.ndarray, np.ndarray]):
         ``|v| + 0.05 - 0.005 |a|^2 - 0.0005 |c|^2``.
 
     The episode ends when the torso leaves the heights 0.2 to 1 m, or anything is no longer finite. That lets the ant
-    lie on its back, where waving its legs moves it at about 1 m/s; with ``upright`` the episode ends there too.
+    lie on its back and be moved by waving its legs; with ``upright`` the episode ends there too.
     `pyrocontrol/AntMove-v0` is truncated after 1000 steps.
 
     `info` holds `position` (``[2]`` float64) and, after a step, `motion_reward`.

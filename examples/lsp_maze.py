@@ -138,6 +138,8 @@ def report(arguments: Arguments, seed: int, curve: Curve, policy: Any, seconds: 
     )
     setting = {name: getattr(arguments, name) for name in names}
     setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
+    if arguments.levels > 1:
+        setting["floor_reward_scale"] = VARIED_SCALES[arguments.task]
     if arguments.task == "AntMaze" and arguments.pretrain:
         setting["upright"] = arguments.upright
     rows = [

@@ -117,7 +117,7 @@ def test_an_ant_that_learns_to_move_has_to_stand(
     given |= TINY | {"evaluate_every": 30}
     maze.main(maze.Arguments(out=tmp_path / "a", **given))
     rows = json.loads((tmp_path / "a" / "result.json").read_text())["rows"]
-    assert {row["setting"]["upright"] for row in rows} == {True}
+    assert {(row["setting"]["upright"], row["setting"]["floor_reward_scale"]) for row in rows} == {(True, 30.0)}
     with pytest.raises(SystemExit, match="was made with env=.*'upright': True.*'upright': False"):
         maze.main(maze.Arguments(upright=False, out=tmp_path / "b", **given))
 

@@ -78,8 +78,13 @@ def test_what_begins_with_one_level_takes_it_on(
         (level / "checkpoint.pt").write_text(seed)
         if finished:
             (level.parent / "result.json").touch()
+    half = task / "lsp-100-3" / "seed-3" / "level-0"  # of two seeds one is finished
+    for level in (half, half.parents[1] / "seed-4" / "level-0"):
+        level.mkdir(parents=True)
+        (level / "checkpoint.pt").touch()
+    (half.parent / "result.json").touch()
     for method in ("lsp-2", "lsp", "lsp-4-end-to-end"):
-        for seed in range(3):
+        for seed in range(4):
             benchmark.run(tmp_path, "cpu", "Ant-v5", method, 200, (seed,))
     taken = {f"{method}-200-{name}" for method in ("lsp", "lsp-2") for name in ("0/level-0", "1/seed-1/level-0")}
     assert {str(path.parent.relative_to(task)) for path in task.glob("*-200-*/**/checkpoint.pt")} == taken

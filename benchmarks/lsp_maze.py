@@ -51,9 +51,12 @@ FLOORS = {"lsp": "floor-lsp", "lsp-sql": "floor-sql", "finetune": "floor-one", "
 NARROW = "-flow-paper"
 METHODS |= {name + NARROW: [*given, "--guide", "flow-paper"] for name, given in METHODS.items()}
 FLOORS |= {name + NARROW: floor + NARROW for name, floor in FLOORS.items()}
+# With as great a learning rate above as below.
+FAST = "lsp-lr-1e-3"
+METHODS[FAST], FLOORS[FAST] = ["--lr", "1e-3"], FLOORS["lsp"]
 TASKS = ("PointMaze", "AntMaze")
-# What all methods of a task have.
-OF_TASK: dict[str, list[str]] = {"PointMaze": [], "AntMaze": ["--lr", "1e-3"]}
+# What the ant has besides: to walk it learns faster at a rate at which the critics of the level above run away.
+ANT_SEVERAL, ANT_ONE = ["--floor-lr", "1e-3"], ["--lr", "1e-3"]
 
 Run = tuple[str, str, int, int, int, int]  # task, method, goal, steps on open floor and in the maze, seed
 
@@ -65,7 +68,7 @@ class Arguments:
     task: Literal["PointMaze", "AntMaze"] = "PointMaze"
     """whose body"""
     methods: tuple[str, ...] = COMPARED
-    """which methods; there are also those with -flow-paper"""
+    """which methods; there are also those with -flow-paper, and lsp-lr-1e-3"""
     goals: tuple[int, ...] = (0, 1, 2)
     """which goals"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -126,13 +129,20 @@ def run(runs: Path, device: str, chain: list[list[Run]]) -> None:
         seeds = [str(job[-1]) for job in jobs]
         together = "+".join(seeds)
         out = runs / task / f"{method}-{goal}-{pretrain}-{steps}-{together}"
-        given = [*METHODS[method], *OF_TASK[task], "--compile", *on(device), "--task", task, "--goal", str(goal)]
-        given += ["--pretrain", str(pretrain)]
+        given = [*METHODS[method], *besides(task, method), "--compile", *on(device), "--task", task]
+        given += ["--goal", str(goal), "--pretrain", str(pretrain)]
         given += ["--steps", str(steps), "--evaluate-every", str(max(1, steps // 10)), "--out", str(out)]
         if method in FLOORS:
             given += ["--pretrained", str(runs / task / f"{FLOORS[method]}-{pretrain}-{together}")]
         given += ["--seed", *seeds]
         make(HERE.parent / "examples" / "lsp_maze.py", given, f"{task}/{out.name}", out / "log.txt")
+
+
+def besides(task: str, method: str) -> list[str]:
+    """Return the options of a method that are the task's."""
+    if task != "AntMaze" or method == FAST:
+        return []
+    return ANT_ONE if METHODS[method][:2] == ["--levels", "1"] else ANT_SEVERAL
 
 
 def collected(runs: Path) -> list[dict[str, Any]]:
@@ -189,7 +199,7 @@ def _cell(values: list[float]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the final distance against environment steps in the maze, with 95% intervals but for the paper's form."""
+    """Draw the final distance against environment steps in the maze, with 95% intervals but for variants."""
     shown = panels(rows)
     if not shown:
         return
@@ -203,9 +213,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            color, narrow = f"C{number % len(COMPARED)}", method.endswith(NARROW)
-            (lines[method],) = axes.plot(steps, mean, "--" if narrow else "-", color=color)
-            if len(seeds) >= 3 and not narrow:
+            color, variant = f"C{number % len(COMPARED)}", method not in COMPARED
+            (lines[method],) = axes.plot(steps, mean, "--" if variant else "-", color=color)
+            if len(seeds) >= 3 and not variant:
                 axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.12, lw=0)
         lines["reached"] = axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1)
         axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, 15))

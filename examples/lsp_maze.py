@@ -10,7 +10,7 @@ alone or with that for motion added.
     python examples/lsp_maze.py --learner sql --out out/sql                     # soft Q-learning at both
     python examples/lsp_maze.py --levels 1 --temperature learned --out out/one  # one level, trained on
     python examples/lsp_maze.py --levels 1 --pretrain 0 --motion 1 --out out/s  # from scratch, with reward for motion
-    python examples/lsp_maze.py --task AntMaze --lr 1e-3 --pretrain 400000 --steps 300000 --out out/ant
+    python examples/lsp_maze.py --task AntMaze --floor-lr 1e-3 --pretrain 400000 --steps 300000 --out out/ant
 
 writes OUT/result.json (`final_distance` to the goal, m, and `success` at every evaluation), OUT/level-N/ (checkpoint,
 replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png,
@@ -81,6 +81,8 @@ class Arguments:
     """environment steps of each level before its first update"""
     lr: float = 3e-4
     """of policies, critics and temperature"""
+    floor_lr: float | None = None
+    """that of the lowest of several levels, by default the same"""
     seed: tuple[int, ...] = (0,)
     """of the initial weights, the episodes and all noise; several are learnt at once, each in a folder OUT/seed-N"""
     evaluate_every: int = 3_000
@@ -140,6 +142,7 @@ def report(arguments: Arguments, seed: int, curve: Curve, policy: Any, seconds: 
     setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
     if arguments.levels > 1:
         setting["floor_reward_scale"] = VARIED_SCALES[arguments.task]
+        setting["floor_lr"] = arguments.lr if arguments.floor_lr is None else arguments.floor_lr
     if arguments.task == "AntMaze" and arguments.pretrain:
         setting["upright"] = arguments.upright
     rows = [
@@ -180,9 +183,12 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit(f"--seed must be at least 0, and several be different, got {arguments.seed}")
     if arguments.compile and arguments.guide == "spline":
         raise SystemExit("--guide spline cannot be compiled: Zuko's flows are not made for it")
-    for name in ("reward_scale", "lr"):
-        if not (getattr(arguments, name) > 0 and math.isfinite(getattr(arguments, name))):
-            raise SystemExit(f"--{name.replace('_', '-')} must be positive, got {getattr(arguments, name)}")
+    for name in ("reward_scale", "lr", "floor_lr"):
+        value = getattr(arguments, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise SystemExit(f"--{name.replace('_', '-')} must be positive, got {value}")
+    if arguments.levels == 1 and arguments.floor_lr is not None:
+        raise SystemExit("--floor-lr is for the lowest of several levels: --levels 1 goes on with --lr")
     if arguments.levels > 1 and not arguments.pretrain:
         raise SystemExit("--pretrain 0 leaves nothing to act through: --levels 1, or steps on open floor")
     if arguments.pretrained is not None and not arguments.pretrain:
@@ -223,8 +229,9 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     policy = kinds[arguments.guide](observations, actions, squash=level == 0)
     varied = level == 0 and arguments.levels > 1
     scale = VARIED_SCALES[arguments.task] if varied else arguments.reward_scale
+    lr = arguments.floor_lr if varied and arguments.floor_lr is not None else arguments.lr
     captured = arguments.capture and not together(arguments)
-    given: dict[str, Any] = dict(lr=arguments.lr, reward_scale=scale, fixed_latent=level > 0, capture=captured)
+    given: dict[str, Any] = dict(lr=lr, reward_scale=scale, fixed_latent=level > 0, capture=captured)
     if level > 0:
         given["prior"] = pc.models.GaussianPrior(actions)
     if arguments.learner == "sql":

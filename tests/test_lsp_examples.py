@@ -74,6 +74,8 @@ def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path, message: s
         ("--pretrained is where", {"pretrain": 0, "levels": 1, "pretrained": "floor"}),
         ("--reward-scale must be positive, got -1", {"reward_scale": -1.0}),
         ("--lr must be positive, got inf", {"lr": float("inf")}),
+        ("--floor-lr must be positive, got 0", {"floor_lr": 0.0}),
+        ("--floor-lr is for the lowest of several levels", {"floor_lr": 1e-3, "levels": 1}),
         ("--seed must be at least 0, and several be different, got \\(2, 2\\)", {"seed": (2, 2)}),
         ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
         ("device nowhere cannot be used", {"device": "nowhere"}),
@@ -118,8 +120,15 @@ def test_an_ant_that_learns_to_move_has_to_stand(
     maze.main(maze.Arguments(out=tmp_path / "a", **given))
     rows = json.loads((tmp_path / "a" / "result.json").read_text())["rows"]
     assert {(row["setting"]["upright"], row["setting"]["floor_reward_scale"]) for row in rows} == {(True, 30.0)}
+    assert {row["setting"]["floor_lr"] for row in rows} == {3e-4}
     with pytest.raises(SystemExit, match="was made with env=.*'upright': True.*'upright': False"):
         maze.main(maze.Arguments(upright=False, out=tmp_path / "b", **given))
+
+
+def test_the_lowest_of_several_levels_may_have_a_learning_rate_of_its_own(maze: ModuleType) -> None:
+    given = maze.Arguments(floor_lr=1e-3)
+    assert [maze.make_learner(given, level, 4, 2).lr for level in (0, 1)] == [1e-3, 3e-4]
+    assert maze.make_learner(maze.Arguments(lr=1e-2), 0, 4, 2).lr == 1e-2
 
 
 @pytest.mark.parametrize("levels", [1, 2])

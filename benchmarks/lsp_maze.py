@@ -213,13 +213,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            color, variant = f"C{number % len(COMPARED)}", method not in COMPARED
-            (lines[method],) = axes.plot(steps, mean, "--" if variant else "-", color=color)
-            if len(seeds) >= 3 and not variant:
+            color, style = f"C{number % len(COMPARED)}", "-" if method in COMPARED else "-." if method == FAST else "--"
+            (lines[method],) = axes.plot(steps, mean, style, color=color)
+            if len(seeds) >= 3 and method in COMPARED:
                 axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.12, lw=0)
-        lines["reached"] = axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1)
+        reached = axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1)
         axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, 15))
         axes.set_title(f"{task}, goal {goal}", loc="left", fontsize=10)
+    lines["reached"] = reached
     figure.legend([*lines.values()], [*lines], loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -41,6 +41,7 @@ class SoftLearner(nn.Module):
         lr: of Adam, for everything.
         discount: gamma.
         reward_scale: what rewards are multiplied by.
+        value_range: see `SoftActorCritic`.
         move: when and how targets follow.
         fixed_latent: whether an episode keeps the latent that it begins with.
         capture: whether steps on a GPU are one CUDA graph.
@@ -64,6 +65,7 @@ class SoftLearner(nn.Module):
         lr: float,
         discount: float,
         reward_scale: float,
+        value_range: tuple[float, float] | None,
         move: TargetCopy,
         fixed_latent: bool,
         capture: bool,
@@ -78,8 +80,11 @@ class SoftLearner(nn.Module):
         if not 0 <= discount < 1:
             raise ValueError(f"discount must be in [0, 1), not {discount}")
         _verify_positive(lr=lr, reward_scale=reward_scale)
+        if value_range is not None:
+            _verify_range(value_range, prior)
         self.policy, self.observation_size, self.action_size = policy, observation_size, action_size
         self.prior, self.discount, self.reward_scale, self.move = prior, discount, reward_scale, move
+        self.value_range = None if value_range is None else tuple(map(float, value_range))
         dtype = next(self.policy.parameters()).dtype
         self.critics = critics.to(dtype)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
@@ -99,6 +104,8 @@ class SoftLearner(nn.Module):
             "target_every": move.every,
             "fixed_latent": fixed_latent,
         } | settings
+        if self.value_range is not None:
+            self._settings["value_range"] = self.value_range
 
     def optimise(self, *others: nn.Parameter | nn.Module) -> None:
         """Make the optimiser of policy, critics, and what else is to be learnt."""
@@ -154,6 +161,8 @@ class SoftLearner(nn.Module):
 
     def bellman(self, rewards: Tensor, terminated: Tensor, following: Tensor) -> Tensor:
         """Return ``scale r + gamma (1 - terminated) V(s')`` ``[B]``: where time ran out, the next value counts."""
+        if self.value_range is not None:
+            following = following.clamp(*(self.reward_scale * bound for bound in self.value_range))
         return torch.addcmul(rewards * self.reward_scale, 1 - terminated, following, value=self.discount)
 
     def begin(self, seed: int) -> None:
@@ -237,6 +246,11 @@ class SoftActorCritic(SoftLearner):
             ``"learned"`` else.
         target_entropy: nats, of a learned temperature; None for -A.
         reward_scale: what rewards are multiplied by.
+        value_range: the least and the greatest discounted return that the task has, where they are known: the soft
+            values of what follows are kept between them. That is where the optimal soft value is, as the prior alone
+            earns no less, at no cost, and nothing earns more; so the optimum stays what it is. Without it, errors of
+            the critics can add up beyond any return, or make an end of the episode, which is worth 0, better than going
+            on. It needs a prior that is given, whose density is normalised.
         elbo: take the policy's step by this Pyro ELBO, ``loss_and_grads`` on the Pyro model of one step, which the
             prior makes; None computes the same loss directly, and faster.
         first: soft actor-critic's first form.
@@ -268,6 +282,7 @@ class SoftActorCritic(SoftLearner):
         temperature: float | Literal["learned"] | None = None,
         target_entropy: float | None = None,
         reward_scale: float = 1.0,
+        value_range: tuple[float, float] | None = None,
         elbo: ELBO | None = None,
         first: bool = False,
         fixed_latent: bool = False,
@@ -313,6 +328,7 @@ class SoftActorCritic(SoftLearner):
             lr=lr,
             discount=discount,
             reward_scale=reward_scale,
+            value_range=value_range,
             move=TargetCopy(smoothing, target_every),
             fixed_latent=fixed_latent,
             capture=capture,
@@ -467,6 +483,13 @@ def _verify_positive(**numbers: float) -> None:
     for name, value in numbers.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be positive and finite, not {value}")
+
+
+def _verify_range(bounds: tuple[float, float], prior: ActionPrior | None) -> None:
+    if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or bounds[0] > bounds[1]:
+        raise ValueError(f"value_range must be the least and the greatest return, not {bounds}")
+    if prior is None:
+        raise ValueError("value_range needs a prior with its density, such as UniformPrior(action_size)")
 
 
 def _verify_elbo(elbo: Any, prior: ActionPrior | None, first: bool, particles: int | None) -> None:

@@ -49,6 +49,7 @@ class SoftQLearning(SoftLearner):
         target_every: updates between the moves of the target.
         temperature: alpha, reward units a nat.
         reward_scale: what rewards are multiplied by.
+        value_range: as in :class:`~pyrocontrol.inference.soft_control.SoftActorCritic`.
         fixed_latent: draw a flow's latent once an episode, by its seed, and act with it to the end.
         particles: M, draws of one state for its value and for the policy.
         capture: on a GPU, make the step one CUDA graph, for batches of one size; elsewhere it changes nothing.
@@ -72,6 +73,7 @@ class SoftQLearning(SoftLearner):
         target_every: int = 1000,
         temperature: float = 1.0,
         reward_scale: float = 1.0,
+        value_range: tuple[float, float] | None = None,
         fixed_latent: bool = False,
         particles: int = 16,
         capture: bool = False,
@@ -94,6 +96,7 @@ class SoftQLearning(SoftLearner):
             lr=lr,
             discount=discount,
             reward_scale=reward_scale,
+            value_range=value_range,
             move=TargetCopy(smoothing, target_every),
             fixed_latent=fixed_latent,
             capture=capture,

@@ -269,6 +269,28 @@ def test_the_critics_target_is_the_soft_bellman_backup(scale: float) -> None:
     assert not torch.allclose(learner.soft_target(batch), expected, atol=0.1)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_range_of_values_keeps_what_is_within_and_bounds_what_follows(scale: float) -> None:
+    alpha, discount = 0.7, 0.9
+    values = soft_values(alpha, discount, scale, lambda t: 0.5 * t**2)
+    batch = transitions()
+    given: dict[str, Any] = {"prior": GaussianPrior(1), "discount": discount, "temperature": alpha}
+    given["reward_scale"] = scale
+    wide = (float(values.min()) / scale - 0.1, float(values.max()) / scale + 0.1)  # before the scale, as rewards are
+    narrow = (wide[0], float(values.median()) / scale)
+    for bounds in (wide, narrow):
+        learner = SoftActorCritic(Exact(alpha, scale), 3, 1, value_range=bounds, **given)
+        exact_critic(learner, values, discount, scale)
+        following = (batch.next_observations @ values).clamp(max=scale * bounds[1])
+        expected = scale * batch.rewards + discount * (1 - batch.terminated) * following
+        torch.testing.assert_close(learner.soft_target(batch), expected)
+        exact = learner.target(batch.observations, batch.actions)[0]
+        assert torch.allclose(expected, exact) == (bounds is wide)
+    sql = SoftQLearning(Exact(alpha, scale), 3, 1, value_range=narrow, **given)
+    exact_critic(sql, values, discount, scale)  # one draw of the best policy is enough for a value without error
+    torch.testing.assert_close(sql.soft_target(batch), expected)
+
+
 @pytest.mark.parametrize("prior", ["none", "gaussian"])
 def test_soft_q_learning_needs_no_best_policy_for_the_backup(prior: str) -> None:
     """By importance sampling from any policy V(s') = alpha log int p(a) exp(Q / alpha) da, here in closed form."""
@@ -505,6 +527,9 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
         (ValueError, "particles must be at least 1, not 0", {"particles": 0}),
         (ValueError, "gradient must be 'pathwise' or 'score', not 'none'", {"gradient": "none"}),
         (ValueError, "neither goes with gradient", {"gradient": "score", "first": True}),
+        (ValueError, r"value_range must be the least and the greatest return, not \(1, 0\)", {"value_range": (1, 0)}),
+        (ValueError, r"value_range must be .*, not \(0, inf\)", {"value_range": (0, math.inf)}),
+        (ValueError, "value_range needs a prior with its density", {"value_range": (0, 1)}),
         (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
         (TypeError, r"elbo must be an ELBO such as Trace_ELBO\(\), not int", {"elbo": 3}),
         (ValueError, "an elbo needs the prior that makes its model", {"elbo": Trace_ELBO()}),
@@ -546,4 +571,7 @@ def test_signatures_tell_learners_apart() -> None:
     assert make() == make()
     for options in ({"lr": 1e-3}, {"first": True}, {"temperature": 1.0}, {"prior": GaussianPrior(2)}, {"hidden": (4,)}):
         assert make(**options) != make()
+    prior = GaussianPrior(2)
+    ranges = {make(prior=prior, value_range=bounds) for bounds in (None, (0, 1), (0, 2))}
+    assert len(ranges) == 3 and make(prior=prior, value_range=(0.0, 1.0)) in ranges
     assert Critics(3, 2).signature() == "Critics(3, 2, hidden=(128, 128), count=2)"

@@ -140,9 +140,9 @@ def run(runs: Path, device: str, chain: list[list[Run]]) -> None:
 
 def besides(task: str, method: str) -> list[str]:
     """Return the options of a method that are the task's."""
-    if task != "AntMaze" or method == FAST:
+    if task != "AntMaze" or "--lr" in METHODS[method]:
         return []
-    return ANT_ONE if METHODS[method][:2] == ["--levels", "1"] else ANT_SEVERAL
+    return ANT_ONE if "--levels" in METHODS[method] else ANT_SEVERAL
 
 
 def collected(runs: Path) -> list[dict[str, Any]]:

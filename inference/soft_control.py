@@ -160,7 +160,10 @@ class SoftLearner(nn.Module):
         return log_prob if self.prior is None else log_prob - self.prior.log_prob(actions)
 
     def bellman(self, rewards: Tensor, terminated: Tensor, following: Tensor) -> Tensor:
-        """Return ``scale r + gamma (1 - terminated) V(s')`` ``[B]``: where time ran out, the next value counts."""
+        """Return ``scale r + gamma (1 - terminated) V(s')`` ``[B]``: where time ran out, the next value counts.
+
+        V(s'), ``following``, is kept within the ``value_range`` times the scale, if there is one.
+        """
         if self.value_range is not None:
             following = following.clamp(*(self.reward_scale * bound for bound in self.value_range))
         return torch.addcmul(rewards * self.reward_scale, 1 - terminated, following, value=self.discount)
@@ -486,7 +489,8 @@ def _verify_positive(**numbers: float) -> None:
 
 
 def _verify_range(bounds: tuple[float, float], prior: ActionPrior | None) -> None:
-    if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or bounds[0] > bounds[1]:
+    pair: object = bounds
+    if not (isinstance(pair, Sequence) and len(pair) == 2 and -math.inf < pair[0] <= pair[1] < math.inf):
         raise ValueError(f"value_range must be the least and the greatest return, not {bounds}")
     if prior is None:
         raise ValueError("value_range needs a prior with its density, such as UniformPrior(action_size)")

@@ -529,6 +529,7 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
         (ValueError, "neither goes with gradient", {"gradient": "score", "first": True}),
         (ValueError, r"value_range must be the least and the greatest return, not \(1, 0\)", {"value_range": (1, 0)}),
         (ValueError, r"value_range must be .*, not \(0, inf\)", {"value_range": (0, math.inf)}),
+        (ValueError, "value_range must be .*, not 1000", {"value_range": 1000}),
         (ValueError, "value_range needs a prior with its density", {"value_range": (0, 1)}),
         (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
         (TypeError, r"elbo must be an ELBO such as Trace_ELBO\(\), not int", {"elbo": 3}),

@@ -24,7 +24,7 @@ import matplotlib
 import numpy as np
 import tyro
 
-from pyrocontrol.envs.point_maze import GOAL_RADIUS
+from pyrocontrol.envs.point_maze import GOAL_RADIUS, GOAL_REWARD
 from pyrocontrol.inference import mean_interval, read_rows, write_results
 from training_runs import collect, make, on, verify_known, verify_usable, with_table
 
@@ -55,8 +55,9 @@ FLOORS |= {name + NARROW: floor + NARROW for name, floor in FLOORS.items()}
 FAST = "lsp-lr-1e-3"
 METHODS[FAST], FLOORS[FAST] = ["--lr", "1e-3"], FLOORS["lsp"]
 TASKS = ("PointMaze", "AntMaze")
-# What the ant has besides: to walk it learns faster at a rate at which the critics of the level above run away.
-ANT_SEVERAL, ANT_ONE = ["--floor-lr", "1e-3"], ["--lr", "1e-3"]
+# What the ant has besides: to walk it learns faster at a rate at which the critics of the level above run away, and what
+# they can say is bounded.
+ANT_SEVERAL, ANT_ONE = ["--floor-lr", "1e-3", "--value-range", "0", f"{GOAL_REWARD:g}"], ["--lr", "1e-3"]
 
 Run = tuple[str, str, int, int, int, int]  # task, method, goal, steps on open floor and in the maze, seed
 

@@ -10,7 +10,8 @@ alone or with that for motion added.
     python examples/lsp_maze.py --learner sql --out out/sql                     # soft Q-learning at both
     python examples/lsp_maze.py --levels 1 --temperature learned --out out/one  # one level, trained on
     python examples/lsp_maze.py --levels 1 --pretrain 0 --motion 1 --out out/s  # from scratch, with reward for motion
-    python examples/lsp_maze.py --task AntMaze --floor-lr 1e-3 --pretrain 400000 --steps 300000 --out out/ant
+    python examples/lsp_maze.py --task AntMaze --floor-lr 1e-3 --value-range 0 1000 \\
+        --pretrain 400000 --steps 300000 --out out/ant
 
 writes OUT/result.json (`final_distance` to the goal, m, and `success` at every evaluation), OUT/level-N/ (checkpoint,
 replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png,
@@ -83,6 +84,9 @@ class Arguments:
     """of policies, critics and temperature"""
     floor_lr: float | None = None
     """that of the lowest of several levels, by default the same"""
+    value_range: tuple[float, float] | None = None
+    """the least and the greatest return of an episode in the maze, between which levels above the lowest keep their soft
+    values; without --motion 0 1000"""
     seed: tuple[int, ...] = (0,)
     """of the initial weights, the episodes and all noise; several are learnt at once, each in a folder OUT/seed-N"""
     evaluate_every: int = 3_000
@@ -143,6 +147,7 @@ def report(arguments: Arguments, seed: int, curve: Curve, policy: Any, seconds: 
     if arguments.levels > 1:
         setting["floor_reward_scale"] = VARIED_SCALES[arguments.task]
         setting["floor_lr"] = arguments.lr if arguments.floor_lr is None else arguments.floor_lr
+        setting |= {} if arguments.value_range is None else {"value_range": list(arguments.value_range)}
     if arguments.task == "AntMaze" and arguments.pretrain:
         setting["upright"] = arguments.upright
     rows = [
@@ -187,6 +192,12 @@ def checked(arguments: Arguments) -> None:
         value = getattr(arguments, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise SystemExit(f"--{name.replace('_', '-')} must be positive, got {value}")
+    if arguments.value_range is not None:
+        if arguments.levels == 1:
+            raise SystemExit("--value-range is for levels above the lowest, and there are none")
+        least_return, greatest = arguments.value_range
+        if not (math.isfinite(greatest - least_return) and least_return < greatest):
+            raise SystemExit(f"--value-range must be the least and the greatest return, got {arguments.value_range}")
     if arguments.levels == 1 and arguments.floor_lr is not None:
         raise SystemExit("--floor-lr is for the lowest of several levels: --levels 1 goes on with --lr")
     if arguments.levels > 1 and not arguments.pretrain:
@@ -233,7 +244,7 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     captured = arguments.capture and not together(arguments)
     given: dict[str, Any] = dict(lr=lr, reward_scale=scale, fixed_latent=level > 0, capture=captured)
     if level > 0:
-        given["prior"] = pc.models.GaussianPrior(actions)
+        given |= {"prior": pc.models.GaussianPrior(actions), "value_range": arguments.value_range}
     if arguments.learner == "sql":
         return pc.inference.SoftQLearning(policy, observations, actions, **given)
     given["temperature"] = 1.0 if varied or arguments.temperature == "fixed" else "learned"

@@ -76,6 +76,9 @@ def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path, message: s
         ("--lr must be positive, got inf", {"lr": float("inf")}),
         ("--floor-lr must be positive, got 0", {"floor_lr": 0.0}),
         ("--floor-lr is for the lowest of several levels", {"floor_lr": 1e-3, "levels": 1}),
+        ("--value-range is for levels above the lowest", {"value_range": (0.0, 1.0), "levels": 1}),
+        ("--value-range must be the least and the greatest return, got \\(1.0, 0.0\\)", {"value_range": (1.0, 0.0)}),
+        ("--value-range must be .* got \\(0.0, inf\\)", {"value_range": (0.0, float("inf"))}),
         ("--seed must be at least 0, and several be different, got \\(2, 2\\)", {"seed": (2, 2)}),
         ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
         ("device nowhere cannot be used", {"device": "nowhere"}),
@@ -129,6 +132,15 @@ def test_the_lowest_of_several_levels_may_have_a_learning_rate_of_its_own(maze: 
     given = maze.Arguments(floor_lr=1e-3)
     assert [maze.make_learner(given, level, 4, 2).lr for level in (0, 1)] == [1e-3, 3e-4]
     assert maze.make_learner(maze.Arguments(lr=1e-2), 0, 4, 2).lr == 1e-2
+
+
+def test_levels_above_the_lowest_may_have_bounds_of_their_values(maze: ModuleType, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"levels": 3, "value_range": (0.0, 1000.0)}
+    learners = [maze.make_learner(maze.Arguments(**given), level, 4, 2) for level in range(3)]
+    assert [learner.value_range for learner in learners] == [None, (0.0, 1000.0), (0.0, 1000.0)]
+    maze.main(maze.Arguments(steps=30, pretrain=20, out=tmp_path, **TINY, **given))
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert all(row["setting"]["value_range"] == [0.0, 1000.0] for row in rows)
 
 
 @pytest.mark.parametrize("levels", [1, 2])

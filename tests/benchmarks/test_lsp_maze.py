@@ -58,8 +58,9 @@ def test_methods_that_go_on_from_one_floor_are_made_one_after_the_other(
         assert given[-3:] == ["--seed", "0", "1"]
 
 
-def test_the_ant_learns_to_walk_at_a_greater_rate(benchmark: ModuleType) -> None:
-    assert benchmark.besides("AntMaze", "lsp") == benchmark.besides("AntMaze", "lsp-sql") == ["--floor-lr", "1e-3"]
+def test_the_ant_learns_to_walk_at_a_greater_rate_and_its_values_are_bounded(benchmark: ModuleType) -> None:
+    several = ["--floor-lr", "1e-3", "--value-range", "0", "1000"]
+    assert benchmark.besides("AntMaze", "lsp") == benchmark.besides("AntMaze", "lsp-sql") == several
     assert benchmark.besides("AntMaze", "finetune") == benchmark.besides("AntMaze", "scratch") == ["--lr", "1e-3"]
     assert [benchmark.METHODS["lsp-lr-1e-3"], benchmark.besides("AntMaze", "lsp-lr-1e-3")] == [["--lr", "1e-3"], []]
     assert not any(benchmark.besides("PointMaze", method) for method in benchmark.METHODS)

@@ -55,8 +55,8 @@ FLOORS |= {name + NARROW: floor + NARROW for name, floor in FLOORS.items()}
 FAST = "lsp-lr-1e-3"
 METHODS[FAST], FLOORS[FAST] = ["--lr", "1e-3"], FLOORS["lsp"]
 TASKS = ("PointMaze", "AntMaze")
-# What the ant has besides: to walk it learns faster at a rate at which the critics of the level above run away, and what
-# they can say is bounded.
+# What the ant has besides: it learns to walk faster at a rate at which the critics of the level above run away; what
+# those can say is bounded.
 ANT_SEVERAL, ANT_ONE = ["--floor-lr", "1e-3", "--value-range", "0", f"{GOAL_REWARD:g}"], ["--lr", "1e-3"]
 
 Run = tuple[str, str, int, int, int, int]  # task, method, goal, steps on open floor and in the maze, seed

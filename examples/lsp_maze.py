@@ -10,8 +10,7 @@ alone or with that for motion added.
     python examples/lsp_maze.py --learner sql --out out/sql                     # soft Q-learning at both
     python examples/lsp_maze.py --levels 1 --temperature learned --out out/one  # one level, trained on
     python examples/lsp_maze.py --levels 1 --pretrain 0 --motion 1 --out out/s  # from scratch, with reward for motion
-    python examples/lsp_maze.py --task AntMaze --floor-lr 1e-3 --value-range 0 1000 \\
-        --pretrain 400000 --steps 300000 --out out/ant
+    python examples/lsp_maze.py --task AntMaze --floor-lr 1e-3 --pretrain 400000 --steps 300000 --out out/ant
 
 writes OUT/result.json (`final_distance` to the goal, m, and `success` at every evaluation), OUT/level-N/ (checkpoint,
 replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png,
@@ -85,8 +84,8 @@ class Arguments:
     floor_lr: float | None = None
     """that of the lowest of several levels, by default the same"""
     value_range: tuple[float, float] | None = None
-    """the least and the greatest return of an episode in the maze, between which levels above the lowest keep their soft
-    values; without --motion 0 1000"""
+    """least and greatest return of an episode in the maze, 0 1000 without --motion, between which levels above the lowest
+    keep their soft values"""
     seed: tuple[int, ...] = (0,)
     """of the initial weights, the episodes and all noise; several are learnt at once, each in a folder OUT/seed-N"""
     evaluate_every: int = 3_000

@@ -84,8 +84,8 @@ class Arguments:
     floor_lr: float | None = None
     """that of the lowest of several levels, by default the same"""
     value_range: tuple[float, float] | None = None
-    """least and greatest return of an episode in the maze, 0 1000 without --motion, between which levels above the lowest
-    keep their soft values"""
+    """least and greatest return of an episode in the maze (0 1000 without --motion), between which levels above the
+    lowest keep their soft values"""
     seed: tuple[int, ...] = (0,)
     """of the initial weights, the episodes and all noise; several are learnt at once, each in a folder OUT/seed-N"""
     evaluate_every: int = 3_000

@@ -88,8 +88,8 @@ class Arguments:
     """Gymnasium's ids"""
     methods: tuple[str, ...] = COMPARED
     """which methods; there are also sac-gaussian, sac-gmm-1 (one component), lsp-spline, lsp-2, lsp-4-end-to-end,
-    sac-gmm-3e-4 (the paper's learning rate), lsp-4-draws, and with more and more of the paper's settings lsp-start-1000,
-    sac-gmm-start-1000, lsp-paper, lsp-paper-1-draw, lsp-paper-3e-4"""
+    sac-gmm-3e-4 (the paper's learning rate), lsp-4-draws, and with more and more of the paper's settings
+    lsp-start-1000, sac-gmm-start-1000, lsp-paper, lsp-paper-1-draw, lsp-paper-3e-4"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """trials"""
     steps: int = 200_000

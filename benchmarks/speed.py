@@ -235,7 +235,7 @@ class Rows:
         self.rows: list[dict[str, Any]] = []
         self.common: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads()}
         if device.type == "cuda":
-            self.common["gpu"] = torch.cuda.get_device_name(device)
+            self.common |= {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__}
 
     def add(self, method: str, metric: str, value: float, seed: int | None, seconds: float, **setting: Any) -> None:
         """Add one row."""

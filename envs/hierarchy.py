@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..models.space_json import space_from_json, space_to_json
 from .atomic_write import replacing
-from .latent_action import Columns, check_box, columns_of, from_box, frozen, to_box
+from .latent_action import Columns, check_box, columns_of, from_box, frozen, hold_of, to_box
 
 __all__ = ["Hierarchy", "HierarchyState"]
 
@@ -60,9 +60,10 @@ class Hierarchy(nn.Module):
             normalised ones, -1 to 1.
 
     Raises:
-        TypeError: if a policy is no torch module, or the space no Box.
-        ValueError: if there are no policies, two do not fit to each other, a number of things is not that of levels, a
-            level other than the top is not invertible, or one was trained for another place or space.
+        TypeError: if policies are no list, one is no torch module, a hold no whole number, or the space no Box.
+        ValueError: if there are no policies, two do not fit to each other, their precision included, a number of things
+            is not that of levels, a level other than the top is not invertible, or one was trained for another place or
+            space.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Hierarchy(nn.Module):
         action_space: spaces.Box | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(policies, Iterable):
+            raise TypeError(f"policies must be a list, the lowest first, not a {type(policies).__name__}")
         count = len(policies)
         if not count:
             raise ValueError("a hierarchy needs at least one level")
@@ -87,14 +90,16 @@ class Hierarchy(nn.Module):
         self.observation_size = int(policies[-1].observation_size if observation_size is None else observation_size)
         self.action_size = int(policies[0].action_size)
         self.fixed_latent, self.action_space = fixed_latent, action_space
-        self.holds = tuple([1] * (count - 1) if holds is None else holds)
+        self.holds = tuple(map(hold_of, [1] * (count - 1) if holds is None else holds))
         observations = [None] * count if observations is None else observations
         if len(observations) != count:
             raise ValueError(f"observations are {len(observations)}, one for each of {count} levels is needed")
-        if len(self.holds) != count - 1 or min(self.holds, default=1) < 1:
+        if len(self.holds) != count - 1:
             raise ValueError(
                 f"holds must be {count - 1} positive numbers, for each level but the top, got {self.holds}"
             )
+        if len(precisions := {str(weight.dtype) for weight in self.parameters()}) > 1:
+            raise ValueError(f"levels must be of one precision, these are {' and '.join(sorted(precisions))}")
         for number, policy in enumerate(policies):
             self._check_level(number, policy, count)
         if action_space is not None:
@@ -209,7 +214,7 @@ class Hierarchy(nn.Module):
             observations: ``[..., O]``.
 
         Raises:
-            ValueError: for other sizes.
+            ValueError: for other sizes, or numbers that are not finite.
         """
         value, seen = self._doubles(latents, observations, "latents")
         for level, columns in reversed(self._double_levels()):
@@ -232,13 +237,15 @@ class Hierarchy(nn.Module):
             observations: ``[..., O]``.
 
         Raises:
-            ValueError: for other sizes.
+            ValueError: for other sizes, numbers that are not finite, or actions out of bounds by more than rounding.
             NotImplementedError: if the top level is not invertible.
         """
         value, seen = self._doubles(actions, observations, "actions")
         if self.action_space is not None:
             scaled = from_box(value.cpu().numpy(), self.action_space)
             value = torch.as_tensor(scaled, device=value.device)
+        if (value.abs() > 1 + 1e-5).any():  # further than single precision rounds
+            raise ValueError(f"actions must be within {self.action_space or 'the bounds -1 and 1'}")
         found = []
         for level, columns in self._double_levels():
             value = level.latents(value, seen[..., columns])
@@ -262,6 +269,8 @@ class Hierarchy(nn.Module):
             raise ValueError(
                 f"observations must have shape {[*value.shape[:-1], self.observation_size]}, got {[*seen.shape]}"
             )
+        if not (value.isfinite().all() and seen.isfinite().all()):
+            raise ValueError(f"{what} or observations are NaN or infinite")
         return value, seen
 
     def signature(self) -> str:
@@ -278,7 +287,7 @@ class Hierarchy(nn.Module):
         """Write one file that holds all levels, their kinds, settings and weights; whole or not at all.
 
         Raises:
-            ValueError: if a level cannot be made again of its ``settings()``.
+            ValueError: if a level cannot be made again of its ``settings()`` and weights.
             OSError: the folder cannot be written, or the disk is full; what was there stands.
         """
         levels = [
@@ -318,7 +327,7 @@ class Hierarchy(nn.Module):
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the file is truncated or holds no hierarchy, a level is missing, is of an unknown kind, or its
-                weights are not those of its settings; or levels do not fit to each other.
+                weights are not those of its settings or not finite; or levels do not fit to each other.
         """
         content = _read(Path(path))
         known = list(_policies() if kinds is None else kinds)
@@ -384,4 +393,6 @@ def _made(entry: dict[str, Any], known: Sequence[type[nn.Module]]) -> nn.Module:
         made.load_state_dict(entry["state"])
     except RuntimeError as error:
         raise ValueError(f"level {number} ({name}) has weights of another: {error}") from error
+    if not all(weight.isfinite().all() for weight in made.parameters()):
+        raise ValueError(f"level {number} ({name}) has weights that are NaN or infinite")
     return made

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import operator
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -67,11 +68,11 @@ class LatentActionEnv(gymnasium.Wrapper):
         hold: for how many steps inside an action is held.
 
     Raises:
-        TypeError: if the actions inside are not numbers in one row, the observations are not, or the policy is no torch
-            module.
+        TypeError: if the actions inside are not numbers in one row, the observations are not, the policy is no torch
+            module, ``observation`` neither a slice nor indices, or ``hold`` no whole number.
         ValueError: if they are of other sizes than the policy's, it squashes its actions where these are latents or
-            does not where they are bounded, the actions are unbounded and no latents, the policy is no map from latents
-            to actions, or ``hold`` is less than 1.
+            does not where they are bounded, the actions have no two bounds and are no latents, the policy is no map
+            from latents to actions, or ``hold`` is less than 1.
     """
 
     #: The actions are latents: any real numbers, not to be scaled to bounds. Wrappers around pass the name on.
@@ -81,10 +82,9 @@ class LatentActionEnv(gymnasium.Wrapper):
         self, env: gymnasium.Env[Any, Any], policy: Any, *, observation: Columns = None, hold: int = 1
     ) -> None:
         super().__init__(env)
-        if hold < 1:
-            raise ValueError(f"hold must be at least 1, got {hold}")
+        self.hold = hold_of(hold)
         _check_spaces(env, policy)
-        self.hold = hold
+        self._shape: Any = env.observation_space.shape
         self.columns = columns_of(observation, int(env.observation_space.shape[0]), policy.observation_size)  # type: ignore[index]
         self.policy: Any = frozen(policy).cpu()
         weight = next(self.policy.parameters())
@@ -105,16 +105,18 @@ class LatentActionEnv(gymnasium.Wrapper):
         return digest.hexdigest()[:16]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode inside."""
+        """Begin an episode inside; raises as `step` does, for what is observed."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._seen = np.asarray(observation)[self.columns]
+        self._look(observation)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Hold a latent for ``hold`` steps inside, or until the episode ends.
 
         Raises:
-            ValueError: for a latent of another shape or that is not finite, or if it leads to no finite action.
+            ValueError: for a latent of another shape or that is not finite, if it leads to no finite action, or if an
+                observation inside has another shape than those of its space.
+            FloatingPointError: if an observation inside is not finite.
             RuntimeError: before `reset`.
         """
         if self._seen is None:
@@ -127,11 +129,20 @@ class LatentActionEnv(gymnasium.Wrapper):
         total, steps = 0.0, 0
         for _ in range(self.hold):
             observation, reward, terminated, truncated, info = self.env.step(self._act(latents))
-            self._seen = np.asarray(observation)[self.columns]
+            self._look(observation)
             total, steps = total + float(reward), steps + info.get("environment_steps", 1)
             if terminated or truncated:
                 break
         return observation, total, bool(terminated), bool(truncated), {**info, "environment_steps": steps}
+
+    def _look(self, observation: Any) -> None:
+        """Keep what the policy sees."""
+        if np.shape(observation) != self._shape:
+            shapes = f"{[*np.shape(observation)]}, not {[*self._shape]}"
+            raise ValueError(f"the environment's observation has shape {shapes}")
+        if not np.isfinite(observation).all():
+            raise FloatingPointError(f"the environment's observation is {observation}")
+        self._seen = np.asarray(observation)[self.columns]
 
     def _act(self, latents: Tensor) -> np.ndarray:
         """What the environment inside is to do next."""
@@ -168,16 +179,35 @@ def frozen(policy: Any) -> Any:
     return copy.deepcopy(policy).eval().requires_grad_(False)
 
 
+def hold_of(hold: Any) -> int:
+    """Return for how many steps an action is held.
+
+    Raises:
+        TypeError: unless that is a whole number.
+        ValueError: if it is less than 1.
+    """
+    try:
+        found = operator.index(hold)
+    except TypeError as error:
+        raise TypeError(f"hold must be a whole number, got {hold!r}") from error
+    if found < 1:
+        raise ValueError(f"hold must be at least 1, got {hold}")
+    return found
+
+
 def columns_of(columns: Columns, size: int, seen: int) -> np.ndarray:
     """Return the indices of what is seen, ``[seen]``, of an observation of ``size`` numbers.
 
     Raises:
+        TypeError: for what is neither a slice nor indices.
         ValueError: if there is no such number, or there are not ``seen`` of them.
     """
     try:
         found = np.arange(size)[
             slice(None) if columns is None else columns if isinstance(columns, slice) else [*columns]
         ]
+    except TypeError as error:
+        raise TypeError(f"what is seen must be a slice or indices, got {columns!r}") from error
     except IndexError as error:
         raise ValueError(f"{columns} are not all indices of an observation of {size} numbers") from error
     if len(found) != seen:
@@ -203,13 +233,15 @@ def check_box(box: Any, size: int) -> None:
 
     Raises:
         TypeError: unless it is a Box of floats.
-        ValueError: if it is of another size, or has no bounds.
+        ValueError: if it is of another size, or has not two bounds that are apart by a number.
     """
     if not isinstance(box, spaces.Box) or len(box.shape) != 1 or box.dtype.kind != "f":
         raise TypeError(f"the actions must be a Box of floats in one row, got {box}")
     if box.shape != (size,):
         raise ValueError(f"the policy acts with {size} numbers, the space of actions is of another size: {box}")
-    if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
+    with np.errstate(over="ignore"):
+        between = box.high - box.low
+    if not ((between > 0) & np.isfinite(between)).all():
         raise ValueError(f"the actions have no bounds to scale to: {box}")
 
 

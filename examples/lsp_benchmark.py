@@ -39,6 +39,9 @@ from pyrocontrol.envs.skill_plots import plot_curves
 # What rewards are multiplied by where the temperature is fixed: Table 2 of the paper.
 REWARD_SCALES = {"Swimmer": 100.0, "Hopper": 1.0, "Walker2d": 3.0, "HalfCheetah": 1.0, "Ant": 3.0, "Humanoid": 3.0}
 BASELINES = ("ddpg", "ppo")
+# What only some learners and guides have a use for.
+FIXED = ("sac-first", "sql")  # their temperature
+SOFT = ("levels", "guide", "couplings", "components", "gradient", "particles", "start", "temperature", "lr")
 EVALUATION_SEED = 10_000  # of the first episode, as in pc.inference.evaluation
 FILM_STEPS = 300
 
@@ -69,7 +72,7 @@ class Arguments:
     start: int = 1000
     """steps of each level before its first update"""
     temperature: Literal["learned", "fixed"] = "learned"
-    """of the soft learners; fixed: 1, and rewards scaled as in the paper"""
+    """of soft actor-critic; fixed: 1, and rewards scaled as in the paper, as sac-first and soft Q-learning have it"""
     lr: float = 1e-3
     """of the soft learners, for policy, critics and temperature"""
     seed: tuple[int, ...] = (0,)
@@ -83,7 +86,7 @@ class Arguments:
     capture: bool = False
     """on a GPU, make the learners' steps, and those of several what they act by, CUDA graphs"""
     compile: bool = False
-    """compile the learners' steps, which takes a minute and a C++ compiler, and is two or three times as fast then"""
+    """compile the learners' steps, which takes a minute or two and a C++ compiler"""
     out: Path = Path("out/lsp")
     """folder for results; a run that was stopped goes on from its checkpoints"""
 
@@ -94,8 +97,11 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     try:
+        pc.inference.claim_folder(
+            arguments.out, {"task": arguments.task, "seed": arguments.seed} | setting_of(arguments)
+        )
         learnt = [baseline(arguments)] if arguments.learner in BASELINES else latent_space_policies(arguments)
-    except ValueError as error:  # most of all, OUT holds another run
+    except (ValueError, FloatingPointError) as error:  # most of all, OUT holds another run
         raise SystemExit(str(error)) from error
     if learnt is None:
         print("stopped; the same command goes on from there")
@@ -109,22 +115,7 @@ def main(arguments: Arguments) -> None:
 def report(arguments: Arguments, seed: int, curve: list[tuple[int, float]], policy: Any, seconds: float) -> None:
     """Write what one seed came to."""
     out = folder(arguments, seed)
-    names = (
-        "levels",
-        "couplings",
-        "guide",
-        "components",
-        "learner",
-        "gradient",
-        "particles",
-        "start",
-        "temperature",
-        "lr",
-        "episodes",
-        "compile",
-        "device",
-    )
-    setting = {name: getattr(arguments, name) for name in names}
+    setting = setting_of(arguments) | {"compile": arguments.compile, "device": arguments.device}
     setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
     found = [("return", *point) for point in curve] + [("return_mode", arguments.steps, mode_return(arguments, policy))]
     rows = [
@@ -136,6 +127,22 @@ def report(arguments: Arguments, seed: int, curve: list[tuple[int, float]], poli
     pc.inference.write_results(out / "result.json", "lsp", rows)
     plot_curves(out / "learning_curve.png", {"return": {arguments.task: curve}}, along="environment steps", log=False)
     print(f"return {curve[-1][1]:.0f} after {curve[-1][0]} steps, {seconds:.0f} s; results in {out}")
+
+
+def unused(arguments: Arguments) -> set[str]:
+    """Return the options of soft learners that a run has no use for."""
+    if arguments.learner in BASELINES:
+        return {*SOFT}
+    names = {"temperature"} if arguments.learner in FIXED else set()
+    names |= {"gradient", "particles"} if arguments.learner == "sql" else set()
+    names |= {"couplings"} if arguments.guide not in ("flow", "flow-paper") else set()
+    return names | ({"components"} if arguments.guide != "mixture" else set())
+
+
+def setting_of(arguments: Arguments) -> dict[str, Any]:
+    """Return what makes a run what it is, but for its task, steps and seeds."""
+    names = ("learner", *SOFT, "evaluate_every", "episodes")
+    return {name: getattr(arguments, name) for name in names if name not in unused(arguments)}
 
 
 def checked(arguments: Arguments) -> None:
@@ -150,8 +157,12 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit(f"--learner {arguments.learner} learns one seed at a time, neither compiled nor captured")
     if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
         raise SystemExit(f"--lr must be positive, got {arguments.lr}")
-    if arguments.learner in BASELINES and (arguments.levels, arguments.guide) != (1, "flow"):
-        raise SystemExit(f"--learner {arguments.learner} has a policy of its own: no --levels, no --guide")
+    for name in SOFT:
+        if name in unused(arguments) and getattr(arguments, name) != getattr(Arguments, name):
+            raise SystemExit(f"--learner {arguments.learner} --guide {arguments.guide} has no use for --{name}")
+    if arguments.learner not in BASELINES and arguments.start >= arguments.steps // arguments.levels:
+        share = arguments.steps // arguments.levels
+        raise SystemExit(f"--start {arguments.start} leaves no update: each level has {share} steps")
     if arguments.levels > 1 and arguments.guide == "mixture":
         raise SystemExit("--guide mixture has no latents that a next level could act on: flow, spline or gaussian")
     if arguments.compile and arguments.guide == "spline":
@@ -170,6 +181,11 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit(f"--task {arguments.task} has actions {acted}, not a bounded Box of one row")
     if not (isinstance(seen, gymnasium.spaces.Box) and len(seen.shape) == 1):
         raise SystemExit(f"--task {arguments.task} has observations {seen}, not a Box of one row")
+    if arguments.learner not in BASELINES:
+        try:
+            make_learner(arguments, 0, seen.shape[0], acted.shape[0])
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
 
 
 # -- latent space policies --------------------------------------------------------------------------------------------
@@ -193,34 +209,43 @@ Learnt = tuple[list[tuple[int, float]], Any, float]
 """The evaluations (step, return), the policy, and the seconds of learning, evaluations left out."""
 
 
+def make_learner(arguments: Arguments, level: int, observations: int, actions: int) -> Any:
+    """Return the learner of a level."""
+    policy = make_policy(arguments, observations, actions, lowest=level == 0)
+    scale = 1.0
+    if arguments.temperature == "fixed" or arguments.learner in FIXED:
+        scale = REWARD_SCALES.get(arguments.task.split("-")[0], 1.0)
+    common: dict[str, Any] = dict(
+        prior=None if level == 0 else pc.models.GaussianPrior(actions),
+        lr=arguments.lr,
+        reward_scale=scale,
+        capture=arguments.capture and not together(arguments),
+    )
+    if arguments.learner == "sql":
+        return pc.inference.SoftQLearning(policy, observations, actions, **common)
+    first = arguments.learner == "sac-first"
+    temperature: Any = None if first else 1.0 if arguments.temperature == "fixed" else "learned"
+    return pc.inference.SoftActorCritic(
+        policy,
+        observations,
+        actions,
+        first=first,
+        gradient=arguments.gradient,
+        particles=arguments.particles,
+        temperature=temperature,
+        **common,
+    )
+
+
+def together(arguments: Arguments) -> bool:
+    """Whether the learners of all seeds are one batch."""
+    return len(arguments.seed) > 1 or arguments.compile
+
+
 def latent_space_policies(arguments: Arguments) -> list[Learnt] | None:
     """Learn all levels, for every seed; None if the run was stopped."""
     each = [arguments.steps // arguments.levels] * arguments.levels
     each[-1] += arguments.steps - sum(each)
-    scale = 1.0
-    if arguments.temperature == "fixed" or arguments.learner == "sac-first":
-        scale = REWARD_SCALES.get(arguments.task.split("-")[0], 1.0)
-    several = len(arguments.seed) > 1 or arguments.compile
-    captured = arguments.capture and not several
-
-    def make_learner(level: int, observations: int, actions: int) -> Any:
-        policy = make_policy(arguments, observations, actions, lowest=level == 0)
-        prior = None if level == 0 else pc.models.GaussianPrior(actions)
-        common: dict[str, Any] = dict(prior=prior, lr=arguments.lr, reward_scale=scale, capture=captured)
-        if arguments.learner == "sql":
-            return pc.inference.SoftQLearning(policy, observations, actions, **common)
-        first = arguments.learner == "sac-first"
-        temperature: Any = None if first else 1.0 if arguments.temperature == "fixed" else "learned"
-        return pc.inference.SoftActorCritic(
-            policy,
-            observations,
-            actions,
-            first=first,
-            gradient=arguments.gradient,
-            particles=arguments.particles,
-            temperature=temperature,
-            **common,
-        )
 
     def evaluate(policies: list[Any]) -> Any:
         def make_env() -> Any:
@@ -239,17 +264,17 @@ def latent_space_policies(arguments: Arguments) -> list[Learnt] | None:
         evaluate_every=arguments.evaluate_every,
         start=arguments.start,
     )
-    if several:
+    if together(arguments):
         batch = partial(pc.inference.SeedBatch, compile=arguments.compile, capture=arguments.capture)
         common |= {
             "seeds": arguments.seed,
             "batch": batch,
             "outs": [folder(arguments, seed) for seed in arguments.seed],
         }
-        results = pc.inference.train_stagewise_together(make_envs, make_learner, each, **common)
+        results = pc.inference.train_stagewise_together(make_envs, partial(make_learner, arguments), each, **common)
     else:
         common |= {"seed": arguments.seed[0], "out": arguments.out}
-        results = [pc.inference.train_stagewise(make_envs, make_learner, each, **common)]
+        results = [pc.inference.train_stagewise(make_envs, partial(make_learner, arguments), each, **common)]
     if any(result.interrupted for result in results):
         return None
     box: Any = gymnasium.make(arguments.task).action_space
@@ -274,7 +299,7 @@ def folder(arguments: Arguments, seed: int) -> Path:
 
 
 def baseline(arguments: Arguments) -> Learnt:
-    """Learn with stable-baselines3, networks and rates as there but for their size; evaluate without noise."""
+    """Learn with stable-baselines3, PPO as it is there, DDPG with the others' sizes; evaluate without noise."""
     import stable_baselines3 as sb3
     from stable_baselines3.common.callbacks import EventCallback
     from stable_baselines3.common.noise import NormalActionNoise

@@ -9,7 +9,7 @@ alone or with that for motion added.
     python examples/lsp_maze.py --goal 0 --out out/maze                         # two levels
     python examples/lsp_maze.py --learner sql --out out/sql                     # soft Q-learning at both
     python examples/lsp_maze.py --levels 1 --temperature learned --out out/one  # one level, trained on
-    python examples/lsp_maze.py --levels 1 --pretrain 0 --motion 1 --out out/s  # from scratch, with reward for motion
+    python examples/lsp_maze.py --levels 1 --temperature learned --pretrain 0 --motion 1 --out out/s  # from scratch
     python examples/lsp_maze.py --task AntMaze --floor-lr 1e-3 --pretrain 400000 --steps 300000 --out out/ant
 
 writes OUT/result.json (`final_distance` to the goal, m, and `success` at every evaluation), OUT/level-N/ (checkpoint,
@@ -98,7 +98,7 @@ class Arguments:
     device: str = "cpu"
     """where to learn"""
     compile: bool = False
-    """compile the learners' steps, which takes minutes and a C++ compiler, and is two or three times as fast then"""
+    """compile the learners' steps, which takes a minute or two and a C++ compiler"""
     capture: bool = False
     """on a GPU, make the learners' steps, and those of several what they act by, CUDA graphs"""
     out: Path = Path("out/maze")
@@ -111,9 +111,10 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     try:
+        claim_folders(arguments)
         lowest, moving = learnt_to_move(arguments) if arguments.pretrain else (None, 0.0)
         learnt = None if arguments.pretrain and lowest is None else learnt_the_maze(arguments, lowest)
-    except ValueError as error:  # most of all, OUT holds another run
+    except (ValueError, FloatingPointError) as error:  # most of all, OUT holds another run
         raise SystemExit(str(error)) from error
     if learnt is None:
         print("stopped; the same command goes on from there")
@@ -127,28 +128,8 @@ def main(arguments: Arguments) -> None:
 def report(arguments: Arguments, seed: int, curve: Curve, policy: Any, seconds: float, moving: float) -> None:
     """Write what one seed came to, and draw where it goes."""
     out = folder(arguments.out, arguments, seed)
-    names = (
-        "goal",
-        "levels",
-        "guide",
-        "learner",
-        "motion",
-        "temperature",
-        "reward_scale",
-        "lr",
-        "pretrain",
-        "episodes",
-        "compile",
-        "device",
-    )
-    setting = {name: getattr(arguments, name) for name in names}
+    setting = setting_of(arguments) | {"compile": arguments.compile, "device": arguments.device}
     setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
-    if arguments.levels > 1:
-        setting["floor_reward_scale"] = VARIED_SCALES[arguments.task]
-        setting["floor_lr"] = arguments.lr if arguments.floor_lr is None else arguments.floor_lr
-        setting |= {} if arguments.value_range is None else {"value_range": list(arguments.value_range)}
-    if arguments.task == "AntMaze" and arguments.pretrain:
-        setting["upright"] = arguments.upright
     rows = [
         pc.inference.row(
             arguments.learner, arguments.task, metric, values[metric], seed=seed, seconds=seconds, steps=step, **setting
@@ -170,6 +151,39 @@ def report(arguments: Arguments, seed: int, curve: Curve, policy: Any, seconds: 
         f"final distance {distance:.2f} m, goal reached in {success:.0%} of {arguments.episodes} episodes; "
         f"{moving:.0f} s to learn to move, {seconds:.0f} s for the maze; results in {out}"
     )
+
+
+def setting_of(arguments: Arguments) -> dict[str, Any]:
+    """Return what makes a run what it is, but for its task, steps and seeds."""
+    names = (
+        "goal",
+        "levels",
+        "guide",
+        "learner",
+        "motion",
+        "temperature",
+        "reward_scale",
+        "lr",
+        "pretrain",
+        "episodes",
+    )
+    setting = {name: getattr(arguments, name) for name in names}
+    if arguments.levels > 1:
+        setting["floor_reward_scale"] = VARIED_SCALES[arguments.task]
+        setting["floor_lr"] = arguments.lr if arguments.floor_lr is None else arguments.floor_lr
+        setting |= {} if arguments.value_range is None else {"value_range": list(arguments.value_range)}
+    if arguments.task == "AntMaze" and arguments.pretrain:
+        setting["upright"] = arguments.upright
+    return setting
+
+
+def claim_folders(arguments: Arguments) -> None:
+    """Make OUT, and where the training on open floor is kept, this run's, or raise ValueError."""
+    of_floor = {"task": OPEN_FLOOR[arguments.task], "pretrain": arguments.pretrain, "seed": arguments.seed}
+    if arguments.pretrained is not None:
+        pc.inference.claim_folder(arguments.pretrained, of_floor)
+    whole = setting_of(arguments) | {"task": arguments.task, "seed": arguments.seed}
+    pc.inference.claim_folder(arguments.out, whole | {"evaluate_every": arguments.evaluate_every})
 
 
 def folder(parent: Path, arguments: Arguments, seed: int) -> Path:
@@ -199,6 +213,11 @@ def checked(arguments: Arguments) -> None:
             raise SystemExit(f"--value-range must be the least and the greatest return, got {arguments.value_range}")
     if arguments.levels == 1 and arguments.floor_lr is not None:
         raise SystemExit("--floor-lr is for the lowest of several levels: --levels 1 goes on with --lr")
+    shares = {"--pretrain": arguments.pretrain or math.inf}
+    shares["--steps"] = arguments.steps // (max(1, arguments.levels - 1) if arguments.pretrain else arguments.levels)
+    for name, share in shares.items():
+        if arguments.start >= share:
+            raise SystemExit(f"--start {arguments.start} leaves no update: {name} gives a level {share} steps")
     if arguments.levels > 1 and not arguments.pretrain:
         raise SystemExit("--pretrain 0 leaves nothing to act through: --levels 1, or steps on open floor")
     if arguments.pretrained is not None and not arguments.pretrain:
@@ -318,20 +337,26 @@ def learnt_the_maze(arguments: Arguments, lowest: list[Any] | None) -> list[tupl
 
     with closing(maze(arguments)) as env:
         box: Any = env.action_space
-    # An action of level n is held for HOLD^n environment steps; those of the first one that is learnt here for so many.
-    held = HOLD ** len(below[0])
-    print(f"learning the maze, {arguments.steps} steps" + (f", {held} of them a step below" if held > 1 else ""))
-    each = [max(1, arguments.steps // count // HOLD ** (len(below[0]) + n)) for n in range(count)]
+    # An action of level n is held for HOLD^n environment steps.
+    holds = [HOLD ** (len(below[0]) + n) for n in range(count)]
+    held = f", {holds[0]} of them a step below" if holds[0] > 1 else ""
+    print(f"learning the maze, {arguments.steps} steps{held}")
+    each = [max(1, arguments.steps // count // hold) for hold in holds]
     levels = [partial(maze, arguments)] * count
     common: dict[str, Any] = dict(
         embed=[embed, *[above] * (arguments.levels - 2)][: arguments.levels - 1],
         evaluate=evaluate,
         device=arguments.device,
-        evaluate_every=max(1, arguments.evaluate_every // held),
-        # As many updates as environment steps, whatever a level holds its actions for.
-        start=arguments.start // held,
-        updates_per_step=held,
-        checkpoint_every=max(1, CHECKPOINT_EVERY // held),
+        of_level=[
+            dict(
+                evaluate_every=max(1, arguments.evaluate_every // hold),
+                # As many updates as environment steps, whatever a level holds its actions for.
+                start=arguments.start // hold,
+                updates_per_step=hold,
+                checkpoint_every=max(1, CHECKPOINT_EVERY // hold),
+            )
+            for hold in holds
+        ],
     )
     outs = [folder(arguments.out, arguments, seed) for seed in arguments.seed]
     if together(arguments):

@@ -28,7 +28,7 @@ from .soft_control import SoftActorCritic, SoftLearner
 from .soft_q_learning import SoftQLearning
 from .stagewise import StagewiseResult, train_stagewise, train_stagewise_together
 from .stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
-from .usable import verify_device, verify_folder
+from .usable import claim_folder, verify_device, verify_folder
 
 __all__ = [
     "Augmented",
@@ -63,6 +63,7 @@ __all__ = [
     "Transitions",
     "boundary_f1",
     "chain_posterior",
+    "claim_folder",
     "compose",
     "constant",
     "dagger",

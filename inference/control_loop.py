@@ -113,13 +113,14 @@ class _Body:
                 f"{type(policy).__name__}"
             )
         self.latent = env.has_wrapper_attr("latent") and bool(env.get_wrapper_attr("latent"))
-        if not self.latent and not acted.is_bounded():
+        with np.errstate(over="ignore"):
+            self.half = (acted.high - acted.low) / 2
+        if not self.latent and not np.isfinite(self.half).all():
             raise ValueError(f"actions must be bounded, or the environment marked latent: {acted}")
         if self.latent == bool(policy.squash):
             kind = "latents of any size: the policy needs squash=False"
             raise ValueError(f"the environment takes {kind if self.latent else 'bounded actions: squash=True'}")
         self.low, self.high, self.dtype = acted.low, acted.high, acted.dtype
-        self.half = (acted.high - acted.low) / 2
 
     def reset(self, seed: int | None) -> np.ndarray:
         observation, _ = self.env.reset(seed=seed)
@@ -205,7 +206,8 @@ def learn(
         Where the run got to; see `LearnResult`.
 
     Raises:
-        TypeError: for an environment or learner of another kind, or actions that are not numbers in a Box.
+        TypeError: for an environment or learner of another kind, actions that are not numbers in a Box, or a number
+            that should be whole and is not.
         ValueError: for spaces that do not fit the learner, unbounded actions, an argument out of range, a device that
             cannot be used, an ``out`` that is a file, or a checkpoint that is truncated, of another learner, made
             under other settings or beyond ``steps``; nothing has been changed or written then. Also for an
@@ -649,7 +651,7 @@ def evaluation(
         A function to a dictionary of ``return`` and ``length``, means over the episodes.
 
     Raises:
-        TypeError: for an environment or actions of another kind.
+        TypeError: for an environment or actions of another kind, or numbers that are not whole.
         ValueError: for spaces that do not fit the policy, or numbers out of range.
     """
     _verify_least(1, episodes=episodes)
@@ -732,6 +734,10 @@ def _described(env: gymnasium.Env[Any, Any]) -> str:
 
 def _verify_least(least: int, **arguments: int) -> None:
     for name, value in arguments.items():
+        try:
+            operator.index(value)
+        except TypeError as error:
+            raise TypeError(f"{name} must be a whole number, not {value}") from error
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 

@@ -92,13 +92,25 @@ class SeedBatch(nn.Module):
 
         Returns:
             The numbers that a learner's own update returns, each ``[S]``.
+
+        Raises:
+            ValueError: for a batch that is not one for each learner, or learners that are not in step.
         """
+        if batch.rewards.dim() != 2 or len(batch.rewards) != len(self):
+            raise ValueError(f"rewards must have shape [{len(self)}, B], not {[*batch.rewards.shape]}")
         with self._explained():
             return self._stacked().update(batch)
 
     @torch.no_grad()
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Return normalised actions ``[S, A]`` at observations ``[S, O]``, those that keep a latent acting with it."""
+        """Return normalised actions ``[S, A]`` at observations ``[S, O]``, those that keep a latent acting with it.
+
+        Raises:
+            ValueError: for observations of another shape, or learners that are not in step.
+        """
+        if np.shape(observations) != (len(self), self.observation_size):
+            shapes = f"[{len(self)}, {self.observation_size}], not {[*np.shape(observations)]}"
+            raise ValueError(f"observations must have shape {shapes}")
         latents: list[Any] = [learner.latent for learner in self.learners]
         with self._explained():
             return self._stacked().act(observations, latents)

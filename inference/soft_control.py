@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ..models.optimality import ActionGuide, ActionPrior
@@ -25,6 +26,8 @@ from .critics import Critics, TargetCopy
 from .replay import Transitions
 
 __all__ = ["SoftActorCritic", "SoftLearner"]
+
+_LINEAR = (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO)  # of Pyro's own, in the log joint
 
 
 class SoftLearner(nn.Module):
@@ -36,7 +39,7 @@ class SoftLearner(nn.Module):
         policy: the policy, an ``nn.Module``.
         observation_size: O.
         action_size: A.
-        prior: p(a); None for the uniform one, whose constant density is left out.
+        prior: p(a); None for the uniform one, its density counted as 1: see `SoftActorCritic`.
         critics: Q, observations ``[..., O]`` and actions ``[..., A]`` to ``[K, ...]``.
         lr: of Adam, for everything.
         discount: gamma.
@@ -49,7 +52,8 @@ class SoftLearner(nn.Module):
 
     Raises:
         TypeError: if the policy is no module, or lacks a part of the protocol.
-        ValueError: for a policy or prior of other sizes, or numbers out of range.
+        ValueError: for a policy or prior of other sizes, a policy of unbounded actions without a prior over them, or
+            numbers out of range.
     """
 
     policy: Any  # a module that is an ActionGuide, which mypy cannot say
@@ -77,6 +81,9 @@ class SoftLearner(nn.Module):
             raise ValueError(f"a {type(policy).__name__} has no latent that could be fixed for an episode")
         if prior is not None and prior.action_size != action_size:
             raise ValueError(f"the prior has {prior.action_size} action numbers, the learner {action_size}")
+        if not policy.squash and (prior is None or getattr(prior, "bounded", False)):
+            kind = type(policy).__name__
+            raise ValueError(f"the {kind} acts with any real numbers: it needs a prior over them, as GaussianPrior is")
         if not 0 <= discount < 1:
             raise ValueError(f"discount must be in [0, 1), not {discount}")
         _verify_positive(lr=lr, reward_scale=reward_scale)
@@ -156,7 +163,7 @@ class SoftLearner(nn.Module):
         return self.critics
 
     def log_ratio(self, actions: Tensor, log_prob: Tensor) -> Tensor:
-        """Return log pi(a|s) - log p(a) ``[...]``, the constant of a uniform prior left out."""
+        """Return log pi(a|s) - log p(a) ``[...]``, p(a) counted as 1 without a prior."""
         return log_prob if self.prior is None else log_prob - self.prior.log_prob(actions)
 
     def bellman(self, rewards: Tensor, terminated: Tensor, following: Tensor) -> Tensor:
@@ -238,8 +245,10 @@ class SoftActorCritic(SoftLearner):
         policy: the policy; its sizes must be these.
         observation_size: O.
         action_size: A.
-        prior: p(a), such as :class:`~pyrocontrol.models.optimality.GaussianPrior` for latents of a level below; None
-            for the uniform one.
+        prior: p(a), such as :class:`~pyrocontrol.models.optimality.GaussianPrior` for latents of a level below, which
+            a policy with ``squash=False`` needs; None for the uniform one, its density counted as 1. The soft target is
+            then gamma alpha A log 2 above that of ``UniformPrior(A)`` wherever the episode goes on: where episodes can
+            terminate, a bonus for staying alive.
         hidden: sizes of the critics' hidden layers.
         lr: of Adam, for everything.
         discount: gamma.
@@ -249,13 +258,17 @@ class SoftActorCritic(SoftLearner):
             ``"learned"`` else.
         target_entropy: nats, of a learned temperature; None for -A.
         reward_scale: what rewards are multiplied by.
-        value_range: the least and the greatest discounted return that the task has, where they are known: the soft
-            values of what follows are kept between them. That is where the optimal soft value is, as the prior alone
-            earns no less, at no cost, and nothing earns more; so the optimum stays what it is. Without it, errors of
-            the critics can add up beyond any return, or make an end of the episode, which is worth 0, better than going
-            on. It needs a prior that is given, whose density is normalised.
+        value_range: bounds of the discounted return from every state on, where they are known. The optimal soft value
+            is between them, as the prior alone earns no less, at no cost, and nothing earns more. What is kept between
+            them is one sample of what follows, ``min_k Qbar_k - alpha (log pi - log p)``, which at the exact posterior
+            is the soft value whatever the action; so the optimum stays what it is. Without it, errors of the critics
+            can add up beyond any return, or make an end of the episode, which is worth 0, better than going on. It
+            needs a prior that is given, whose density is normalised over the policy's actions.
         elbo: take the policy's step by this Pyro ELBO, ``loss_and_grads`` on the Pyro model of one step, which the
-            prior makes; None computes the same loss directly, and faster.
+            prior makes; None computes the same loss directly, and faster. Model and guide are scaled by alpha / B, so
+            that it must be linear in the log joint, and change, so that it must not be compiled: ``Trace_ELBO``,
+            ``TraceGraph_ELBO``, ``TraceEnum_ELBO``, ``TraceMeanField_ELBO`` or `StepwiseKL_ELBO`; ``RenyiELBO`` and
+            other bounds of several particles are not linear.
         first: soft actor-critic's first form.
         fixed_latent: draw a flow's latent once an episode, by its seed, and act with it to the end: exploration that
             goes somewhere, as in the paper's maze. Not a part of the objective.
@@ -267,7 +280,8 @@ class SoftActorCritic(SoftLearner):
 
     Raises:
         TypeError: if the policy or the ELBO is not what it should be.
-        ValueError: for a policy or prior of other sizes, numbers out of range, or arguments that exclude each other.
+        ValueError: for a policy or prior of other sizes, a policy of unbounded actions without a prior over them,
+            numbers out of range, or arguments that exclude each other.
     """
 
     def __init__(
@@ -489,8 +503,9 @@ def _verify_positive(**numbers: float) -> None:
 
 
 def _verify_range(bounds: tuple[float, float], prior: ActionPrior | None) -> None:
-    pair: object = bounds
-    if not (isinstance(pair, Sequence) and len(pair) == 2 and -math.inf < pair[0] <= pair[1] < math.inf):
+    pair: Any = bounds
+    two = isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(bound, Real) for bound in pair)
+    if not (two and -math.inf < pair[0] <= pair[1] < math.inf):
         raise ValueError(f"value_range must be the least and the greatest return, not {bounds}")
     if prior is None:
         raise ValueError("value_range needs a prior with its density, such as UniformPrior(action_size)")
@@ -499,6 +514,9 @@ def _verify_range(bounds: tuple[float, float], prior: ActionPrior | None) -> Non
 def _verify_elbo(elbo: Any, prior: ActionPrior | None, first: bool, particles: int | None) -> None:
     if not callable(getattr(elbo, "loss_and_grads", None)):
         raise TypeError(f"elbo must be an ELBO such as Trace_ELBO(), not {type(elbo).__name__}")
+    if type(elbo).__module__.startswith("pyro.") and type(elbo) not in _LINEAR:
+        names = ", ".join(kind.__name__ for kind in _LINEAR)
+        raise TypeError(f"elbo must be linear in the log joint and not compiled, as {names}, not {type(elbo).__name__}")
     if first:
         raise ValueError("the first form has its own gradient of the policy: elbo and first exclude each other")
     if prior is None:

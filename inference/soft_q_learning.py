@@ -41,7 +41,7 @@ class SoftQLearning(SoftLearner):
         policy: any policy that can be reparametrised; its sizes must be these.
         observation_size: O.
         action_size: A.
-        prior: p(a); None for the uniform one, its density counted as 1.
+        prior: as in :class:`~pyrocontrol.inference.soft_control.SoftActorCritic`.
         hidden: sizes of the critic's hidden layers.
         lr: of Adam, for everything.
         discount: gamma.
@@ -56,7 +56,8 @@ class SoftQLearning(SoftLearner):
 
     Raises:
         TypeError: if the policy is not what it should be.
-        ValueError: for a policy or prior of other sizes, one that cannot be reparametrised, or numbers out of range.
+        ValueError: for a policy or prior of other sizes, a policy of unbounded actions without a prior over them, one
+            that cannot be reparametrised, or numbers out of range.
     """
 
     def __init__(

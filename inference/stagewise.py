@@ -9,7 +9,7 @@ layers, or differ: the lower ones then say how to move, the last one what for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import pyro
 from gymnasium import spaces
 
 from . import checkpoint
-from .control_loop import learn, learn_together
+from .control_loop import _verify_least, learn, learn_together
 from .seed_batch import SeedBatch
 
 __all__ = ["Embed", "Evaluate", "MakeLearner", "StagewiseResult", "train_stagewise", "train_stagewise_together"]
@@ -63,6 +63,7 @@ def train_stagewise(
     evaluate: Evaluate | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
+    of_level: Sequence[dict[str, Any]] | None = None,
     **options: Any,
 ) -> StagewiseResult:
     """Train one level after the other (Algorithm 1).
@@ -87,7 +88,8 @@ def train_stagewise(
             ``learn`` is to evaluate with.
         seed: of everything.
         out: folder to write to; None writes nothing.
-        **options: for ``learn``, the same at all levels.
+        of_level: options for ``learn`` that are a level's own, one dictionary for each.
+        **options: for ``learn``, at all levels.
 
     Returns:
         The policies and what each training came to.
@@ -95,20 +97,20 @@ def train_stagewise(
     Raises:
         TypeError: if something is of the wrong kind.
         ValueError: if numbers of levels do not go together, a number of steps is not positive, or, before the first
-            step of a level, a policy does not fit into its environment; if ``out`` holds a level that was trained on
-            another below.
+            step of a level, a policy does not fit into its environment; if ``out`` holds more levels or steps than are
+            asked for, or a level that was trained on another below.
     """
 
     def learn_one(
-        learners: list[Any], envs: list[Env], seeds: list[int], outs: Any, evaluates: Any, steps: int
+        learners: list[Any], envs: list[Env], seeds: list[int], outs: Any, evaluates: Any, steps: int, given: Any
     ) -> list[Any]:
-        given = options if evaluates is None else options | {"evaluate": evaluates[0]}
+        given = given if evaluates is None else given | {"evaluate": evaluates[0]}
         folder = None if outs is None else outs[0]
         return [learn(learners[0], envs[0], steps=steps, seed=seeds[0], out=folder, **given)]
 
     outs = None if out is None else [out]
     return _train_stagewise(
-        envs, make_learner, steps_per_level, embed, [below], learn_one, evaluate, [seed], outs, options
+        envs, make_learner, steps_per_level, embed, [below], learn_one, evaluate, [seed], outs, of_level, options
     )[0]
 
 
@@ -123,6 +125,7 @@ def train_stagewise_together(
     batch: Callable[[Sequence[Any]], SeedBatch] = SeedBatch,
     evaluate: Evaluate | None = None,
     outs: Sequence[str | os.PathLike[str]] | None = None,
+    of_level: Sequence[dict[str, Any]] | None = None,
     **options: Any,
 ) -> list[StagewiseResult]:
     """Do what :func:`train_stagewise` does for several seeds, whose learners are one `SeedBatch` at each level.
@@ -137,6 +140,7 @@ def train_stagewise_together(
         batch: makes the batch, such as ``partial(SeedBatch, compile=True)``.
         evaluate: as there; called once a seed.
         outs: S folders, no two the same; None writes nothing.
+        of_level: as there.
         **options: for `learn_together`.
 
     Returns:
@@ -150,22 +154,18 @@ def train_stagewise_together(
         raise TypeError("every seed needs environments of its own: give functions that make them")
     if len(seeds) == 0:
         raise ValueError("there are no seeds to train")
-    for name, given in {"outs": outs, "below": below}.items():
+    starts = [()] * len(seeds) if below is None else _listed(below)
+    for name, given in {"outs": outs, "below": starts}.items():
         if given is not None and len(given) != len(seeds):
             raise ValueError(f"there are {len(seeds)} seeds and {len(given)} {name}")
 
     def learn_all(
-        learners: list[Any], envs: list[Env], seeds: list[int], outs: Any, evaluates: Any, steps: int
+        learners: list[Any], envs: list[Env], seeds: list[int], outs: Any, evaluates: Any, steps: int, given: Any
     ) -> list[Any]:
-        return learn_together(
-            batch(learners), envs, seeds=seeds, outs=outs, evaluates=evaluates, steps=steps, **options
-        )
+        return learn_together(batch(learners), envs, seeds=seeds, outs=outs, evaluates=evaluates, steps=steps, **given)
 
-    starts = [()] * len(seeds) if below is None else below
-    if len({len(policies) for policies in starts}) > 1:
-        raise ValueError(f"every seed needs as many policies below, not {[len(policies) for policies in starts]}")
     return _train_stagewise(
-        envs, make_learner, steps_per_level, embed, starts, learn_all, evaluate, seeds, outs, options
+        envs, make_learner, steps_per_level, embed, starts, learn_all, evaluate, seeds, outs, of_level, options
     )
 
 
@@ -175,31 +175,45 @@ def _train_stagewise(
     steps_per_level: int | Sequence[int],
     embed: Embed | Sequence[Embed],
     below: Sequence[Sequence[Any]],
-    learn: Callable[[list[Any], list[Env], list[int], Any, Any, int], list[Any]],
+    learn: Callable[[list[Any], list[Env], list[int], Any, Any, int, Any], list[Any]],
     evaluate: Evaluate | None,
     seeds: Sequence[int],
     outs: Sequence[str | os.PathLike[str]] | None,
+    of_level: Sequence[dict[str, Any]] | None,
     options: dict[str, Any],
 ) -> list[StagewiseResult]:
     """Both of the above: lists have one entry a seed."""
     if not envs:
         raise ValueError("there are no levels to train: envs is empty")
-    count, first = len(envs), len(below[0])
+    starts = [*map(_listed, below)]
+    if len({len(policies) for policies in starts}) > 1:
+        raise ValueError(f"every seed needs as many policies below, not {[len(policies) for policies in starts]}")
+    count, first = len(envs), len(starts[0])
     for number, env in enumerate(envs, first):
         if not (isinstance(env, gymnasium.Env) or callable(env)):
             raise TypeError(f"the environment of level {number} is none, nor a function that makes one: {env!r}")
     if not callable(make_learner):
         raise TypeError(f"make_learner must be a function of a level and two sizes, got {make_learner!r}")
-    steps = [steps_per_level] * count if isinstance(steps_per_level, int) else [*steps_per_level]
-    if len(steps) != count or min(steps) < 1:
-        raise ValueError(f"steps_per_level must be positive, and one for each of {count} levels, got {steps_per_level}")
-    embeds = [embed] * (first + count - 1) if callable(embed) else [*embed]
+    each: Any = steps_per_level
+    steps = [*each] if np.ndim(each) else [each] * count
+    for number in steps:
+        _verify_least(1, steps_per_level=number)
+    for seed in seeds:
+        _verify_least(0, seed=seed)
+    if len(steps) != count:
+        raise ValueError(f"steps_per_level must be one, or one for each of {count} levels, got {len(steps)}")
+    embeds = [*embed] if isinstance(embed, Sequence) else [embed] * (first + count - 1)
     if len(embeds) != first + count - 1:
         raise ValueError(f"embed must be one, or one for each of {first + count - 1} levels, got {len(embeds)}")
+    if not all(map(callable, embeds)):
+        raise TypeError(f"embed must make a policy part of an environment, got {embed!r}")
+    own_options = [{}] * count if of_level is None else [*of_level]
+    if len(own_options) != count:
+        raise ValueError(f"of_level must be one for each of {count} levels, got {len(own_options)}")
     if outs is not None and options.get("resume", True):
         for out in outs:
-            _verify_finished(Path(out), first, steps)
-    results = [StagewiseResult([*policies], [], False) for policies in below]
+            _verify_levels(Path(out), first, steps)
+    results = [StagewiseResult(policies, [], False) for policies in starts]
     for number, made in enumerate(envs, first):
         with ExitStack() as stack:
             parts: list[tuple[Any, Env, int]] = []
@@ -212,10 +226,13 @@ def _train_stagewise(
                 parts.append((make_learner(number, *_sizes(env, number)), env, own))
             learners, bodies, own_seeds = map(list, zip(*parts, strict=True))
             for learner, result in zip(learners, results, strict=True):
+                if not hasattr(learner, "policy"):
+                    raise TypeError(f"make_learner must return a learner that has a policy, got {learner!r}")
                 result.policies.append(learner.policy)
             evaluates = None if evaluate is None else [evaluate([*result.policies]) for result in results]
             folders = None if outs is None else [Path(out) / f"level-{number}" for out in outs]
-            found = learn(learners, bodies, own_seeds, folders, evaluates, steps[number - first])
+            given = options | own_options[number - first]
+            found = learn(learners, bodies, own_seeds, folders, evaluates, steps[number - first], given)
         for learnt, result in zip(found, results, strict=True):
             result.results.append(learnt)
         if any(getattr(learnt, "interrupted", False) for learnt in found):
@@ -223,15 +240,27 @@ def _train_stagewise(
     return results
 
 
-def _verify_finished(out: Path, first: int, steps: list[int]) -> None:
-    """Refuse to train a level further on whose latents another was trained already."""
-    for number, wanted in enumerate(steps[:-1], first):
+def _verify_levels(out: Path, first: int, steps: list[int]) -> None:
+    """Refuse a folder with more levels or steps than are asked for, and levels that are not done below another.
+
+    A level that is trained further makes those worthless that were trained on its latents.
+    """
+    last, hint = first + len(steps) - 1, "pass resume=False to start anew, or another out"
+    for number, wanted in enumerate(steps, first):
         own, above = (out / f"level-{n}" / "checkpoint.pt" for n in (number, number + 1))
-        if own.exists() and above.exists() and (step := checkpoint.read(own)["step"]) != wanted:
-            raise ValueError(
-                f"{above} was trained on level {number} as it is at step {step}, not {wanted}; "
-                "pass resume=False to start anew, or another out"
-            )
+        step = checkpoint.read(own)["step"] if own.exists() else 0
+        if step > wanted:
+            raise ValueError(f"{own} is at step {step}, beyond the {wanted} asked for; {hint}")
+        if above.exists() and step < wanted:
+            raise ValueError(f"{above} was trained on level {number} as it is at step {step}, not {wanted}; {hint}")
+        if above.exists() and number == last:
+            raise ValueError(f"{above} is of a level above the {last + 1} asked for; {hint}")
+
+
+def _listed(below: Any) -> list[Any]:
+    if not isinstance(below, Iterable):
+        raise TypeError(f"below must be a list of policies, not a {type(below).__name__}")
+    return [*below]
 
 
 def _sizes(env: Env, number: int) -> tuple[int, int]:

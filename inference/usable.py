@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["verify_device", "verify_folder"]
+from .atomic import replacing
+
+__all__ = ["claim_folder", "verify_device", "verify_folder"]
 
 
 def verify_device(device: str | torch.device | None) -> None:
@@ -31,3 +35,31 @@ def verify_folder(path: str | os.PathLike[str] | None) -> None:
     for folder in () if path is None else (Path(path), *Path(path).parents):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{path}: {folder} is a file, not a folder")
+
+
+def claim_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+    """Make a folder a run's own: write ``path/settings.json``, or make sure that what is there says the same.
+
+    Args:
+        path: of the folder, made if missing.
+        settings: what the run was asked for, as far as a run that goes on has to be asked for the same; what JSON can
+            hold. Names that are only here or only in the file do not count.
+
+    Raises:
+        ValueError: if the folder is another run's, or cannot be written; what is in it stands.
+    """
+    verify_folder(path)
+    file = Path(path) / "settings.json"
+    wanted = json.loads(json.dumps(settings))
+    try:
+        if not file.exists():
+            Path(path).mkdir(parents=True, exist_ok=True)
+            with replacing(file) as stream:
+                stream.write(json.dumps(wanted, indent=1).encode())
+            return
+        there = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    other = [f"{name} {there[name]}, not {value}" for name, value in wanted.items() if there.get(name, value) != value]
+    if other:
+        raise ValueError(f"{path} holds another run, with {'; '.join(other)}: choose another folder")

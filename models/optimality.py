@@ -162,6 +162,10 @@ class _Prior:
         if actions.shape[-1:] != (self.action_size,):
             raise ValueError(f"actions must have shape [..., {self.action_size}], not {list(actions.shape)}")
 
+    def optimality(self: ActionPrior, critic: Critic, alpha: float | Tensor) -> OneStepOptimality:
+        """Return the model of one action under this prior."""
+        return OneStepOptimality(critic, self, alpha)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.action_size})"
 
@@ -176,6 +180,9 @@ class UniformPrior(_Prior):
         ValueError: for a size that is not positive.
     """
 
+    #: There are no actions outside of the cube: a policy needs ``squash``. A prior without this name is unbounded.
+    bounded = True
+
     def log_prob(self, actions: Tensor) -> Tensor:
         """Return -A log 2 ``[...]`` for actions ``[..., A]`` within the cube, and -inf outside."""
         self._verify(actions)
@@ -189,10 +196,6 @@ class UniformPrior(_Prior):
     def coordinates(self, actions: Tensor) -> Tensor:
         """Return the actions themselves."""
         return actions
-
-    def optimality(self, critic: Critic, alpha: float | Tensor) -> OneStepOptimality:
-        """Return the model of one action under this prior."""
-        return OneStepOptimality(critic, self, alpha)
 
 
 class GaussianPrior(_Prior):
@@ -220,10 +223,6 @@ class GaussianPrior(_Prior):
         """Return 2 Phi(a) - 1 ``[..., A]``, Phi the standard normal's distribution function."""
         return torch.erf(actions * math.sqrt(0.5))
 
-    def optimality(self, critic: Critic, alpha: float | Tensor) -> OneStepOptimality:
-        """Return the model of one action under this prior."""
-        return OneStepOptimality(critic, self, alpha)
-
 
 class OneStepOptimality(nn.Module):
     """One action and its optimality: ``a ~ prior; factor(Q(s, a) / alpha)``, for a batch of states.
@@ -240,11 +239,12 @@ class OneStepOptimality(nn.Module):
     Args:
         critic: maps observations ``[..., B, O]`` and actions ``[..., B, A]`` to Q ``[..., B]``, reward units.
         prior: p(a), such as :class:`UniformPrior`.
-        alpha: temperature, reward units a nat; a number or a scalar tensor.
+        alpha: temperature, reward units a nat; a number or a scalar tensor, which is not looked at: on a GPU that
+            would wait for the device.
 
     Raises:
         TypeError: if the critic cannot be called.
-        ValueError: for a temperature that is not positive.
+        ValueError: for a temperature that is a number and not positive.
 
     Example:
         >>> optimality = OneStepOptimality(lambda s, a: -(a - s).square().sum(-1), GaussianPrior(2), alpha=0.5)
@@ -302,13 +302,13 @@ def optimality_evidence(rewards: Tensor, alpha: float | Tensor = 1.0) -> Tensor:
 
     Args:
         rewards: ``[..., T]``.
-        alpha: temperature, reward units a nat.
+        alpha: temperature, reward units a nat; a tensor is not looked at, as in `OneStepOptimality`.
 
     Returns:
         ``[...]``, nats.
 
     Raises:
-        ValueError: for rewards without a dimension of steps, or a temperature that is not positive.
+        ValueError: for rewards without a dimension of steps, or a temperature that is a number and not positive.
     """
     if rewards.dim() < 1:
         raise ValueError("rewards must have shape [..., T], not []")

@@ -46,7 +46,12 @@ def maze() -> ModuleType:
         ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
         ("--lr must be positive, got nan", {"lr": float("nan")}),
         ("--components must be at least 1, got 0", {"components": 0}),
-        ("--learner ppo has a policy of its own: no --levels, no --guide", {"learner": "ppo", "levels": 2}),
+        ("--learner ppo .* has no use for --levels", {"learner": "ppo", "levels": 2}),
+        ("--learner ddpg .* has no use for --lr", {"learner": "ddpg", "lr": 5.0}),
+        ("--learner sql .* has no use for --gradient", {"learner": "sql", "gradient": "score"}),
+        ("--learner sac-first .* has no use for --temperature", {"learner": "sac-first", "temperature": "fixed"}),
+        ("--guide gaussian has no use for --couplings", {"guide": "gaussian", "couplings": 4}),
+        ("--start 1000 leaves no update: each level has 750 steps", {"steps": 1500, "levels": 2}),
         ("--guide mixture has no latents", {"guide": "mixture", "levels": 2}),
         ("^particles must be at least 1, not 0", {"particles": 0}),
         ("^a MixturePolicy cannot be reparam.*: gradient", {"guide": "mixture", "gradient": "pathwise"}),
@@ -80,6 +85,8 @@ def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path, message: s
         ("--value-range must be the least and the greatest return, got \\(1.0, 0.0\\)", {"value_range": (1.0, 0.0)}),
         ("--value-range must be .* got \\(0.0, inf\\)", {"value_range": (0.0, float("inf"))}),
         ("--seed must be at least 0, and several be different, got \\(2, 2\\)", {"seed": (2, 2)}),
+        ("--start 1000 leaves no update: --pretrain gives a level 1000 steps", {"pretrain": 1000}),
+        ("--start 1000 leaves no update: --steps gives a level 750 steps", {"steps": 1500, "levels": 3}),
         ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
         ("device nowhere cannot be used", {"device": "nowhere"}),
         ("goal must be 0 to 2, got 3", {"goal": 3}),
@@ -105,12 +112,13 @@ def test_a_run_in_the_maze_is_taken_up_and_not_taken_for_another(maze: ModuleTyp
     assert {(row["metric"], row["setting"]["steps"]) for row in before} == {
         (metric, step) for metric in ("final_distance", "success") for step in (9, 18, 27, 30)
     }
-    with pytest.raises(SystemExit, match="was made with env=pyrocontrol/PointMaze-v0 {'goal': 0, .*'goal': 1"):
+    with pytest.raises(SystemExit, match="a holds another run, with goal 0, not 1: choose another folder"):
         maze.main(maze.Arguments(goal=1, steps=30, out=tmp_path / "a", **given))
     # The open floor is shared; a level that was trained on is not trained further.
     maze.main(maze.Arguments(goal=1, steps=30, out=tmp_path / "b", **given))
-    with pytest.raises(SystemExit, match="through .*, not"):
-        maze.main(maze.Arguments(steps=30, out=tmp_path / "a", **given | {"pretrain": 25}))
+    with pytest.raises(SystemExit, match="floor holds another run, with pretrain 20, not 25"):
+        maze.main(maze.Arguments(steps=30, out=tmp_path / "c", **given | {"pretrain": 25}))
+    assert not (tmp_path / "c").exists()
 
 
 def test_an_ant_that_learns_to_move_has_to_stand(
@@ -132,6 +140,18 @@ def test_the_lowest_of_several_levels_may_have_a_learning_rate_of_its_own(maze: 
     given = maze.Arguments(floor_lr=1e-3)
     assert [maze.make_learner(given, level, 4, 2).lr for level in (0, 1)] == [1e-3, 3e-4]
     assert maze.make_learner(maze.Arguments(lr=1e-2), 0, 4, 2).lr == 1e-2
+
+
+def test_a_level_makes_as_many_updates_as_environment_steps(
+    maze: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(maze.pc.inference, "train_stagewise", lambda *_args, **given: found.update(given) or 1 / 0)
+    given: dict[str, Any] = {"levels": 3, "pretrain": 20, "steps": 400, "start": 18, "evaluate_every": 45}
+    with pytest.raises(ZeroDivisionError):
+        maze.main(maze.Arguments(out=tmp_path, **given))
+    names = ("start", "updates_per_step", "evaluate_every", "checkpoint_every")
+    assert [tuple(own[name] for name in names) for own in found["of_level"]] == [(6, 3, 15, 3333), (2, 9, 5, 1111)]
 
 
 def test_levels_above_the_lowest_may_have_bounds_of_their_values(maze: ModuleType, tmp_path: Path) -> None:
@@ -156,9 +176,29 @@ def test_several_seeds_find_the_way_at_once(maze: ModuleType, tmp_path: Path, le
     assert one != other
 
 
+def test_a_folder_is_one_runs(benchmark: ModuleType, maze: ModuleType, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"task": "pyrocontrol/PointMove-v0", "steps": 20, "out": tmp_path / "run", **TINY}
+    benchmark.main(benchmark.Arguments(**given))
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for message, other in (
+        ("holds another run, with learner sac, not ppo", {"learner": "ppo", "start": 1000}),
+        ("holds another run, with levels 1, not 2", {"levels": 2}),
+        ("holds another run, with episodes 1, not 2", {"episodes": 2}),
+        (r"holds another run, with seed \[0\], not \[1\]", {"seed": (1,)}),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            benchmark.main(benchmark.Arguments(**given | other))
+    with pytest.raises(SystemExit, match="holds another run, .*task pyrocontrol/PointMove-v0, not PointMaze"):
+        maze.main(maze.Arguments(steps=30, pretrain=20, out=tmp_path / "run", **TINY))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == kept
+    benchmark.main(benchmark.Arguments(**given | {"steps": 30}))  # more steps are the same run
+
+
 @pytest.mark.parametrize("learner", ["ddpg", "ppo", "sac"])
 def test_the_last_step_is_evaluated(benchmark: ModuleType, tmp_path: Path, learner: str) -> None:
     given: dict[str, Any] = {"task": "pyrocontrol/PointMove-v0", "learner": learner, **TINY, "evaluate_every": 1000}
+    if learner != "sac":
+        del given["start"]
     benchmark.main(benchmark.Arguments(steps=120, out=tmp_path, **given))
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [(row["metric"], row["setting"]["steps"]) for row in rows] == [("return", 120), ("return_mode", 120)]

@@ -167,7 +167,8 @@ def test_it_can_be_evaluated() -> None:
 
 
 def test_it_is_kept_in_one_file(tmp_path: Path) -> None:
-    levels = three_levels()[:2] + [GaussianPolicy(2, 3, squash=False, hidden=(4,)).double()]
+    levels = three_levels()[:2] + [GaussianPolicy(2, 3, squash=False, hidden=(4,))]
+    levels = [policy.double() for policy in levels]
     hierarchy = Hierarchy(
         levels,
         [slice(3, None), None, [4, 1]],
@@ -198,6 +199,10 @@ def damaged(path: Path, change: Any) -> None:
     torch.save(content, path)
 
 
+def not_finite(content: dict[str, Any]) -> None:
+    next(iter(content["levels"][1]["state"].values())).view(-1)[0] = np.nan
+
+
 def swapped(content: dict[str, Any]) -> None:
     for entry in content["levels"]:
         entry["level"] = 2 - entry["level"]
@@ -217,10 +222,11 @@ def another_weight(content: dict[str, Any]) -> None:
         (lambda content: content["levels"][0]["settings"].update(wings=2), "no FlowPolicy has the settings"),
         (lambda content: content["levels"][0]["settings"].update(hidden=[3]), "its settings make a FlowPolicy("),
         (another_weight, "level 1 (FlowPolicy) has weights of another"),
+        (not_finite, "level 1 (FlowPolicy) has weights that are NaN or infinite"),
         (swapped, "level 0 (FlowPolicy) was trained for a level above"),
         (lambda content: content.update(format="pyrocontrol checkpoint 1"), "truncated or not a hierarchy"),
     ],
-    ids=["level", "key", "settings", "class", "setting", "signature", "weights", "order", "format"],
+    ids=["level", "key", "settings", "class", "setting", "signature", "weights", "nan", "order", "format"],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, change: Any, message: str) -> None:
     path = tmp_path / "hierarchy.pt"
@@ -269,7 +275,15 @@ def flow(observations: int = 4, actions: int = 2, squash: bool = True) -> FlowPo
         (lambda: Hierarchy([flow(3), flow(squash=False)]), ValueError, "level 0: the policy takes observations of 3"),
         (lambda: Hierarchy([flow()], [None, None]), ValueError, "observations are 2, one for each of 1 levels"),
         (lambda: Hierarchy([flow()], holds=[2]), ValueError, "holds must be 0 positive numbers"),
-        (lambda: Hierarchy([flow(), flow(squash=False)], holds=[0]), ValueError, "holds must be 1 positive numbers"),
+        (lambda: Hierarchy([flow(), flow(squash=False)], holds=[0]), ValueError, "hold must be at least 1, got 0"),
+        (lambda: Hierarchy([flow(), flow(squash=False)], holds=[1.5]), TypeError, "hold must be a whole number"),  # type: ignore[list-item]
+        (lambda: Hierarchy(flow()), TypeError, "policies must be a list, the lowest first, not a FlowPolicy"),  # type: ignore[arg-type]
+        (
+            lambda: Hierarchy([flow(), flow(squash=False).double()]),
+            ValueError,
+            "levels must be of one precision, these are torch.float32 and torch.float64",
+        ),
+        (lambda: Hierarchy([flow()], action_space=spaces.Box(1, 1, (2,))), ValueError, "have no bounds to scale to"),
         (lambda: Hierarchy([flow()], action_space=BOX), ValueError, "acts with 2 numbers, the space of actions"),
         (lambda: Hierarchy([flow()], action_space=spaces.Discrete(2)), TypeError, "must be a Box of floats"),  # type: ignore[arg-type]
     ],
@@ -285,6 +299,10 @@ def flow(observations: int = 4, actions: int = 2, squash: bool = True) -> FlowPo
         "observations",
         "holds",
         "hold",
+        "hold-fraction",
+        "no-list",
+        "precision",
+        "one-action",
         "space",
         "discrete",
     ],
@@ -302,14 +320,37 @@ def test_levels_that_do_not_fit_are_refused(make: Any, error: type[Exception], m
         (lambda h: h.predict(np.zeros(4), h.predict(np.zeros((2, 4)))[1]), "not of 1 rows"),
         (lambda h: h.predict(np.zeros((2, 4)), None, np.ones(3, bool)), "episode_start must be one bool or [2]"),
         (lambda h: h.latents(np.zeros(3), np.zeros(4)), "actions must have shape [..., 2], got [3]"),
+        (lambda h: h.latents(np.array([0, 1.01]), np.zeros(4)), "actions must be within the bounds -1 and 1"),
+        (lambda h: h.latents(np.array([0, np.nan]), np.zeros(4)), "actions or observations are NaN or infinite"),
+        (lambda h: h.latents(np.zeros(2), np.full(4, np.inf)), "actions or observations are NaN or infinite"),
+        (lambda h: h.actions(np.array([0, np.nan]), np.zeros(4)), "latents or observations are NaN or infinite"),
         (lambda h: h.actions(np.zeros((5, 2)), np.zeros((4, 4))), "observations must have shape [5, 4], got [4, 4]"),
     ],
-    ids=["observation", "nan", "state", "episode-start", "actions", "batch"],
+    ids=[
+        "observation",
+        "nan",
+        "state",
+        "episode-start",
+        "actions",
+        "out-of-bounds",
+        "nan-actions",
+        "infinite-observations",
+        "nan-latents",
+        "batch",
+    ],
 )
 def test_wrong_calls_are_refused(call: Any, message: str) -> None:
     hierarchy = Hierarchy([flow(), flow(squash=False)])
     with pytest.raises(ValueError, match=re.escape(message)):
         call(hierarchy)
+
+
+def test_actions_may_be_out_of_bounds_by_rounding() -> None:
+    hierarchy = Hierarchy([FlowPolicy(4, 3, hidden=(4,))], action_space=BOX)
+    edge = BOX.high.astype(np.float64) * (1 + 1e-7)
+    assert hierarchy.latents(edge, np.zeros(4))[0].isfinite().all()
+    with pytest.raises(ValueError, match=r"actions must be within Box\("):
+        hierarchy.latents(BOX.high * 1.01, np.zeros(4))
 
 
 def test_levels_are_copies() -> None:

@@ -62,6 +62,7 @@ class Counter(gymnasium.Env[np.ndarray, np.ndarray]):
 FIRST = [0]  # the number of steps alone
 LOW = [[0.1]]
 HIGH = [[0.3, 0.05]]
+WIDE = np.finfo(np.float64).max
 
 
 def test_the_loop_is_closed_while_a_latent_is_held() -> None:
@@ -203,6 +204,14 @@ def embedded() -> LatentActionEnv:
         (lambda: LatentActionEnv(Counter(), Shift(LOW)), ValueError, "takes observations of 1 numbers, it is to see 2"),
         (lambda: LatentActionEnv(Counter(), Shift(HIGH), hold=0), ValueError, "hold must be at least 1, got 0"),
         (lambda: LatentActionEnv(PointMove(), Shift([[0.0] * 4])), ValueError, "acts with 1 numbers, the space of"),
+        (lambda: LatentActionEnv(Counter(), Shift(HIGH), hold=1.5), TypeError, "hold must be a whole number, got 1.5"),
+        (lambda: LatentActionEnv(Counter(), Shift(HIGH), observation=3), TypeError, "a slice or indices, got 3"),
+        (lambda: LatentActionEnv(Counter(low=1.0), Shift(HIGH)), ValueError, "the actions have no bounds to scale to"),
+        (
+            lambda: LatentActionEnv(Counter(low=-WIDE, high=WIDE), Shift(HIGH)),
+            ValueError,
+            "the actions have no bounds to scale to",
+        ),
         (lambda: LatentActionEnv(Unbounded(), Shift(HIGH)), ValueError, "the actions have no bounds to scale to"),
         (lambda: LatentActionEnv(Discrete(), Shift(HIGH)), TypeError, "the actions must be a Box of floats"),
         (lambda: LatentActionEnv(Picture(), Shift(HIGH)), TypeError, "observations must be a Box of one row"),
@@ -227,6 +236,10 @@ def embedded() -> LatentActionEnv:
     ids=[
         "observation-size",
         "hold",
+        "hold-fraction",
+        "observation-number",
+        "one-action",
+        "wide",
         "action-size",
         "unbounded",
         "discrete",
@@ -266,6 +279,36 @@ def test_latents_that_overflow_are_named() -> None:
     env.reset()
     with pytest.raises(ValueError, match="lead to an action that is not finite"):
         env.step(np.zeros(1))  # inf * 0
+
+
+class Breaks(Counter):
+    """Observes something else at one step."""
+
+    def __init__(self, at: int, observation: list[float]) -> None:
+        super().__init__()
+        self.at, self.other = at, np.array(observation)
+
+    def observe(self) -> np.ndarray:
+        return self.other if self.count == self.at else super().observe()
+
+
+@pytest.mark.parametrize("at", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("observation", "error", "message"),
+    [
+        ([1, 2, 3], ValueError, "the environment's observation has shape [3], not [2]"),
+        ([1], ValueError, "the environment's observation has shape [1], not [2]"),
+        ([1, np.nan], FloatingPointError, "the environment's observation is [ 1. nan]"),
+    ],
+    ids=["more", "less", "nan"],
+)
+def test_every_observation_of_a_hold_is_looked_at(
+    at: int, observation: list[float], error: type[Exception], message: str
+) -> None:
+    env = LatentActionEnv(Breaks(at, observation), Shift(LOW), observation=FIRST, hold=3)
+    with pytest.raises(error, match=re.escape(message)):
+        env.reset()
+        env.step(np.zeros(1))
 
 
 def test_a_fingerprint_tells_levels_apart() -> None:

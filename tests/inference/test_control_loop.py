@@ -332,11 +332,12 @@ def box(low: float, high: float, size: int = 1, dtype: Any = np.float32) -> spac
         (TypeError, "continuous control needs a Box of float actions, not Discrete", None, spaces.Discrete(3)),
         (TypeError, "continuous control needs a Box of float actions", None, box(0, 3, dtype=np.int64)),
         (ValueError, "actions must be bounded, or the environment marked latent", None, box(-np.inf, 1)),
+        (ValueError, "actions must be bounded", None, box(-np.finfo(np.float32).max, np.finfo(np.float32).max)),
         (ValueError, "not the 1 numbers of the TanhGaussian", None, box(-1, 1, 2)),
         (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", box(-1, 1, 3), None),
         (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", spaces.Discrete(2), None),
     ],
-    ids=["discrete", "whole numbers", "unbounded", "two actions", "three observations", "discrete observations"],
+    ids=["discrete", "whole numbers", "unbounded", "wide", "two actions", "three observations", "other observations"],
 )
 def test_environments_that_do_not_fit_are_refused_at_once(
     tmp_path: Path, error: type[Exception], message: str, observed: Any, acted: Any
@@ -439,6 +440,22 @@ def test_arguments_out_of_range_are_refused(message: str, options: dict[str, Any
         learn(make(), Point(), **{"steps": 5} | OPTIONS | options)
     with pytest.raises(TypeError, match="learner must be a module such as SoftActorCritic, not int"):
         learn(3, Point(), steps=5, **OPTIONS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": math.nan}, {"steps": 5.5}, {"steps": 5.0}, {"batch_size": 2.5}, {"seed": 1.5}, {"start": None}],
+    ids=str,
+)
+def test_numbers_are_whole(tmp_path: Path, options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    env = Point()
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, not {value}"):
+        learn(make(), env, out=tmp_path / "out", **{"steps": 5} | OPTIONS | options)
+    assert not env.seeds and not (tmp_path / "out").exists()
+    with pytest.raises(TypeError, match="episodes must be a whole number, not 2.5"):
+        evaluation(make().policy, env, episodes=2.5)  # type: ignore[arg-type]
+    assert learn(make(), env, steps=np.int64(5), **OPTIONS).step == 5  # type: ignore[arg-type]
 
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:

@@ -403,7 +403,18 @@ def test_what_cannot_be_stacked_is_refused() -> None:
     one, other = make()[:2]
     one.update(part(transitions(), 0))
     with pytest.raises(ValueError, match="as many updates as each other, not .1, 0"):
-        SeedBatch([one, other]).update(transitions())
+        SeedBatch([one, other]).update(Transitions(*(field[:2] for field in transitions())))
+
+
+def test_there_is_one_batch_and_one_observation_for_each_learner() -> None:
+    batch = SeedBatch(make())
+    given = transitions()
+    with pytest.raises(ValueError, match=r"rewards must have shape \[3, B\], not \[8\]"):
+        batch.update(part(given, 0))
+    with pytest.raises(ValueError, match=r"rewards must have shape \[3, B\], not \[2, 8\]"):
+        batch.update(Transitions(*(field[:2] for field in given)))
+    with pytest.raises(ValueError, match=r"observations must have shape \[3, 3\], not \[2, 3\]"):
+        batch.act(np.zeros((2, O)))
 
 
 # Learning
@@ -620,5 +631,13 @@ def test_seeds_and_folders_go_together(tmp_path: Path) -> None:
         train_stagewise_together(
             [body], lambda *_: small(), 5, seeds=[0, 1], embed=LatentActionEnv, below=[[small().policy], []]
         )
+    for seeds, below, message in (
+        ([0.5, 1.5], None, "seed must be a whole number, not 0.5"),
+        ([0, 1], small().policy, "below must be a list of policies, not a FlowPolicy"),
+        ([0, 1], [small().policy] * 2, "below must be a list of policies, not a FlowPolicy"),
+    ):
+        given: dict[str, Any] = {"seeds": seeds, "below": below}
+        with pytest.raises(TypeError, match=message):
+            train_stagewise_together([body], lambda *_: small(), 5, embed=LatentActionEnv, **given)
     with pytest.raises(ValueError, match="there are 2 seeds and 1 outs"):
         train_stagewise_together([body], lambda *_: small(), 5, seeds=[0, 1], embed=LatentActionEnv, outs=[tmp_path])

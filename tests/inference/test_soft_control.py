@@ -13,7 +13,15 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from torch import Tensor, nn
 
 from pyrocontrol.guides.flow_policy import FlowPolicy
@@ -22,6 +30,7 @@ from pyrocontrol.inference.critics import Critics
 from pyrocontrol.inference.replay import Transitions
 from pyrocontrol.inference.soft_control import SoftActorCritic
 from pyrocontrol.inference.soft_q_learning import SoftQLearning, stein_direction
+from pyrocontrol.inference.stepwise import StepwiseKL_ELBO
 from pyrocontrol.models.optimality import GaussianPrior, UniformPrior
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -112,9 +121,19 @@ def test_the_policy_step_is_an_svi_step_and_that_of_the_paper(name: str, prior: 
     torch.testing.assert_close(ratio, (log_pi - PRIORS[prior](2).log_prob(fixed)).detach(), rtol=1e-6, atol=1e-9)
 
 
-def test_whole_updates_are_the_same_by_pyro() -> None:
+ELBOS = [
+    Trace_ELBO(),
+    TraceGraph_ELBO(),
+    TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    TraceMeanField_ELBO(),
+    StepwiseKL_ELBO(),
+]
+
+
+@pytest.mark.parametrize("given", ELBOS, ids=lambda elbo: type(elbo).__name__)
+def test_whole_updates_are_the_same_by_pyro(given: Any) -> None:
     learners = []
-    for elbo in (None, Trace_ELBO()):
+    for elbo in (None, given):
         pyro.set_rng_seed(3)
         policy = TanhGaussian(3, 2, hidden=8)
         learner = SoftActorCritic(policy, 3, 2, prior=UniformPrior(2), hidden=(16,), temperature=0.2, elbo=elbo)
@@ -125,7 +144,7 @@ def test_whole_updates_are_the_same_by_pyro() -> None:
     for name, value in learners[0].policy.state_dict().items():
         torch.testing.assert_close(learners[1].policy.state_dict()[name], value)
     torch.testing.assert_close(learners[1].critics.state_dict(), learners[0].critics.state_dict())
-    report = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=UniformPrior(2), elbo=Trace_ELBO()).update(batch_of(6))
+    report = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=UniformPrior(2), elbo=given).update(batch_of(6))
     assert all(value.isfinite() and not value.requires_grad for value in report.values())
 
 
@@ -368,13 +387,14 @@ def test_the_policy_becomes_the_posterior(kind: str, prior: str) -> None:
     """exp(Q / alpha) alone is N(s, alpha / c); with the prior N(0, 1), N(s c / (c + alpha), alpha / (c + alpha))."""
     alpha, c = 0.5, 2.0
     policy = (ScoreTanhGaussian if kind == "score" else TanhGaussian)(1, 1, squash=False)
-    given = GaussianPrior(1) if prior == "gaussian" else None
     learner: Any
     if kind == "stein":
-        learner = SoftQLearning(policy, 1, 1, prior=given, temperature=alpha, particles=32)
+        learner = SoftQLearning(policy, 1, 1, prior=GaussianPrior(1), temperature=alpha, particles=32)
     else:
-        learner = SoftActorCritic(policy, 1, 1, prior=given, temperature=alpha, particles=8)
+        learner = SoftActorCritic(policy, 1, 1, prior=GaussianPrior(1), temperature=alpha, particles=8)
     learner.critics = Quadratic(c)
+    if prior == "none":
+        learner.prior = None  # exp(Q / alpha) is a density here without one
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.05)
     steps = 300
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
@@ -425,7 +445,7 @@ def test_stein_draws_are_moved_before_the_squashing() -> None:
 
 def test_the_temperature_falls_while_the_policy_is_too_random_and_rises_otherwise() -> None:
     for scale, sign in ((1.0, -1), (0.01, 1)):
-        policy = TanhGaussian(3, 2, squash=False)
+        policy = TanhGaussian(3, 2)
         with torch.no_grad():
             policy.net[0].bias[2:] = math.log(scale)
         learner = SoftActorCritic(policy, 3, 2, lr=1e-3)
@@ -530,9 +550,13 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
         (ValueError, r"value_range must be the least and the greatest return, not \(1, 0\)", {"value_range": (1, 0)}),
         (ValueError, r"value_range must be .*, not \(0, inf\)", {"value_range": (0, math.inf)}),
         (ValueError, "value_range must be .*, not 1000", {"value_range": 1000}),
+        (ValueError, r"value_range must be .*, not \('a', 'b'\)", {"value_range": ("a", "b")}),
         (ValueError, "value_range needs a prior with its density", {"value_range": (0, 1)}),
         (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
         (TypeError, r"elbo must be an ELBO such as Trace_ELBO\(\), not int", {"elbo": 3}),
+        (TypeError, "elbo must be linear in the log joint and .*, not RenyiELBO", {"elbo": RenyiELBO()}),
+        (TypeError, "elbo must be linear .* not ReweightedWakeSleep", {"elbo": ReweightedWakeSleep()}),
+        (TypeError, "elbo must be linear .* not JitTrace_ELBO", {"elbo": JitTrace_ELBO()}),
         (ValueError, "an elbo needs the prior that makes its model", {"elbo": Trace_ELBO()}),
         (ValueError, "elbo and first exclude each other", {"elbo": Trace_ELBO(), "first": True}),
         (
@@ -563,6 +587,28 @@ def test_bad_policies_are_refused() -> None:
         SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)
     with pytest.raises(ValueError, match="temperature must be positive"):
         SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature=0)
+
+
+@pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)
+def test_unbounded_actions_need_a_prior_over_them(make: Any) -> None:
+    for prior in (None, UniformPrior(2)):
+        with pytest.raises(ValueError, match="the TanhGaussian acts with any real numbers: it needs a prior over them"):
+            make(TanhGaussian(3, 2, squash=False), 3, 2, prior=prior)
+        make(TanhGaussian(3, 2), 3, 2, prior=prior)
+    for squash in (True, False):  # on (-1, 1) the normal density is a preference like any other
+        make(TanhGaussian(3, 2, squash=squash), 3, 2, prior=GaussianPrior(2))
+
+
+def test_without_a_prior_going_on_earns_more_than_under_the_uniform_one() -> None:
+    batch = batch_of(6)
+    for make in (SoftActorCritic, SoftQLearning):
+        targets = []
+        for prior in (None, UniformPrior(2)):
+            torch.manual_seed(1)
+            learner: Any = make(FlowPolicy(3, 2, hidden=(8,)), 3, 2, prior=prior, hidden=(8,), temperature=0.3)
+            targets.append(learner.soft_target(batch))
+        bonus = 0.99 * 0.3 * 2 * math.log(2) * (1 - batch.terminated)
+        torch.testing.assert_close(targets[0] - targets[1], bonus)
 
 
 def test_signatures_tell_learners_apart() -> None:

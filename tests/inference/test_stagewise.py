@@ -71,6 +71,13 @@ def test_each_level_learns_on_the_latents_of_those_below() -> None:
     assert Hierarchy(result.policies, holds=[3, 1]).predict(np.zeros(4))[0].shape == (2,)
 
 
+def test_a_level_may_have_options_of_its_own() -> None:
+    calls = Calls()
+    own = [{"start": 9}, {"start": 3, "batch_size": 8}]
+    train_stagewise([PointMove()] * 2, Learner, 10, embed=LatentActionEnv, learn=calls, of_level=own, batch_size=7)
+    assert [(call["start"], call["batch_size"]) for call in calls.found] == [(9, 7), (3, 8)]
+
+
 def test_levels_may_be_there_already(tmp_path: Path) -> None:
     calls = Calls()
     low = FlowPolicy(2, 2, hidden=(4,))
@@ -172,6 +179,30 @@ def test_a_level_is_not_trained_further_below_another(tmp_path: Path) -> None:
     two_levels(tmp_path, [40, 36], resume=False)
 
 
+def test_a_folder_holds_no_more_than_is_asked_for(tmp_path: Path) -> None:
+    def one_level(steps: int, out: Path) -> Any:
+        env = lambda: TimeLimit(PointMove(positions=False), 20)  # noqa: E731
+        given: dict[str, Any] = dict(batch_size=8, start=20, replay=100, progress=False)
+        return train_stagewise([env], soft, steps, embed=LatentActionEnv, out=out, **given)
+
+    one_level(30, tmp_path)
+    one_level(36, tmp_path)  # the last level may go on
+    two_levels(tmp_path, [36, 28])  # and have another above
+    two_levels(tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.pt")}
+    for steps in (40, 36):
+        with pytest.raises(ValueError, match="level-1/checkpoint.pt .*level 0 as it is|level-1.* is of a level above"):
+            one_level(steps, tmp_path)
+    for given in ([36, 30], [30, 36]):
+        with pytest.raises(ValueError, match="is at step 36, beyond the 30 asked for; pass resume=False"):
+            two_levels(tmp_path, given)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.pt")} == kept
+    assert [result.step for result in two_levels(tmp_path).results] == [36, 36]
+    (tmp_path / "level-0" / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match="was trained on level 0 as it is at step 0, not 36"):
+        two_levels(tmp_path)
+
+
 def test_training_a_level_leaves_those_below_alone() -> None:
     low = FlowPolicy(4, 2, hidden=(8,))
     before = {name: weight.clone() for name, weight in low.state_dict().items()}
@@ -204,13 +235,36 @@ class Discrete(PointMove):
         (dict(envs=[]), ValueError, "there are no levels to train"),
         (dict(envs=[PointMove(), "maze"]), TypeError, "the environment of level 1 is none"),
         (dict(make_learner=None), TypeError, "make_learner must be a function"),
-        (dict(steps_per_level=0), ValueError, "steps_per_level must be positive"),
+        (dict(make_learner=lambda *sizes: None), TypeError, "must return a learner that has a policy, got None"),
+        (dict(steps_per_level=0), ValueError, "steps_per_level must be at least 1, not 0"),
+        (dict(steps_per_level=10.0), TypeError, "steps_per_level must be a whole number, not 10.0"),
+        (dict(steps_per_level=[10, 0.5]), TypeError, "steps_per_level must be a whole number, not 0.5"),
+        (dict(seed=0.5), TypeError, "seed must be a whole number, not 0.5"),
         (dict(steps_per_level=[5]), ValueError, "one for each of 2 levels"),
         (dict(embed=[]), ValueError, "embed must be one, or one for each of 1 levels, got 0"),
+        (dict(of_level=[{}]), ValueError, "of_level must be one for each of 2 levels, got 1"),
+        (dict(embed=None), TypeError, "embed must make a policy part of an environment, got None"),
+        (dict(below=FlowPolicy(4, 2)), TypeError, "below must be a list of policies, not a FlowPolicy"),
         (dict(envs=[Discrete]), TypeError, "level 0: the actions must be a Box of one row"),
         (dict(envs=[PointMaze], below=[FlowPolicy(3, 2)]), ValueError, "takes observations of 3 numbers"),
     ],
-    ids=["none", "no-env", "learner", "steps", "steps-each", "embeds", "discrete", "policy-below"],
+    ids=[
+        "none",
+        "no-env",
+        "learner",
+        "no-learner",
+        "steps",
+        "steps-float",
+        "steps-fraction",
+        "seed",
+        "steps-each",
+        "embeds",
+        "options",
+        "no-embed",
+        "below",
+        "discrete",
+        "policy-below",
+    ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
     calls = Calls()
@@ -219,6 +273,13 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any], error: type[Excep
     with pytest.raises(error, match=re.escape(message)):
         train_stagewise(**usual, learn=calls)
     assert not calls.found
+
+
+def test_steps_may_be_numpys() -> None:
+    for steps in (np.int64(10), np.array([10, 10])):
+        calls = Calls()
+        train_stagewise([PointMove] * 2, Learner, steps, embed=LatentActionEnv, learn=calls)  # type: ignore[arg-type]
+        assert [call["steps"] for call in calls.found] == [10, 10]
 
 
 def test_a_module_that_is_no_policy_is_refused() -> None:

@@ -50,12 +50,12 @@ EXAMPLES: dict[str, list[list[str]]] = {
         )
     ],
     "lsp_benchmark.py": [
-        ["--task", "pyrocontrol/PointMove-v0", *arguments, "--start", "20", "--evaluate-every", "30", "--episodes", "1"]
+        ["--task", "pyrocontrol/PointMove-v0", *arguments, "--evaluate-every", "30", "--episodes", "1"]
         for arguments in (
-            ["--levels", "2", "--steps", "60"],
-            ["--guide", "gaussian", "--temperature", "fixed", "--steps", "30"],
-            ["--guide", "mixture", "--learner", "sac-first", "--steps", "30"],
-            ["--learner", "sql", "--steps", "30"],
+            ["--levels", "2", "--steps", "60", "--start", "20"],
+            ["--guide", "gaussian", "--temperature", "fixed", "--steps", "30", "--start", "20"],
+            ["--guide", "mixture", "--learner", "sac-first", "--steps", "30", "--start", "20"],
+            ["--learner", "sql", "--steps", "30", "--start", "20"],
             ["--learner", "ddpg", "--steps", "120"],
             ["--learner", "ppo", "--steps", "60"],
         )

@@ -28,11 +28,15 @@ import torch
 import tyro
 
 import pyrocontrol as pc
-from pyrocontrol.inference import row, write_results
+from pyrocontrol.inference import read_rows, row, write_results
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_latents.json"
-FLOORS = {"PointMaze": "PointMove", "AntMaze": "AntMove"}
+# By maze: where its lowest level has learnt to move, and what that had been told.
+FLOORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "PointMaze": ("PointMove", {}),
+    "AntMaze": ("AntMove", {"upright": True}),
+}
 
 
 @dataclass
@@ -52,14 +56,19 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Act, measure, write."""
+    """Act, measure, write; rows of levels that are not here stay."""
+    for name, least in {"latents": 2, "episodes": 2, "steps": 1}.items():
+        if getattr(arguments, name) < least:
+            raise SystemExit(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     torch.set_num_threads(1)
     rows = []
-    for maze, floor in FLOORS.items():
+    for maze, (floor, given) in FLOORS.items():
         for path in hierarchies(arguments.runs / maze):
-            rows += measured(path, floor, arguments)
+            rows += measured(path, floor, given, arguments)
     if not rows:
         raise SystemExit(f"no hierarchies in {arguments.runs}: run lsp_maze.py first")
+    again = {(item["task"], item["seed"]) for item in rows}
+    rows += [item for item in read_rows(arguments.out) if (item["task"], item["seed"]) not in again]
     write_results(arguments.out, "lsp_latents", rows, command="python benchmarks/lsp_latents.py")
     for item in rows:
         if "latent" not in item["setting"]:
@@ -74,16 +83,16 @@ def hierarchies(runs: Path) -> list[Path]:
     return []
 
 
-def measured(path: Path, floor: str, arguments: Arguments) -> list[dict[str, Any]]:
-    """Return the rows of one lowest level."""
+def measured(path: Path, floor: str, given: dict[str, Any], arguments: Arguments) -> list[dict[str, Any]]:
+    """Return the rows of the lowest level of a hierarchy."""
     policy: Any = pc.envs.Hierarchy.load(path).levels[0]
     name = path.parent.name
     seed = int(name.removeprefix("seed-") if name.startswith("seed-") else name.rsplit("-", 1)[1])
-    setting = {"episodes": arguments.episodes, "latents": arguments.latents, "steps": arguments.steps}
+    setting = {"episodes": arguments.episodes, "latents": arguments.latents, "steps": arguments.steps} | given
     drawn = torch.randn((arguments.latents, policy.action_size), generator=torch.Generator().manual_seed(0))
     start, rows = time.perf_counter(), []
     moved = np.zeros((arguments.latents, arguments.episodes), complex)
-    with closing(gymnasium.make(f"pyrocontrol/{floor}-v0", positions=False)) as env:
+    with closing(gymnasium.make(f"pyrocontrol/{floor}-v0", positions=False, **given)) as env:
         for number, latent in enumerate(drawn):
             for episode in range(arguments.episodes):
                 before = time.perf_counter()

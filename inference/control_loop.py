@@ -26,7 +26,7 @@ from .interrupts import Interrupts
 from .progress import Display, History, evaluate_if_due
 from .replay import Replay, Transitions
 from .seed_batch import SeedBatch
-from .usable import verify_device, verify_folder
+from .usable import verify_device, verify_folder, verify_least
 
 __all__ = ["LearnResult", "Learner", "evaluation", "learn", "learn_together"]
 
@@ -370,7 +370,7 @@ class _Options(NamedTuple):
     def verify(self) -> None:
         for name, value in self._asdict().items():
             if name != "progress":
-                _verify_least(0 if name in ("start", "evaluate_every") else 1, **{name: value})
+                verify_least(0 if name in ("start", "evaluate_every") else 1, **{name: value})
 
 
 class _Run:
@@ -399,7 +399,7 @@ class _Run:
 
     def verify(self, options: _Options, resume: bool) -> None:
         """Refuse what cannot be run or gone on from; nothing is changed yet."""
-        _verify_least(0, seed=self.seed)
+        verify_least(0, seed=self.seed)
         if options.evaluate_every and self.evaluate is None:
             raise ValueError(f"evaluate_every is {options.evaluate_every}, but there is no evaluate to call")
         verify_folder(self.out)
@@ -654,8 +654,8 @@ def evaluation(
         TypeError: for an environment or actions of another kind, or numbers that are not whole.
         ValueError: for spaces that do not fit the policy, or numbers out of range.
     """
-    _verify_least(1, episodes=episodes)
-    _verify_least(0, seed=seed)
+    verify_least(1, episodes=episodes)
+    verify_least(0, seed=seed)
     if isinstance(env, gymnasium.Env) or not callable(env):
         groups = [[(seed + number, _Body(env, policy))] for number in range(episodes)]
     else:
@@ -730,16 +730,6 @@ def _described(env: gymnasium.Env[Any, Any]) -> str:
     if env.has_wrapper_attr("fingerprint"):
         found += f" through {env.get_wrapper_attr('fingerprint')}"
     return found
-
-
-def _verify_least(least: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        try:
-            operator.index(value)
-        except TypeError as error:
-            raise TypeError(f"{name} must be a whole number, not {value}") from error
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 def _compare(path: Path, content: dict[str, Any], settings: dict[str, Any], steps: int) -> None:

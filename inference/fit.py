@@ -18,7 +18,7 @@ from . import checkpoint
 from .interrupts import Interrupts
 from .progress import Display, History, evaluate_if_due
 from .updates import update_of
-from .usable import verify_device, verify_folder
+from .usable import verify_device, verify_folder, verify_least
 
 __all__ = ["Examples", "FitResult", "fit"]
 
@@ -121,8 +121,8 @@ def fit(
         FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint, from before,
         stands.
     """
-    _verify_least(0, steps=steps, seed=seed, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
-    _verify_least(1, batch_size=batch_size, log_every=log_every)
+    verify_least(0, steps=steps, seed=seed, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    verify_least(1, batch_size=batch_size, log_every=log_every)
     _verify_dataset(data)
     verify_device(device)
     verify_folder(out)
@@ -213,12 +213,6 @@ def fit(
     tail = [(history.step, float(history.window) / history.window_steps)] if history.window_steps else []
     losses = history.losses + tail
     return FitResult(history.step, losses, history.seconds, interrupts.requests > 0, history.evaluations)
-
-
-def _verify_least(least: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 def _verify_dataset(data: Any) -> None:

@@ -20,8 +20,9 @@ import pyro
 from gymnasium import spaces
 
 from . import checkpoint
-from .control_loop import _verify_least, learn, learn_together
+from .control_loop import learn, learn_together
 from .seed_batch import SeedBatch
+from .usable import verify_least
 
 __all__ = ["Embed", "Evaluate", "MakeLearner", "StagewiseResult", "train_stagewise", "train_stagewise_together"]
 
@@ -197,9 +198,9 @@ def _train_stagewise(
     each: Any = steps_per_level
     steps = [*each] if np.ndim(each) else [each] * count
     for number in steps:
-        _verify_least(1, steps_per_level=number)
+        verify_least(1, steps_per_level=number)
     for seed in seeds:
-        _verify_least(0, seed=seed)
+        verify_least(0, seed=seed)
     if len(steps) != count:
         raise ValueError(f"steps_per_level must be one, or one for each of {count} levels, got {len(steps)}")
     embeds = [*embed] if isinstance(embed, Sequence) else [embed] * (first + count - 1)

@@ -1,8 +1,9 @@
-"""Whether a device and a folder can be used, asked before work starts."""
+"""Whether a device, a folder and numbers can be used, asked before work starts."""
 
 from __future__ import annotations
 
 import json
+import operator
 import os
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,22 @@ def verify_folder(path: str | os.PathLike[str] | None) -> None:
     for folder in () if path is None else (Path(path), *Path(path).parents):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{path}: {folder} is a file, not a folder")
+
+
+def verify_least(least: int, **arguments: int) -> None:
+    """Make sure that arguments are whole numbers, ``least`` or more.
+
+    Raises:
+        TypeError: if one is not whole.
+        ValueError: if one is less.
+    """
+    for name, value in arguments.items():
+        try:
+            operator.index(value)
+        except TypeError as error:
+            raise TypeError(f"{name} must be a whole number, not {value}") from error
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 def claim_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> None:

@@ -36,6 +36,17 @@ def test_rows_of_a_frozen_level(benchmark: ModuleType, tmp_path: Path) -> None:
     assert len(rows) == 2 * 3 * 2 + 2
     angles = np.radians([item["value"] for item in rows if item["metric"] == "direction"]).reshape(3, 2)
     assert [item["value"] for item in rows[-2:]] == pytest.approx(benchmark.shares(angles))
+    # What is not here any more keeps its rows; what is measured again replaces them.
+    run.rename(run.parent / "seed-3")
+    for _ in range(2):
+        benchmark.main(benchmark.Arguments(runs=tmp_path, latents=3, episodes=2, steps=4, out=out))
+    again = json.loads(out.read_text())["rows"]
+    assert len(again) == 2 * len(rows) and again[len(rows) :] == rows
+
+
+def test_one_episode_says_nothing_of_a_variance(benchmark: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--episodes must be at least 2, got 1"):
+        benchmark.main(benchmark.Arguments(runs=tmp_path, episodes=1, out=tmp_path / "x.json"))
 
 
 def test_without_runs_it_says_so(benchmark: ModuleType, tmp_path: Path) -> None:

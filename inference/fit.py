@@ -111,8 +111,8 @@ def fit(
         Where the run got to; see `FitResult`.
 
     Raises:
-        TypeError: ``svi`` is neither an `SVI` nor a pair of a loss and a torch optimiser, or the data is no
-            dataset or not of the kind that the modules learn from.
+        TypeError: ``svi`` is neither an `SVI` nor a pair of a loss and a torch optimiser, a number that should be
+            whole is not, or the data is no dataset or not of the kind that the modules learn from.
         ValueError: an argument is out of range, the device cannot be used, ``out`` is a file, the data is of
             another precision than the modules, the optimiser of a pair holds no parameter of one of its modules,
             or the checkpoint is truncated, of another model, made under other settings (objective, optimiser,

@@ -52,7 +52,7 @@ METHODS: dict[str, list[str]] = {
     "sac-gaussian": ["--guide", "gaussian", *SOFT],
     "sac-gmm": ["--guide", "mixture", *SOFT],
     "sac-gmm-1": ["--guide", "mixture", "--components", "1", *SOFT],
-    "sql": ["--learner", "sql", "--temperature", "fixed", *SOFT],
+    "sql": ["--learner", "sql", *SOFT],
     "ddpg": ["--learner", "ddpg"],
     "ppo": ["--learner", "ppo"],
     "lsp-spline": ["--guide", "spline", *SOFT],

@@ -32,7 +32,8 @@ def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         ).returncode
-    print(f"{name}: {'done' if code == 0 else f'exit {code}, see its {log.name}'}", flush=True)
+    last = log.read_text().rstrip().rpartition("\n")[2]
+    print(f"{name}: {'done' if code == 0 else f'exit {code}, {log} ends with: {last}'}", flush=True)
 
 
 def on(device: str) -> list[str]:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tyro
 
 from pyrocontrol.inference import SeedBatch
 
@@ -65,6 +66,19 @@ def test_what_is_missing_is_made_soft_learners_in_one_batch(
     assert arguments[arguments.index("--seed") :] == ["--seed", "0", "2", "--compile"]
     assert arguments[arguments.index("--task") :][:4] == ["--task", "Ant-v5", "--steps", "100"]
     assert made[1][1][-2:] == ["--seed", "0"]
+
+
+@pytest.mark.parametrize("example", ["lsp_benchmark"], indirect=True)
+def test_the_example_takes_every_run(
+    benchmark: ModuleType, example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setattr(benchmark, "make", lambda script, given, name, log: made.append(given))
+    for method in benchmark.METHODS:
+        benchmark.run(tmp_path, "cpu", "Hopper-v5", method, benchmark.Arguments.steps, (0,))
+    assert len(made) == len(benchmark.METHODS)
+    for given in made:
+        example.checked(tyro.cli(example.Arguments, args=given))
 
 
 def test_what_begins_with_one_level_takes_it_on(

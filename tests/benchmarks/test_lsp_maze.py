@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +57,21 @@ def test_methods_that_go_on_from_one_floor_are_made_one_after_the_other(
         assert given[given.index("--pretrain") + 1] == ("9" if "--pretrained" in given else "0")
         assert given[given.index("--evaluate-every") + 1] == "7"
         assert given[-3:] == ["--seed", "0", "1"]
+
+
+@pytest.mark.parametrize("example", ["lsp_maze"], indirect=True)
+def test_the_example_takes_every_run(
+    benchmark: ModuleType, example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setattr(benchmark, "make", lambda script, given, name, log: made.append(given))
+    for task in benchmark.TASKS:
+        for method in benchmark.METHODS:
+            floor = benchmark.Arguments.pretrain if method in benchmark.FLOORS else 0
+            benchmark.run(tmp_path, "cpu", [[(task, method, 2, floor, benchmark.Arguments.steps, 0)]])
+    assert len(made) == len(benchmark.TASKS) * len(benchmark.METHODS)
+    for given in made:
+        example.checked(tyro.cli(example.Arguments, args=given))
 
 
 def test_the_ant_learns_to_walk_at_a_greater_rate_and_its_values_are_bounded(benchmark: ModuleType) -> None:

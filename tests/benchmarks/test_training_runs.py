@@ -24,3 +24,6 @@ def test_a_run_is_made_by_one_process_at_a_time(
     benchmark.make(script, [str(made)], "run", log)
     assert capsys.readouterr().out == "run: done\n"
     assert made.exists() and log.read_text() == "hello\n"
+    script.write_text("raise SystemExit('no such thing')")
+    benchmark.make(script, [], "run", log)
+    assert capsys.readouterr().out == f"run: exit 1, {log} ends with: no such thing\n"

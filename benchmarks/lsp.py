@@ -242,15 +242,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            variant = number >= 10  # there are no more colours
-            (shown[method],) = axes.plot(steps, mean, "--" if variant else "-", color=f"C{number}", label=method)
+            variant = number >= 10  # there are no more colours: from here on their light halves
+            color = plt.get_cmap("tab20")(2 * (number % 10) + variant)
+            (shown[method],) = axes.plot(steps, mean, "--" if variant else "-", color=color, label=method)
             if variant:
                 continue
             if len(seeds) >= 3:
-                axes.fill_between(steps, mean - half, mean + half, color=f"C{number}", alpha=0.15, lw=0)
+                axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, lw=0)
             else:
                 for curve in seeds.values():
-                    axes.plot(steps, [curve[step] for step in steps], color=f"C{number}", lw=0.6, alpha=0.6)
+                    axes.plot(steps, [curve[step] for step in steps], color=color, lw=0.6, alpha=0.6)
         axes.set_title(f"{task}, {budget // 1000}k steps", loc="left", fontsize=10)
         axes.set(xlabel="environment steps", ylabel="return")
         axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:.0f}k")

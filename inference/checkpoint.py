@@ -14,6 +14,7 @@ from torch import nn
 from .atomic import replacing
 
 __all__ = [
+    "ANEW",
     "apply",
     "load_checkpoint",
     "match",
@@ -22,11 +23,13 @@ __all__ = [
     "read",
     "set_random_state",
     "snapshot",
+    "verify_settings",
     "write",
     "write_all",
 ]
 
 FORMAT = "pyrocontrol checkpoint 1"
+ANEW = "pass resume=False to start anew, or another out"  # what to do about one that cannot be gone on from
 
 
 def random_state() -> dict[str, Any]:
@@ -181,6 +184,21 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is truncated or not a checkpoint (no {FORMAT!r} inside)")
     return content
+
+
+def verify_settings(path: Path, content: dict[str, Any], settings: dict[str, Any], steps: int) -> None:
+    """Refuse a checkpoint that was made under other settings or is beyond what is asked for.
+
+    Raises:
+        ValueError: the first difference, and what to do about it.
+    """
+    saved = content["settings"]
+    for name in {**saved, **settings}:
+        was, wanted = saved.get(name), settings.get(name)
+        if was != wanted:
+            raise ValueError(f"{path} was made with {name}={was}, not {wanted}; {ANEW}")
+    if content["step"] > steps:
+        raise ValueError(f"{path} is at step {content['step']}, beyond steps={steps}; {ANEW}")
 
 
 def load_checkpoint(path: str | os.PathLike[str], *modules: nn.Module) -> int:

@@ -414,12 +414,14 @@ class _Run:
         if self.path is None or not resume or not self.path.exists():
             return
         self.content = checkpoint.read(self.path)
-        _compare(self.path, self.content, self.settings, options.steps)
+        if "replay" not in self.content:
+            raise ValueError(f"{self.path} is a checkpoint of another kind of training; {checkpoint.ANEW}")
+        checkpoint.verify_settings(self.path, self.content, self.settings, options.steps)
         self.spare = self.content["replay"]["sizes"][1]
         self.matched = checkpoint.match(self.path, [self.learner], self.content["modules"])
         self.file = self.path.with_name(self.content["file"])
         if not self.file.exists():
-            raise ValueError(f"{self.path} belongs to {self.file}, which is not there; pass resume=False to start anew")
+            raise ValueError(f"{self.path} belongs to {self.file}, which is not there; {checkpoint.ANEW}")
 
     def open(self, options: _Options, device: str | torch.device | None) -> None:
         """Make the replay, or open that of the checkpoint."""
@@ -542,7 +544,7 @@ def _learn(
     steps = {run.content["step"] if run.content else 0 for run in runs}
     if len(steps) > 1:
         at = ", ".join(f"{run.out} at {run.content['step'] if run.content else 0}" for run in runs)
-        raise ValueError(f"runs of one batch must be at one step, not {at}; pass resume=False to start anew")
+        raise ValueError(f"runs of one batch must be at one step, not {at}; {checkpoint.ANEW}")
     learners.verify()
     learners.module.to(device)  # before states are loaded, which go where the parameters are
     for run in runs:
@@ -730,16 +732,3 @@ def _described(env: gymnasium.Env[Any, Any]) -> str:
     if env.has_wrapper_attr("fingerprint"):
         found += f" through {env.get_wrapper_attr('fingerprint')}"
     return found
-
-
-def _compare(path: Path, content: dict[str, Any], settings: dict[str, Any], steps: int) -> None:
-    """Raises `ValueError` where a checkpoint cannot be gone on from under ``settings`` up to ``steps``."""
-    saved, hint = content["settings"], "pass resume=False to start anew, or another out"
-    if "replay" not in content:
-        raise ValueError(f"{path} is a checkpoint of another kind of training; {hint}")
-    for name in {**saved, **settings}:
-        was, wanted = saved.get(name), settings.get(name)
-        if was != wanted:
-            raise ValueError(f"{path} was made with {name}={was}, not {wanted}; {hint}")
-    if content["step"] > steps:
-        raise ValueError(f"{path} is at step {content['step']}, beyond steps={steps}; {hint}")

@@ -145,7 +145,7 @@ def fit(
     history = History()
     if path is not None and resume and path.exists():
         content = checkpoint.read(path)
-        _compare(path, content, settings, steps)
+        checkpoint.verify_settings(path, content, settings, steps)
         update.restore(path, content, lambda: _batch(data, torch.arange(batch_size), device))
         history = History(**content["history"])
         checkpoint.set_random_state(content["random"])
@@ -264,17 +264,6 @@ def _batches(examples: int, batch_size: int, seed: int, start: int) -> Iterator[
 def _batch(data: Examples, indices: Tensor, device: str | torch.device | None) -> Any:
     batch = data[indices]
     return batch.to(device) if device is not None and hasattr(batch, "to") else batch
-
-
-def _compare(path: Path, content: dict[str, Any], settings: dict[str, Any], steps: int) -> None:
-    """Raises `ValueError` where a checkpoint cannot be gone on from under ``settings`` up to ``steps``."""
-    saved, hint = content["settings"], "pass resume=False to start anew, or another out"
-    for name in {**saved, **settings}:
-        was, wanted = saved.get(name), settings.get(name)
-        if was != wanted:
-            raise ValueError(f"{path} was made with {name}={was}, not {wanted}; {hint}")
-    if content["step"] > steps:
-        raise ValueError(f"{path} is at step {content['step']}, beyond steps={steps}; {hint}")
 
 
 def _not_finite(what: str, path: Path | None, saved: int) -> FloatingPointError:

@@ -246,7 +246,7 @@ def _verify_levels(out: Path, first: int, steps: list[int]) -> None:
 
     A level that is trained further makes those worthless that were trained on its latents.
     """
-    last, hint = first + len(steps) - 1, "pass resume=False to start anew, or another out"
+    last, hint = first + len(steps) - 1, checkpoint.ANEW
     for number, wanted in enumerate(steps, first):
         own, above = (out / f"level-{n}" / "checkpoint.pt" for n in (number, number + 1))
         step = checkpoint.read(own)["step"] if own.exists() else 0

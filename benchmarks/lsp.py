@@ -44,7 +44,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp.json"
-PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
+README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "methods" / "lsp.md"
 SOFT = ("--start", "10000")  # as many steps before the first update for all
 DRAWS = ("--particles", "4")  # actions of each state in the policy's loss; 1 otherwise, 4 for mixtures
 SPLINE = "lsp-spline"  # which cannot be compiled
@@ -113,7 +113,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Make the missing runs, measure the speed, then the results file, its plot and the page's tables."""
+    """Make the missing runs, measure the speed, then the results file, its plot and the tables of page and README."""
     verify_known("method", arguments.methods, [*METHODS])
     verify_usable(arguments.device)
     if arguments.train:
@@ -143,6 +143,7 @@ def main(arguments: Arguments) -> None:
     plot(rows, HERE / "results" / "lsp.png")
     if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
         PAGE.write_text(with_table(PAGE.read_text(), table(rows)))
+        README.write_text(with_table(README.read_text(), summary(rows), "LSP"))
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -217,6 +218,16 @@ def table(rows: list[dict[str, Any]]) -> str:
                     quiet = select(rows, method, "return_mode", task=task, budget=budget)
                     cells = f"{method} ({len(values)}) | {_cell(values)} | {_cell(quiet)}"
                     lines.append(f"| {task} | {budget:,} | {cells} |")
+    return "\n".join(lines)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return how those compared end after the usual number of steps, a task a line, as a Markdown table."""
+    lines = [f"| | {' | '.join(COMPARED)} |", "|---" * (len(COMPARED) + 1) + "|"]
+    for task in TASKS:
+        found = [[*ends(rows, task, method, Arguments.steps).values()] for method in COMPARED]
+        cells = [f"{_cell(values)} ({len(values)})" if values else "" for values in found]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

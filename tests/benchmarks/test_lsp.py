@@ -130,8 +130,19 @@ def test_the_table_has_an_interval_from_three_seeds_on(benchmark: ModuleType, tm
     assert (tmp_path / "plot.png").stat().st_size > 0
 
 
-def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
+def test_the_summary_compares_at_the_usual_number_of_steps(benchmark: ModuleType) -> None:
+    steps = benchmark.Arguments.steps
+    rows = [item("lsp", seed, steps, 1000.0 * seed, budget=steps) for seed in range(3)]
+    rows += [item("ppo", 0, steps, 5.0, budget=steps), item("ppo", 1, 100, 7.0), item("lsp-2", 0, steps, 1.0, steps)]
+    lines = benchmark.summary(rows).splitlines()
+    assert lines[0] == "| | lsp | sac-gmm | sql | ddpg | ppo |"
+    assert "| Ant-v5 | 1,000 ± 2,484 (3) |  |  |  | 5 (1) |" in lines
+
+
+def test_page_and_readme_hold_the_tables_of_the_results(benchmark: ModuleType) -> None:
     rows = json.loads(benchmark.RESULTS.read_text())["rows"]
+    readme = benchmark.README.read_text()
+    assert benchmark.with_table(readme, benchmark.summary(rows), "LSP") == readme
     page = benchmark.PAGE.read_text()
     assert benchmark.with_table(page, benchmark.table(rows)) == page
 

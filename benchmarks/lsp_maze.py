@@ -33,7 +33,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_maze.json"
-PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
+README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "methods" / "lsp.md"
 # A single level has the default temperature, one that acts on latents that of the paper.
 ONE = ("--levels", "1", "--temperature", "learned")
 METHODS: dict[str, list[str]] = {
@@ -115,6 +115,7 @@ def main(arguments: Arguments) -> None:
     plot(rows, HERE / "results" / "lsp_maze.png")
     if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
         PAGE.write_text(with_table(PAGE.read_text(), table(rows), "MAZE"))
+        README.write_text(with_table(README.read_text(), summary(rows), "MAZE"))
 
 
 def run_of(item: dict[str, Any]) -> Run:
@@ -167,6 +168,15 @@ def curves(rows: list[dict[str, Any]], task: str, goal: int, method: str, metric
     return {seed: dict(sorted(curve.items())) for seed, curve in found.items()}
 
 
+def ends(rows: list[dict[str, Any]], task: str, goal: int, method: str) -> tuple[list[float], list[float], list[float]]:
+    """Return the seeds' final distances at the end of the runs, success there, and its means over the runs."""
+    distances, successes = (
+        [*curves(rows, task, goal, method, name).values()] for name in ("final_distance", "success")
+    )
+    at_end = [[curve[max(curve)] for curve in found] for found in (distances, successes)]
+    return at_end[0], at_end[1], [float(np.mean([*curve.values()])) for curve in successes]
+
+
 def panels(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
     """Return the tasks and goals that there are rows of."""
     return sorted(
@@ -182,15 +192,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for task, goal in panels(rows):
         for method in METHODS:
-            ends, reached, along = [], [], []
-            for curve in curves(rows, task, goal, method, "final_distance").values():
-                ends.append(curve[max(curve)])
-            for curve in curves(rows, task, goal, method, "success").values():
-                reached.append(curve[max(curve)])
-                along.append(float(np.mean([*curve.values()])))
-            if ends:
-                cells = [_cell(values) for values in (ends, reached, along)]
-                lines.append(f"| {task} | {goal} | {method} ({len(ends)}) | " + " | ".join(cells) + " |")
+            found = ends(rows, task, goal, method)
+            if seeds := len(found[0]):
+                cells = [_cell(values) for values in found]
+                lines.append(f"| {task} | {goal} | {method} ({seeds}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return means of the final distance, and of the success over the run, a goal a line, as a Markdown table."""
+    lines = [f"| | {' | '.join(COMPARED)} |", "|---" * (len(COMPARED) + 1) + "|"]
+    for task, goal in panels(rows):
+        cells = []
+        for method in COMPARED:
+            distances, _, along = ends(rows, task, goal, method)
+            cells.append(f"{np.mean(distances):.1f} m, {np.mean(along):.2f} ({len(along)})" if distances else "")
+        lines.append(f"| {task}, goal {goal} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

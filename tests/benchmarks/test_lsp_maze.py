@@ -97,6 +97,10 @@ def test_every_goal_has_its_curves_and_rows(benchmark: ModuleType, tmp_path: Pat
         "| PointMaze | 0 | lsp (3) | 11.00 ± 2.48 | 1.00 ± 0.00 | 0.75 ± 0.00 |",
         "| PointMaze | 2 | lsp (3) | 13.00 ± 2.48 | 1.00 ± 0.00 | 0.75 ± 0.00 |",
     ]
+    assert benchmark.summary(rows).splitlines()[2:] == [
+        "| PointMaze, goal 0 | 11.0 m, 0.75 (3) |  |  |  |  |  |",
+        "| PointMaze, goal 2 | 13.0 m, 0.75 (3) |  |  |  |  |  |",
+    ]
     benchmark.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
 
@@ -105,7 +109,9 @@ def _keys(rows: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
     return [(row["seed"], row["setting"]["goal"], row["setting"]["steps"]) for row in rows]
 
 
-def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
+def test_page_and_readme_hold_the_tables_of_the_results(benchmark: ModuleType) -> None:
     rows = json.loads(benchmark.RESULTS.read_text())["rows"]
+    readme = benchmark.README.read_text()
+    assert benchmark.with_table(readme, benchmark.summary(rows), "MAZE") == readme
     page = benchmark.PAGE.read_text()
     assert benchmark.with_table(page, benchmark.table(rows), "MAZE") == page

@@ -73,6 +73,24 @@ def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path, message: s
 
 
 @pytest.mark.parametrize(
+    ("given", "scale"),
+    [
+        ({}, 1.0),
+        ({"temperature": "fixed"}, 3.0),
+        ({"learner": "sac-first"}, 3.0),
+        ({"learner": "sql"}, 300.0),
+        ({"learner": "sql", "task": "pyrocontrol/PointMove-v0"}, 1.0),
+    ],
+    ids=["learned", "fixed", "sac-first", "sql", "another-task"],
+)
+def test_rewards_are_scaled_where_the_temperature_is_fixed(
+    benchmark: ModuleType, given: dict[str, Any], scale: float
+) -> None:
+    arguments = benchmark.Arguments(**{"task": "Ant-v5"} | given)
+    assert benchmark.make_learner(arguments, 0, 105, 8).reward_scale == scale
+
+
+@pytest.mark.parametrize(
     ("message", "given"),
     [
         ("--pretrain 0 leaves nothing to act through", {"pretrain": 0}),

@@ -96,7 +96,7 @@ class Arguments:
     steps: int = 200_000
     """environment steps of each run, all levels together"""
     hierarchy: bool = False
-    """instead: one level, two, and four couplings on the ant, twice as many steps each"""
+    """in the place of these tasks and methods, one level, two, and four couplings on the ant, with twice the steps"""
     jobs: int = 2
     """runs side by side"""
     runs: Path = HERE / "runs" / "lsp"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,14 +78,14 @@ class Hierarchy(nn.Module):
         action_space: spaces.Box | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(policies, Iterable):
+        if not isinstance(policies, Sequence | nn.ModuleList):
             raise TypeError(f"policies must be a list, the lowest first, not a {type(policies).__name__}")
         count = len(policies)
         if not count:
             raise ValueError("a hierarchy needs at least one level")
         self.levels = nn.ModuleList(frozen(policy) for policy in policies)
         for number, policy in enumerate(policies):
-            for name in ("observation_size", "action_size", "squash", "invertible"):
+            for name in ("observation_size", "action_size", "squash", "draw", "mode", "signature"):
                 if not hasattr(policy, name):
                     raise TypeError(f"level {number}: a {type(policy).__name__} is no policy, it has no {name}")
         self.observation_size = int(policies[-1].observation_size if observation_size is None else observation_size)
@@ -122,7 +123,7 @@ class Hierarchy(nn.Module):
         if policy.squash != (number == 0):
             where = "the environment" if policy.squash else "a level above the lowest"
             raise ValueError(f"level {number} ({kind}) was trained for {where}: squash is {policy.squash}")
-        if not policy.invertible and (not top or self.fixed_latent):
+        if not getattr(policy, "invertible", False) and (not top or self.fixed_latent):
             what = "the latent of the top cannot be fixed" if top else "it can only be the top"
             raise ValueError(f"level {number} ({kind}) is no invertible map from latents to actions: {what}")
 
@@ -326,8 +327,8 @@ class Hierarchy(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated or holds no hierarchy, a level is missing, is of an unknown kind, or its
-                weights are not those of its settings or not finite; or levels do not fit to each other.
+            ValueError: the file is truncated, damaged or holds no hierarchy, a level is missing, is of an unknown kind,
+                or its weights are not those of its settings or not finite; or levels do not fit to each other.
         """
         content = _read(Path(path))
         known = list(_policies() if kinds is None else kinds)
@@ -348,13 +349,17 @@ class Hierarchy(nn.Module):
             )
         except KeyError as error:
             raise ValueError(f"{path} holds no whole hierarchy: it has no {error}") from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise ValueError(f"{path} holds no whole hierarchy: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         try:
+            with zipfile.ZipFile(file) as parts:
+                if damaged := parts.testzip():
+                    raise ValueError(damaged)
+            file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises several kinds, by where the file ends
             raise ValueError(f"{path} is truncated or not a hierarchy ({type(error).__name__})") from error

@@ -72,7 +72,7 @@ class Arguments:
     steps: int = 200_000
     """environment steps, all levels together"""
     start: int = 1000
-    """steps of each level before its first update"""
+    """steps of each level, taken and remembered, before its first update"""
     temperature: Literal["learned", "fixed"] = "learned"
     """of soft actor-critic; fixed: 1, and rewards scaled as in the paper, as sac-first has it; soft Q-learning has 1,
     and the scales of its authors"""
@@ -120,7 +120,7 @@ def report(arguments: Arguments, seed: int, curve: list[tuple[int, float]], poli
     out = folder(arguments, seed)
     setting = setting_of(arguments) | {"compile": arguments.compile, "device": arguments.device}
     setting |= {"budget": arguments.steps, "together": len(arguments.seed)}
-    found = [("return", *point) for point in curve] + [("return_mode", arguments.steps, mode_return(arguments, policy))]
+    found = [("return", *point) for point in curve] + [("return_mode", curve[-1][0], mode_return(arguments, policy))]
     rows = [
         pc.inference.row(
             arguments.learner, arguments.task, metric, value, seed=seed, seconds=seconds, steps=step, **setting
@@ -324,7 +324,7 @@ def baseline(arguments: Arguments) -> Learnt:
     def evaluate() -> None:
         nonlocal away
         before = time.perf_counter()
-        curve.append((min(model.num_timesteps, arguments.steps), mode_return(arguments, model)))
+        curve.append((model.num_timesteps, mode_return(arguments, model)))  # PPO ends with a whole rollout
         away += time.perf_counter() - before
 
     class Evaluated(EventCallback):

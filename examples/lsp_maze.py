@@ -78,7 +78,7 @@ class Arguments:
     upright: bool = True
     """on open floor, end an ant's episode where it lies on its back; the paper, which has more steps, does not"""
     start: int = 1000
-    """environment steps of each level before its first update"""
+    """environment steps of each level, taken and remembered, before its first update"""
     lr: float = 3e-4
     """of policies, critics and temperature"""
     floor_lr: float | None = None
@@ -211,6 +211,10 @@ def checked(arguments: Arguments) -> None:
         least_return, greatest = arguments.value_range
         if not (math.isfinite(greatest - least_return) and least_return < greatest):
             raise SystemExit(f"--value-range must be the least and the greatest return, got {arguments.value_range}")
+    if arguments.learner == "sql" and arguments.temperature == "learned":
+        raise SystemExit("--temperature learned is soft actor-critic's: that of --learner sql is 1")
+    if arguments.task == "PointMaze" and not arguments.upright:
+        raise SystemExit("--no-upright is for an ant: a point has no back")
     if arguments.levels == 1 and arguments.floor_lr is not None:
         raise SystemExit("--floor-lr is for the lowest of several levels: --levels 1 goes on with --lr")
     shares = {"--pretrain": arguments.pretrain or math.inf}

@@ -66,7 +66,7 @@ class FlowPolicy(LatentPolicy):
     The observation is embedded by ReLU layers. Couplings change the second part of the vector given the first, and the
     first given the second, in turn (parts of A // 2 and A - A // 2 numbers), by
 
-        s = S tanh(V x' + W e) + c,    t = T tanh(V' x' + W' e) + c' + B e
+        s = S tanh(V x' + W e + b) + c,    t = T tanh(V' x' + W' e + b') + c' + B e
 
     of the passive numbers x' and the embedding e. Scales are not clipped; bounded units bound them. A single number has
     no other to depend on: there every coupling is an affine map given by the embedding. One coupling alone leaves the

@@ -2,6 +2,8 @@
 
 import os
 import random
+import re
+import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +18,7 @@ from .atomic import replacing
 __all__ = [
     "ANEW",
     "apply",
+    "described",
     "load_checkpoint",
     "match",
     "mismatch",
@@ -169,21 +172,53 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike[str], *names: str) -> dict[str, Any]:
     """Read a checkpoint, all tensors on the CPU, without executing code (``weights_only=True``).
+
+    Args:
+        path: the file.
+        *names: what has to be in it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or not a checkpoint.
+        ValueError: the file is truncated, damaged or not a checkpoint, or lacks one of the names.
     """
     with open(path, "rb") as file:
         try:
+            with zipfile.ZipFile(file) as parts:
+                if damaged := parts.testzip():
+                    raise ValueError(damaged)
+            file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises several kinds, by where the file ends
             raise ValueError(f"{path} is truncated or not a checkpoint ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is truncated or not a checkpoint (no {FORMAT!r} inside)")
+    if missing := [name for name in names if name not in content]:
+        raise ValueError(f"{path} is no such checkpoint as is needed: it has no {missing[0]}; {ANEW}")
     return content
+
+
+def described(value: Any, depth: int = 3) -> str:
+    """Return what tells two values apart, in another process too: no addresses, and what objects hold.
+
+    Args:
+        value: of any kind; one whose class has no ``repr`` of its own is described by its attributes.
+        depth: how far down attributes of attributes count.
+    """
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}{value.tolist()}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.tolist()}"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{name!r}: {described(item, depth)}" for name, item in value.items()) + "}"
+    shown: Any = type(value).__repr__
+    if shown in (object.__repr__, nn.Module.__repr__):
+        held = sorted(vars(value).items()) if depth and hasattr(value, "__dict__") else []
+        if isinstance(value, nn.Module):  # weights have their own place in a checkpoint
+            held = [(name, item) for name, item in held if name != "training" and not name.startswith("_")]
+        return f"{type(value).__name__}({', '.join(f'{name}={described(item, depth - 1)}' for name, item in held)})"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def verify_settings(path: Path, content: dict[str, Any], settings: dict[str, Any], steps: int) -> None:
@@ -216,6 +251,6 @@ def load_checkpoint(path: str | os.PathLike[str], *modules: nn.Module) -> int:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, not a checkpoint, or one of another model; nothing is changed then.
     """
-    content = read(path)
+    content = read(path, "modules", "step")
     apply(match(path, modules, content["modules"]))
     return int(content["step"])

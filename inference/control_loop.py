@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -26,15 +26,19 @@ from .interrupts import Interrupts
 from .progress import Display, History, evaluate_if_due
 from .replay import Replay, Transitions
 from .seed_batch import SeedBatch
-from .usable import verify_device, verify_folder, verify_least
+from .usable import verify_device, verify_folder, verify_least, verify_seed
 
 __all__ = ["LearnResult", "Learner", "evaluation", "learn", "learn_together"]
+
+_SAVED = ("step", "modules", "history", "episodes", "replay", "file", "random", "settings")  # in a checkpoint
 
 
 class Learner(Protocol):
     """What `learn` trains: an ``nn.Module`` whose state is all of it, such as `SoftActorCritic`.
 
-    A method ``begin(seed)`` is called where an episode begins, if there is one.
+    Of its policy, a module with parameters, `learn` reads ``observation_size``, ``action_size`` and ``squash``, and the
+    precision of the first parameter, in which observations and actions are kept. A method ``begin(seed)`` is called
+    where an episode begins, if there is one.
     """
 
     @property
@@ -100,6 +104,9 @@ class _Body:
         if not isinstance(env, gymnasium.Env):
             raise TypeError(f"env must be one Gymnasium environment, not {type(env).__name__}")
         seen, acted = env.observation_space, env.action_space
+        weights = policy.parameters() if isinstance(policy, nn.Module) else ()
+        dtype = next((weight.dtype for weight in weights), torch.float32)
+        self.precision = torch.empty((), dtype=dtype).numpy().dtype
         if not isinstance(seen, spaces.Box) or seen.shape != (policy.observation_size,):
             raise ValueError(
                 f"the environment's observations are {seen}, not a Box of the {policy.observation_size} numbers "
@@ -112,7 +119,7 @@ class _Body:
                 f"the environment's actions are {acted}, not the {policy.action_size} numbers of the "
                 f"{type(policy).__name__}"
             )
-        self.latent = env.has_wrapper_attr("latent") and bool(env.get_wrapper_attr("latent"))
+        self.latent = env.has_wrapper_attr("latent") and env.get_wrapper_attr("latent") is True
         with np.errstate(over="ignore"):
             self.half = (acted.high - acted.low) / 2
         if not self.latent and not np.isfinite(self.half).all():
@@ -128,22 +135,28 @@ class _Body:
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         """Take a step with a normalised action ``[A]``; raises FloatingPointError for what is not finite."""
+        action = np.asarray(action, self.precision)  # as the replay keeps it, from which an episode is brought back
         if not np.isfinite(action).all():
             raise FloatingPointError(f"the policy's action is {action}")
         if not self.latent:
             action = np.clip(self.low + (action + 1) * self.half, self.low, self.high)
         observation, reward, terminated, truncated, _ = self.env.step(action.astype(self.dtype))
+        if np.shape(reward) != () or not isinstance(reward, SupportsFloat):
+            raise TypeError(f"the environment's reward is {reward!r}, not a number")
         if not math.isfinite(reward):
             raise FloatingPointError(f"the environment's reward is {reward}")
         return self.observed(observation), float(reward), bool(terminated), bool(truncated)
 
     def observed(self, observation: Any) -> np.ndarray:
+        """Return a copy, as environments may use their array again, in the policy's precision."""
         if np.shape(observation) != self.env.observation_space.shape:
             shapes = f"{[*np.shape(observation)]}, not {[*self.env.observation_space.shape]}"
             raise _ShapeError(f"the environment's observation has shape {shapes}")
-        if not np.isfinite(observation).all():
-            raise FloatingPointError(f"the environment's observation is {observation}")
-        return np.asarray(observation)
+        with np.errstate(over="ignore"):
+            seen = np.array(observation, self.precision)
+        if not np.isfinite(seen).all():
+            raise FloatingPointError(f"the environment's observation is {observation}, not finite in {self.precision}")
+        return seen
 
 
 def learn(
@@ -177,11 +190,12 @@ def learn(
     arguments goes on from the checkpoint. An environment cannot be saved: its episode is brought back by resetting it
     with the same seed and taking the same actions again. Where the environment is deterministic given its seed, a run
     on a CPU so comes to the same bits as one that was never stopped. Where it is not, a warning is given and a new
-    episode begins.
+    episode begins; what wrappers remember from episode to episode, such as running means, is not brought back.
 
     If the environment raises, or gives numbers that are not finite, the checkpoint holds all steps before and the error
     goes on; a resume begins a new episode. The first Ctrl-C lets the step finish, saves, and returns; the third stops
-    at once. The random state is set aside during ``evaluate``.
+    at once. SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then. The random
+    state is set aside during ``evaluate``.
 
     Args:
         learner: such as `SoftActorCritic`.
@@ -399,11 +413,14 @@ class _Run:
 
     def verify(self, options: _Options, resume: bool) -> None:
         """Refuse what cannot be run or gone on from; nothing is changed yet."""
-        verify_least(0, seed=self.seed)
+        verify_seed(self.seed)
+        _verify_learner(self.learner)
         if options.evaluate_every and self.evaluate is None:
             raise ValueError(f"evaluate_every is {options.evaluate_every}, but there is no evaluate to call")
         verify_folder(self.out)
         self.body = _Body(self.env, self.learner.policy)
+        if self.env.unwrapped in getattr(self.evaluate, "bodies", ()):
+            raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
         self.settings: dict[str, Any] = {
             name: getattr(options, name) for name in ("batch_size", "replay", "start", "updates_per_step")
         }
@@ -413,9 +430,7 @@ class _Run:
         self.spare = options.checkpoint_every
         if self.path is None or not resume or not self.path.exists():
             return
-        self.content = checkpoint.read(self.path)
-        if "replay" not in self.content:
-            raise ValueError(f"{self.path} is a checkpoint of another kind of training; {checkpoint.ANEW}")
+        self.content = checkpoint.read(self.path, *_SAVED)
         checkpoint.verify_settings(self.path, self.content, self.settings, options.steps)
         self.spare = self.content["replay"]["sizes"][1]
         self.matched = checkpoint.match(self.path, [self.learner], self.content["modules"])
@@ -606,6 +621,8 @@ def _learn(
                     found = learners.update([run.memory.sample(options.batch_size) for run in runs])
                 for run, numbers in zip(runs, found, strict=True):
                     run.numbers = numbers
+                    if "critic_loss" not in numbers:
+                        raise TypeError(f"update must return a critic_loss, not {', '.join(numbers) or 'nothing'}")
                     run.history.window += numbers["critic_loss"]
                     run.history.window_steps += 1
             for run, over in zip(runs, ended, strict=True):
@@ -657,7 +674,7 @@ def evaluation(
         ValueError: for spaces that do not fit the policy, or numbers out of range.
     """
     verify_least(1, episodes=episodes)
-    verify_least(0, seed=seed)
+    verify_seed(seed)
     if isinstance(env, gymnasium.Env) or not callable(env):
         groups = [[(seed + number, _Body(env, policy))] for number in range(episodes)]
     else:
@@ -683,7 +700,19 @@ def evaluation(
                 running = going
         return {"return": rewards / episodes, "length": length / episodes}
 
+    evaluate.bodies = [body.env.unwrapped for group in groups for _, body in group]  # type: ignore[attr-defined]
     return evaluate
+
+
+def _verify_learner(learner: Any) -> None:
+    for name in ("policy", "observation_size", "action_size", "act", "update"):
+        if not hasattr(learner, name):
+            raise TypeError(f"a {type(learner).__name__} is no learner such as SoftActorCritic: it has no {name}")
+    for name in ("act", "update"):
+        if not callable(getattr(learner, name)):
+            raise TypeError(f"a {type(learner).__name__} is no learner: its {name} cannot be called")
+    if not isinstance(learner.policy, nn.Module) or next(learner.policy.parameters(), None) is None:
+        raise TypeError(f"the policy of the {type(learner).__name__} is no module with parameters")
 
 
 def _mixed(*numbers: int) -> int:
@@ -728,7 +757,7 @@ def _described(env: gymnasium.Env[Any, Any]) -> str:
         found = type(env.unwrapped).__name__
     else:
         given = {name: value for name, value in sorted(spec.kwargs.items()) if name != "render_mode"}
-        found = spec.id + (f" {given}" if given else "")
+        found = spec.id + (f" {checkpoint.described(given)}" if given else "")
     if env.has_wrapper_attr("fingerprint"):
         found += f" through {env.get_wrapper_attr('fingerprint')}"
     return found

@@ -18,7 +18,7 @@ from . import checkpoint
 from .interrupts import Interrupts
 from .progress import Display, History, evaluate_if_due
 from .updates import update_of
-from .usable import verify_device, verify_folder, verify_least
+from .usable import verify_device, verify_folder, verify_least, verify_seed
 
 __all__ = ["Examples", "FitResult", "fit"]
 
@@ -81,6 +81,7 @@ def fit(
     ``evaluate``, so evaluating more or less often does not change the training.
 
     The first Ctrl-C lets the step finish, saves, and returns; a second one drops the step that is under way.
+    SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
 
     A loss that ``loss_and_grads`` returns as a tensor stays on its GPU until it is logged, so that no step
     waits for the device; Pyro's own ELBOs return a float, which does wait. A `PyroLRScheduler` is advanced
@@ -121,7 +122,8 @@ def fit(
         FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint, from before,
         stands.
     """
-    verify_least(0, steps=steps, seed=seed, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    verify_seed(seed)
+    verify_least(0, steps=steps, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     verify_least(1, batch_size=batch_size, log_every=log_every)
     _verify_dataset(data)
     verify_device(device)
@@ -144,7 +146,7 @@ def fit(
         module.to(device)
     history = History()
     if path is not None and resume and path.exists():
-        content = checkpoint.read(path)
+        content = checkpoint.read(path, "settings", "step", "modules", "history", "random")
         checkpoint.verify_settings(path, content, settings, steps)
         update.restore(path, content, lambda: _batch(data, torch.arange(batch_size), device))
         history = History(**content["history"])

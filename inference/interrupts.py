@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the right moment."""
+"""Ctrl-C, and the end of a process, that wait for the right moment."""
 
 import math
 import signal
@@ -12,6 +12,8 @@ __all__ = ["Interrupts"]
 class Interrupts:
     """Turns Ctrl-C into a request, so that no update, evaluation entry or file is left half-done.
 
+    So does it SIGTERM, by which schedulers end a process: it is taken for a Ctrl-C, and sent again when all is done.
+
     Attributes:
         requests: how often Ctrl-C was pressed.
         patience: presses beyond this many raise `KeyboardInterrupt` at once.
@@ -20,20 +22,25 @@ class Interrupts:
     def __init__(self) -> None:
         self.requests = 0
         self.patience = math.inf
-        self.previous: Any = None
+        self.previous: dict[signal.Signals, Any] = {}
+        self.ended = False
 
     def __enter__(self) -> Self:
         # Only the main thread may handle signals, and only it gets them; a background job ignores Ctrl-C.
         if threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
-                self.previous = signal.signal(signal.SIGINT, self._request)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        if self.ended:
+            signal.raise_signal(signal.SIGTERM)
 
-    def _request(self, _number: int, _frame: FrameType | None) -> None:
+    def _request(self, number: int, _frame: FrameType | None) -> None:
         self.requests += 1
+        self.ended = self.ended or number == signal.SIGTERM
         if self.requests > self.patience:
             raise KeyboardInterrupt

@@ -13,6 +13,9 @@ from torch import Tensor
 __all__ = ["Replay", "Transitions"]
 
 
+_ROWS_AT_ONCE = 10_000
+
+
 class Transitions(NamedTuple):
     """A batch of transitions.
 
@@ -35,7 +38,7 @@ class Replay:
     """The last ``capacity`` transitions, uniform batches of which are drawn with replacement.
 
     A transition is one row ``(s, a, s', r, terminated)`` of one array, so that drawing a batch is one gather. Rows are
-    written in a ring. Its memory is only used as it fills up.
+    written in a ring. Its memory is only used as it fills up; of a file, room is made for some thousand rows at a time.
 
     With a ``path``, rows live in a file that is mapped into memory. What goes into a checkpoint is then
     :meth:`state`, a few numbers, after :meth:`flush`: the file itself is neither copied nor read. The ring has
@@ -54,7 +57,8 @@ class Replay:
 
     Raises:
         ValueError: for sizes that are not positive.
-        OSError: the file cannot be written, or the disk has no room for it.
+        OSError: the file cannot be written, or the disk has no room for its first rows; :meth:`add` raises it for
+            later ones.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Replay:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.capacity, self.spare = capacity, spare
+        self._room = 0  # rows of the file below this one are on the disk
         self.observation_size, self.action_size = observation_size, action_size
         self.path = None if path is None else Path(path)
         #: Transitions added so far, those that were overwritten counted.
@@ -91,7 +96,13 @@ class Replay:
             new = not self.path.exists()
             if not new and self.path.stat().st_size != shape[0] * shape[1] * number.itemsize:
                 raise ValueError(f"{self.path} is a replay of another size")
-            self._rows = np.memmap(self.path, number, "w+" if new else "r+", shape=shape)
+            try:
+                self._rows = np.memmap(self.path, number, "w+" if new else "r+", shape=shape)
+                self._make_room(0)
+            except OSError as error:
+                if new:
+                    self.path.unlink(missing_ok=True)
+                raise _without_room(error, self.path) from error
         self._source = torch.from_numpy(self._rows)
         self._drawn = self._source if self.device.type == "cpu" else self._source.to(self.device)
 
@@ -110,8 +121,16 @@ class Replay:
             reward: r.
             next_observation: s' ``[O]``, the true one, never that of a reset.
             terminated: whether the task ended, not whether time ran out.
+
+        Raises:
+            OSError: the disk has no room for it; nothing is changed then.
         """
         slot = self.total % len(self._rows)
+        if self.path is not None and slot >= self._room:
+            try:
+                self._make_room(slot)
+            except OSError as error:
+                raise _without_room(error, self.path) from error
         row = self._rows[slot]
         first, second, third, _, _ = self._cuts
         row[:first] = observation
@@ -122,6 +141,15 @@ class Replay:
         if self._drawn is not self._source:
             self._drawn[slot].copy_(self._source[slot])
         self.total += 1
+
+    def _make_room(self, slot: int) -> None:
+        """Have the disk keep room for the rows from one on: writing to a map of what it has none for ends a process."""
+        if self.path is None or not hasattr(os, "posix_fallocate"):
+            return
+        count = min(_ROWS_AT_ONCE, len(self._rows) - slot)
+        with open(self.path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), slot * self._rows.strides[0], count * self._rows.strides[0])
+        self._room = slot + count
 
     def sample(self, batch_size: int) -> Transitions:
         """Return ``batch_size`` transitions, drawn with replacement, independent of the ring's later contents.
@@ -187,3 +215,8 @@ class Replay:
             self._drawn.copy_(self._source)
         self.total = int(state["total"])
         self.generator.set_state(state["generator"])
+
+
+def _without_room(error: OSError, path: Path) -> OSError:
+    """The same error, with the file's name."""
+    return OSError(error.errno, f"{error.strerror} (the replay)", str(path))

@@ -40,8 +40,8 @@ class SeedBatch(nn.Module):
             Together with ``compile`` the graphs are of what was compiled, and have the fewest kernels.
 
     Raises:
-        TypeError: if something is no learner that can be stacked; at the first use, if torch cannot compile what the
-            policy does (Zuko's, at the time of writing).
+        TypeError: if something is no learner that can be stacked; at the first use, if torch cannot stack, or not
+            compile, what the policy does (Zuko's cannot be compiled, at the time of writing).
         ValueError: if there are none, or they differ in more than their weights.
 
     Example:
@@ -122,6 +122,11 @@ class SeedBatch(nn.Module):
         except torch._dynamo.exc.Unsupported as error:
             kind = type(self.learners[0].policy).__name__
             raise TypeError(f"torch cannot compile what a {kind} does: leave compile out") from error
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            kind = type(self.learners[0].policy).__name__
+            raise TypeError(f"what a {kind} does cannot be stacked: {str(error).splitlines()[0]}") from error
 
     def verify(self) -> None:
         """Refuse learners that are not in step.

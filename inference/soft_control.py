@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..models.optimality import ActionGuide, ActionPrior
 from .captured import CapturedStep
+from .checkpoint import described
 from .critics import Critics, TargetCopy
 from .replay import Transitions
 
@@ -95,6 +96,7 @@ class SoftLearner(nn.Module):
         dtype = next(self.policy.parameters()).dtype
         self.critics = critics.to(dtype)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
+        self.target.coordinates = self.critics.coordinates  # of the prior itself, not of a copy
         self.lr = lr
         self.fixed_latent, self.capture = fixed_latent, capture
         self._captured: CapturedStep | None = None
@@ -102,7 +104,7 @@ class SoftLearner(nn.Module):
         #: Updates so far.
         self.updates = 0
         self._settings = {
-            "prior": repr(prior) if type(prior).__repr__ is not object.__repr__ else type(prior).__name__,
+            "prior": described(prior),
             "hidden": critics.hidden,
             "lr": lr,
             "discount": discount,
@@ -324,7 +326,7 @@ class SoftActorCritic(SoftLearner):
         if gradient is not None and (first or elbo is not None):
             raise ValueError("the first form and an elbo have gradients of their own: neither goes with gradient")
         if elbo is not None:
-            _verify_elbo(elbo, prior, first, particles)
+            _verify_elbo(elbo, policy, prior, first, particles)
             if capture:
                 raise ValueError("an elbo gives its loss to Python, which waits for the device: no capture with it")
         _verify_policy(policy, observation_size, action_size)
@@ -354,7 +356,7 @@ class SoftActorCritic(SoftLearner):
                 "target_entropy": goal if learned else None,
                 "first": first,
                 "particles": particles,
-                "elbo": None if elbo is None else type(elbo).__name__,
+                "elbo": None if elbo is None else f"{type(elbo).__name__}({getattr(elbo, 'num_particles', 1)})",
             }
             | ({} if gradient is None else {"gradient": gradient}),
         )
@@ -511,12 +513,15 @@ def _verify_range(bounds: tuple[float, float], prior: ActionPrior | None) -> Non
         raise ValueError("value_range needs a prior with its density, such as UniformPrior(action_size)")
 
 
-def _verify_elbo(elbo: Any, prior: ActionPrior | None, first: bool, particles: int | None) -> None:
+def _verify_elbo(elbo: Any, policy: Any, prior: ActionPrior | None, first: bool, particles: int | None) -> None:
     if not callable(getattr(elbo, "loss_and_grads", None)):
         raise TypeError(f"elbo must be an ELBO such as Trace_ELBO(), not {type(elbo).__name__}")
     if type(elbo).__module__.startswith("pyro.") and type(elbo) not in _LINEAR:
-        names = ", ".join(kind.__name__ for kind in _LINEAR)
+        names = ", ".join([*(kind.__name__ for kind in _LINEAR), "StepwiseKL_ELBO"])
         raise TypeError(f"elbo must be linear in the log joint and not compiled, as {names}, not {type(elbo).__name__}")
+    if isinstance(elbo, TraceMeanField_ELBO) and not getattr(policy, "has_rsample", True):
+        kind = type(policy).__name__
+        raise ValueError(f"a TraceMeanField_ELBO needs a policy that can be reparametrised, which a {kind} cannot")
     if first:
         raise ValueError("the first form has its own gradient of the policy: elbo and first exclude each other")
     if prior is None:

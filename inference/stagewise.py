@@ -22,7 +22,7 @@ from gymnasium import spaces
 from . import checkpoint
 from .control_loop import learn, learn_together
 from .seed_batch import SeedBatch
-from .usable import verify_least
+from .usable import verify_least, verify_seed
 
 __all__ = ["Embed", "Evaluate", "MakeLearner", "StagewiseResult", "train_stagewise", "train_stagewise_together"]
 
@@ -88,7 +88,8 @@ def train_stagewise(
         evaluate: called with the policies from the lowest to the one that is about to be trained; returns what
             ``learn`` is to evaluate with.
         seed: of everything.
-        out: folder to write to; None writes nothing.
+        out: folder to write to; None writes nothing. With ``resume=False`` among the options, what it holds is
+            overwritten, checkpoints of levels above the one that begins are removed.
         of_level: options for ``learn`` that are a level's own, one dictionary for each.
         **options: for ``learn``, at all levels.
 
@@ -200,7 +201,7 @@ def _train_stagewise(
     for number in steps:
         verify_least(1, steps_per_level=number)
     for seed in seeds:
-        verify_least(0, seed=seed)
+        verify_seed(seed)
     if len(steps) != count:
         raise ValueError(f"steps_per_level must be one, or one for each of {count} levels, got {len(steps)}")
     embeds = [*embed] if isinstance(embed, Sequence) else [embed] * (first + count - 1)
@@ -233,6 +234,9 @@ def _train_stagewise(
             evaluates = None if evaluate is None else [evaluate([*result.policies]) for result in results]
             folders = None if outs is None else [Path(out) / f"level-{number}" for out in outs]
             given = options | own_options[number - first]
+            if folders is not None and not given.get("resume", True):
+                for folder in folders:
+                    _give_up_above(folder)
             found = learn(learners, bodies, own_seeds, folders, evaluates, steps[number - first], given)
         for learnt, result in zip(found, results, strict=True):
             result.results.append(learnt)
@@ -256,6 +260,15 @@ def _verify_levels(out: Path, first: int, steps: list[int]) -> None:
             raise ValueError(f"{above} was trained on level {number} as it is at step {step}, not {wanted}; {hint}")
         if above.exists() and number == last:
             raise ValueError(f"{above} is of a level above the {last + 1} asked for; {hint}")
+
+
+def _give_up_above(folder: Path) -> None:
+    """Remove the checkpoints of levels above one that begins anew: they were trained on its latents as they were."""
+    first = int(folder.name.removeprefix("level-"))
+    for path in folder.parent.glob("level-*/checkpoint.pt"):
+        number = path.parent.name.removeprefix("level-")
+        if number.isdigit() and int(number) > first:
+            path.unlink()
 
 
 def _listed(below: Any) -> list[Any]:

@@ -50,8 +50,22 @@ def verify_least(least: int, **arguments: int) -> None:
             operator.index(value)
         except TypeError as error:
             raise TypeError(f"{name} must be a whole number, not {value}") from error
+        if isinstance(value, bool):
+            raise TypeError(f"{name} must be a whole number, not {value}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def verify_seed(seed: int) -> None:
+    """Make sure that all random generators take a seed.
+
+    Raises:
+        TypeError: if it is not whole.
+        ValueError: if it is negative, or has more than 32 bits.
+    """
+    verify_least(0, seed=seed)
+    if seed >= 2**32:
+        raise ValueError(f"seed must be less than 2**32, not {seed}")
 
 
 def claim_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> None:

@@ -96,6 +96,8 @@ def test_rewards_are_scaled_where_the_temperature_is_fixed(
         ("--pretrain 0 leaves nothing to act through", {"pretrain": 0}),
         ("--pretrained is where", {"pretrain": 0, "levels": 1, "pretrained": "floor"}),
         ("--reward-scale must be positive, got -1", {"reward_scale": -1.0}),
+        ("--temperature learned is soft actor-critic's", {"learner": "sql", "temperature": "learned"}),
+        ("--no-upright is for an ant", {"upright": False}),
         ("--lr must be positive, got inf", {"lr": float("inf")}),
         ("--floor-lr must be positive, got 0", {"floor_lr": 0.0}),
         ("--floor-lr is for the lowest of several levels", {"floor_lr": 1e-3, "levels": 1}),

@@ -222,11 +222,12 @@ def another_weight(content: dict[str, Any]) -> None:
         (lambda content: content["levels"][0]["settings"].update(wings=2), "no FlowPolicy has the settings"),
         (lambda content: content["levels"][0]["settings"].update(hidden=[3]), "its settings make a FlowPolicy("),
         (another_weight, "level 1 (FlowPolicy) has weights of another"),
+        (lambda content: content.update(count=float("inf")), "holds no whole hierarchy"),
         (not_finite, "level 1 (FlowPolicy) has weights that are NaN or infinite"),
         (swapped, "level 0 (FlowPolicy) was trained for a level above"),
         (lambda content: content.update(format="pyrocontrol checkpoint 1"), "truncated or not a hierarchy"),
     ],
-    ids=["level", "key", "settings", "class", "setting", "signature", "weights", "nan", "order", "format"],
+    ids=["level", "key", "settings", "class", "setting", "signature", "weights", "count", "nan", "order", "format"],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, change: Any, message: str) -> None:
     path = tmp_path / "hierarchy.pt"
@@ -241,10 +242,42 @@ def test_a_truncated_file_is_refused_and_none_is_missed(tmp_path: Path) -> None:
     path = tmp_path / "hierarchy.pt"
     with pytest.raises(FileNotFoundError):
         Hierarchy.load(path)
-    Hierarchy(three_levels(), [[0, 1], None, None]).save(path)
-    path.write_bytes(path.read_bytes()[:-100])
+    hierarchy = Hierarchy(three_levels(), [[0, 1], None, None])
+    hierarchy.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="truncated or not a hierarchy"):
         Hierarchy.load(path)
+    at = whole.index(next(hierarchy.levels[1].parameters()).numpy().tobytes())  # one bit of a weight
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match="truncated or not a hierarchy"):
+        Hierarchy.load(path)
+
+
+def test_the_top_needs_no_latents() -> None:
+    class Top(nn.Module):
+        """What `ActionGuide` says, and no more."""
+
+        observation_size, action_size, squash, has_rsample = 4, 2, False, True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def draw(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(*observations.shape[:-1], 2), torch.zeros(observations.shape[:-1])
+
+        def mode(self, observations: torch.Tensor) -> torch.Tensor:
+            return self.draw(observations)[0]
+
+        def signature(self) -> str:
+            return "Top"
+
+    low = flow()
+    action, _ = Hierarchy([low, Top()]).predict(np.zeros(4, np.float32))
+    assert torch.equal(torch.as_tensor(action), low.actions(torch.zeros(2), torch.zeros(4)))
+    with pytest.raises(ValueError, match="level 0 .Top. was trained for|level 0 .Top. is no invertible map"):
+        Hierarchy([Top(), flow(squash=False)])
 
 
 # Bad input

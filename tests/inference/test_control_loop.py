@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyrocontrol.envs import LatentActionEnv
 from pyrocontrol.guides import FlowPolicy
-from pyrocontrol.inference import load_checkpoint
+from pyrocontrol.inference import checkpoint, load_checkpoint
 from pyrocontrol.inference.control_loop import evaluation, learn
 from pyrocontrol.inference.soft_control import SoftActorCritic
 from pyrocontrol.inference.soft_q_learning import SoftQLearning
@@ -132,6 +132,33 @@ def test_latents_are_taken_as_they_are() -> None:
     wrapped.env.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     learn(Recorder(3.5, squash=False), wrapped, steps=3, **OPTIONS)
     assert env.actions == [3.5] * 3
+
+
+def test_an_environment_may_use_its_array_again() -> None:
+    class Reusing(Point):
+        array = np.zeros(2)
+
+        def observe(self) -> np.ndarray:
+            self.array[:] = self.x, self.steps
+            return self.array
+
+    learner = Recorder(0.2)
+    learn(learner, Reusing(), steps=30, **OPTIONS)
+    batch = learner.batches[-1]
+    assert torch.equal(batch.next_observations[:, 1], batch.observations[:, 1] + 1)
+
+
+def test_the_environment_gets_the_action_that_is_kept(tmp_path: Path) -> None:
+    class Precise(Recorder):
+        def act(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:
+            return np.array([1 / 3])  # in double precision, as float32 does not hold it
+
+    env = Point()
+    learn(Precise(), env, steps=30, out=tmp_path, **OPTIONS)
+    assert env.actions[0] != 5.0 and env.actions[0] == pytest.approx(5.0, abs=1e-6)
+    again = Point()
+    learn(Precise(), again, steps=40, out=tmp_path, **OPTIONS)  # would warn if the episode did not come back
+    assert again.actions == env.actions[24:] + [env.actions[0]] * 10
 
 
 def test_time_running_out_is_no_end_and_the_last_observation_counts() -> None:
@@ -262,6 +289,25 @@ def test_control_c_saves_and_returns(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "checkpoint.pt", Interrupted()) == 30
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_a_process_that_is_ended_saves_first(tmp_path: Path) -> None:
+    class Ended(Recorder):
+        def update(self, batch: Any) -> dict[str, Tensor]:
+            if len(self.batches) == 9:
+                signal.raise_signal(signal.SIGTERM)
+            return super().update(batch)
+
+    saved: list[int] = []
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: saved.append(load_checkpoint(tmp_path / "checkpoint.pt", Ended()))
+    )
+    try:
+        result = learn(Ended(), Point(), steps=100, out=tmp_path, **OPTIONS)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.interrupted and saved == [30]  # the signal came again when all was done
+
+
 def test_episodes_side_by_side_are_the_episodes() -> None:
     made: list[Point] = []
 
@@ -351,6 +397,46 @@ def test_environments_that_do_not_fit_are_refused_at_once(
         evaluation(make().policy, env)
 
 
+class Nothing(Recorder):
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        return {}
+
+
+def without(name: str) -> Any:
+    learner = Recorder()
+    setattr(learner, name, None)
+    return learner
+
+
+@pytest.mark.parametrize(
+    ("message", "learner"),
+    [
+        ("a Linear is no learner such as SoftActorCritic: it has no policy", nn.Linear(2, 1)),
+        ("the policy of the Recorder is no module with parameters", without("policy")),
+        ("its update cannot be called", without("update")),
+        ("its act cannot be called", without("act")),
+    ],
+    ids=["module", "policy", "update", "act"],
+)
+def test_what_is_no_learner_is_refused_at_once(tmp_path: Path, message: str, learner: Any) -> None:
+    with pytest.raises(TypeError, match=message):
+        learn(learner, Point(), steps=30, out=tmp_path / "run", **OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_update_returns_its_loss() -> None:
+    with pytest.raises(TypeError, match="update must return a critic_loss, not nothing"):
+        learn(Nothing(), Point(), steps=30, **OPTIONS)
+
+
+def test_evaluation_has_an_environment_of_its_own() -> None:
+    learner, env = Recorder(), Point()
+    wrapped = gymnasium.wrappers.TimeLimit(env, 5)
+    with pytest.raises(ValueError, match="evaluate runs episodes in the environment that is learnt in"):
+        learn(learner, wrapped, evaluate=evaluation(learner.policy, env), steps=30, **OPTIONS)
+    assert not env.seeds
+
+
 def test_squashing_goes_with_the_environment() -> None:
     with pytest.raises(ValueError, match="the environment takes bounded actions: squash=True"):
         learn(Recorder(squash=False), Point(), steps=5, **OPTIONS)
@@ -380,6 +466,20 @@ def test_numbers_of_the_environment_are_finite(tmp_path: Path, what: str, value:
     ):
         learn(make(), Bad(), steps=40, out=tmp_path, **OPTIONS)
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
+
+
+def test_observations_and_rewards_are_numbers_that_can_be_kept() -> None:
+    env = Point()
+    env.gives = {"observation": 1e60}
+    with pytest.raises(FloatingPointError, match="observation is .*, not finite in float32"):
+        learn(Recorder(), env, steps=30, **OPTIONS)
+
+    class Rewardless(Point):
+        def step(self, action: Any) -> Any:
+            return self.observe(), None, False, False, {}
+
+    with pytest.raises(TypeError, match="the environment's reward is None, not a number"):
+        learn(Recorder(), Rewardless(), steps=30, **OPTIONS)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -431,6 +531,7 @@ def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
         ("device nowhere cannot be used", {"device": "nowhere"}),
         (".*test_control_loop.py is a file, not a folder", {"out": Path(__file__) / "new"}),
         ("checkpoint_every must be at least 1, not 0", {"checkpoint_every": 0}),
+        ("seed must be less than 2\\*\\*32", {"seed": 2**32}),
         ("evaluate_every is 5, but there is no evaluate to call", {"evaluate_every": 5}),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
@@ -444,7 +545,15 @@ def test_arguments_out_of_range_are_refused(message: str, options: dict[str, Any
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": math.nan}, {"steps": 5.5}, {"steps": 5.0}, {"batch_size": 2.5}, {"seed": 1.5}, {"start": None}],
+    [
+        {"steps": math.nan},
+        {"steps": 5.5},
+        {"steps": 5.0},
+        {"batch_size": 2.5},
+        {"seed": 1.5},
+        {"seed": True},
+        {"start": None},
+    ],
     ids=str,
 )
 def test_numbers_are_whole(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -476,6 +585,11 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "replay-0.bin").unlink()
     with pytest.raises(ValueError, match=r"belongs to .*replay-0\.bin, which is not there"):
         learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
+    content = checkpoint.read(tmp_path / "checkpoint.pt")
+    content.pop("episodes")
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="no such checkpoint as is needed: it has no episodes; pass resume=False"):
+        learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
     (tmp_path / "checkpoint.pt").write_bytes(before[:500])
     with pytest.raises(ValueError, match="is truncated or not a checkpoint"):
         learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
@@ -500,6 +614,23 @@ def test_a_run_goes_on_in_the_environment_it_was_begun_in(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match="was made with env=pyrocontrol/PointMaze-v0 .* through "):
             learn(upper, wrong, steps=9, out=tmp_path / "b", **OPTIONS)
     learn(upper, level(policy), steps=9, out=tmp_path / "b", **OPTIONS)
+
+
+def test_an_environment_made_with_objects_is_found_again(tmp_path: Path) -> None:
+    class Goal:
+        def __init__(self, at: float) -> None:
+            self.at = at
+
+    def body(goal: Goal, shape: Any) -> Any:
+        spec = gymnasium.envs.registration.EnvSpec(
+            "Point-v0", entry_point=lambda **_: Point(), kwargs={"goal": goal, "shape": shape}
+        )
+        return gymnasium.make(spec)
+
+    for steps in (30, 40):
+        learn(make(), body(Goal(1.0), lambda x: x), steps=steps, out=tmp_path, **OPTIONS)
+    with pytest.raises(ValueError, match=r"was made with env=Point-v0 .*Goal\(at=1.0\).*, not .*Goal\(at=2.0\)"):
+        learn(make(), body(Goal(2.0), lambda x: x), steps=50, out=tmp_path, **OPTIONS)
 
 
 def test_a_latent_kept_for_an_episode(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -120,3 +122,31 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         replay.restore(stored.state())
     with pytest.raises(ValueError, match=r"replay\.bin is a replay of another size"):
         Replay(5, 2, 1, path=tmp_path / "replay.bin")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot set room aside")
+def test_a_full_disk_is_an_error_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = 0
+
+    def allocate(_file: int, offset: int, length: int) -> None:
+        if offset + length > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr("pyrocontrol.inference.replay._ROWS_AT_ONCE", 4)
+    path = tmp_path / "replay.bin"
+    with pytest.raises(OSError, match="No space left on device .the replay.: '.*replay.bin'"):
+        Replay(10, 2, 1, path=path)
+    assert not path.exists()
+    room = 8 * 7 * 4  # of the 10 rows
+    replay = Replay(10, 2, 1, path=path)
+    fill(replay, 0, 8)
+    with pytest.raises(OSError, match="No space left on device"):
+        fill(replay, 8, 9)
+    assert len(replay) == 8 and numbers(replay) == set(range(8))
+    again = Replay(10, 2, 1, path=path)
+    again.restore(replay.state())
+    assert numbers(again) == set(range(8))
+    room = 10 * 7 * 4
+    fill(again, 8, 23)  # around the ring
+    assert numbers(again) == set(range(13, 23))

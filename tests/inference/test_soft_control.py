@@ -25,7 +25,7 @@ from pyro.infer import (
 from torch import Tensor, nn
 
 from pyrocontrol.guides.flow_policy import FlowPolicy
-from pyrocontrol.guides.gaussian_policy import GaussianPolicy
+from pyrocontrol.guides.gaussian_policy import GaussianPolicy, MixturePolicy
 from pyrocontrol.inference.critics import Critics
 from pyrocontrol.inference.replay import Transitions
 from pyrocontrol.inference.soft_control import SoftActorCritic
@@ -570,6 +570,51 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
 def test_bad_arguments_are_refused(error: type[Exception], message: str, options: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):
         SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options)
+
+
+class Narrow(GaussianPrior):
+    """A prior with a number of its own, which its repr does not show."""
+
+    __repr__ = object.__repr__
+
+    def __init__(self, action_size: int, scale: float) -> None:
+        super().__init__(action_size)
+        self.scale = scale
+
+
+def test_priors_and_elbos_tell_learners_apart() -> None:
+    def signature(**options: Any) -> str:
+        return SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options).signature()
+
+    assert signature(prior=Narrow(2, 1.0)) == signature(prior=Narrow(2, 1.0))
+    assert signature(prior=Narrow(2, 1.0)) != signature(prior=Narrow(2, 0.1))
+    one, four = (signature(prior=UniformPrior(2), elbo=Trace_ELBO(num_particles=count)) for count in (1, 4))
+    assert one != four
+
+
+def test_mean_field_needs_paths() -> None:
+    with pytest.raises(ValueError, match="a TraceMeanField_ELBO needs a policy that can be reparam.* a Mixture"):
+        SoftActorCritic(MixturePolicy(3, 2), 3, 2, prior=UniformPrior(2), elbo=TraceMeanField_ELBO())
+
+
+def test_a_prior_with_weights_moves_as_one() -> None:
+    class Weighted(nn.Module):
+        action_size = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def log_prob(self, actions: Tensor) -> Tensor:
+            return -actions.square().sum(-1)
+
+        def coordinates(self, actions: Tensor) -> Tensor:
+            return torch.erf(actions / self.scale)
+
+    prior: Any = Weighted()
+    learner = SoftActorCritic(FlowPolicy(3, 2, squash=False), 3, 2, prior=prior).to(torch.float32)
+    for critics in (learner.critics, learner.target):
+        assert critics.coordinates(torch.ones(2, dtype=torch.float32)).dtype == torch.float32
 
 
 def test_bad_policies_are_refused() -> None:

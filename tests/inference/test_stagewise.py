@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,6 +178,23 @@ def test_a_level_is_not_trained_further_below_another(tmp_path: Path) -> None:
         two_levels(tmp_path, [40, 36])
     assert (tmp_path / "level-0" / "checkpoint.pt").read_bytes() == before
     two_levels(tmp_path, [40, 36], resume=False)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_what_begins_anew_can_be_stopped_and_gone_on_from(tmp_path: Path) -> None:
+    two_levels(tmp_path)
+
+    def stop(policies: Any) -> Any:
+        def evaluate(step: int) -> dict[str, float]:
+            if step == 12:
+                signal.raise_signal(signal.SIGINT)
+            return {}
+
+        return evaluate
+
+    assert two_levels(tmp_path, resume=False, evaluate=stop, evaluate_every=12).interrupted
+    assert not (tmp_path / "level-1" / "checkpoint.pt").exists()  # trained on a level that is no more
+    assert [result.step for result in two_levels(tmp_path).results] == [36, 36]
 
 
 def test_a_folder_holds_no_more_than_is_asked_for(tmp_path: Path) -> None:

@@ -206,9 +206,7 @@ def described(value: Any, depth: int = 3) -> str:
         value: of any kind; one whose class has no ``repr`` of its own is described by its attributes.
         depth: how far down attributes of attributes count.
     """
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype}{value.tolist()}"
-    if isinstance(value, np.ndarray):
+    if isinstance(value, torch.Tensor | np.ndarray):
         return f"{value.dtype}{value.tolist()}"
     if type(value) is dict:
         return "{" + ", ".join(f"{name!r}: {described(item, depth)}" for name, item in value.items()) + "}"

@@ -227,6 +227,7 @@ def learn(
             under other settings or beyond ``steps``; nothing has been changed or written then. Also for an
             observation of another shape than before.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
+        OSError: ``out`` cannot be written, or the disk is full; the last checkpoint stands.
     """
     several: Any = learner
     if isinstance(several, SeedBatch):

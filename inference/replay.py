@@ -144,11 +144,11 @@ class Replay:
 
     def _make_room(self, slot: int) -> None:
         """Have the disk keep room for the rows from one on: writing to a map of what it has none for ends a process."""
-        if self.path is None or not hasattr(os, "posix_fallocate"):
-            return
+        assert self.path is not None
         count = min(_ROWS_AT_ONCE, len(self._rows) - slot)
-        with open(self.path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), slot * self._rows.strides[0], count * self._rows.strides[0])
+        if hasattr(os, "posix_fallocate"):
+            with open(self.path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), slot * self._rows.strides[0], count * self._rows.strides[0])
         self._room = slot + count
 
     def sample(self, batch_size: int) -> Transitions:

@@ -15,6 +15,7 @@ at every evaluation, setting `goal` and `steps` (in the maze; `pretrain` of them
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,9 +222,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     shown = panels(rows)
     if not shown:
         return
-    figure, grid = plt.subplots(1, len(shown), figsize=(5 * len(shown) + 2, 4), layout="constrained", squeeze=False)
+    wide = min(3, len(shown))
+    high = math.ceil(len(shown) / wide)
+    figure, grid = plt.subplots(high, wide, figsize=(4.4 * wide, 3.6 * high), layout="constrained", squeeze=False)
     lines: dict[str, Any] = {}
-    for axes, (task, goal) in zip(grid[0], shown, strict=True):
+    for axes, (task, goal) in zip(grid.flat, shown, strict=False):
         for number, method in enumerate(METHODS):
             seeds = curves(rows, task, goal, method, "final_distance")
             if not seeds:
@@ -238,8 +241,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         reached = axes.axhline(GOAL_RADIUS, color="black", ls=":", lw=1)
         axes.set(xlabel="environment steps in the maze", ylabel="distance to the goal at the end (m)", ylim=(0, 15))
         axes.set_title(f"{task}, goal {goal}", loc="left", fontsize=10)
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:.0f}k")
+    for axes in grid.flat[len(shown) :]:
+        axes.set_axis_off()
     lines["reached"] = reached
-    figure.legend([*lines.values()], [*lines], loc="outside right center", fontsize=8)
+    figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=min(len(lines), 2 * wide), fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

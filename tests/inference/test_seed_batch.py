@@ -313,6 +313,19 @@ def test_compiled_noise_is_of_each_learner_and_step() -> None:
         assert abs(found.double().mean() - expected) < 4 * (0.25 / 4000) ** 0.5
 
 
+def test_what_cannot_be_stacked_is_said() -> None:
+    class Branching(GaussianPolicy):
+        """Asks for a number, which is that of no one learner."""
+
+        def draw(self, *args: Any, **given: Any) -> Any:
+            actions, log_prob = super().draw(*args, **given)
+            return (actions if log_prob.sum().item() < 1e9 else -actions), log_prob
+
+    batch = SeedBatch([SoftActorCritic(Branching(O, A, hidden=(8,)), O, A, hidden=(8,)) for _ in range(2)])
+    with pytest.raises(TypeError, match="what a Branching does cannot be stacked: vmap: "):
+        batch.act(np.zeros((2, O)))
+
+
 def test_what_cannot_be_compiled_is_said() -> None:
     batch = SeedBatch(make("splines"), compile=True)
     with pytest.raises(TypeError, match="torch cannot compile what a ZukoPolicy does: leave compile out"):

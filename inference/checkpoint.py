@@ -86,7 +86,8 @@ def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
     if own["class"] != saved["class"]:
         return f"it holds a {saved['class']}, not a {own['class']}"
     if own["signature"] != saved["signature"]:
-        return f"its {own['class']} is\n{saved['signature']}\nand this one is\n{own['signature']}"
+        theirs_is, mine_is = _differing(str(saved["signature"]), str(own["signature"]))
+        return f"its {own['class']} is\n{theirs_is}\nand this one is\n{mine_is}"
     mine, theirs = own["state"], saved["state"]
     for name in [*mine, *theirs]:
         if name not in theirs:
@@ -97,6 +98,15 @@ def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
         if shapes[0] != shapes[1]:
             return f"its {own['class']}.{name} has shape {shapes[1]}, not {shapes[0]}"
     return None
+
+
+def _differing(one: str, other: str) -> tuple[str, str]:
+    """Of two signatures the parts in which they differ, if they have as many parts; else both whole."""
+    parts, others = one.split(", "), other.split(", ")
+    if len(parts) != len(others):
+        return one, other
+    unlike = [pair for pair in zip(parts, others, strict=True) if pair[0] != pair[1]]
+    return ", ".join(part for part, _ in unlike), ", ".join(part for _, part in unlike)
 
 
 def match(

@@ -27,7 +27,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from .stepwise import _closed_form
+from .stepwise import closed_form
 
 __all__ = ["KLWeight"]
 
@@ -200,7 +200,7 @@ def _kl_by_dimension(site: str, q: Any, p: Any) -> tuple[Tensor, list[Any]]:
         if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
             dims, q, p = q.reinterpreted_batch_ndims, q.base_dist, p.base_dist
     try:
-        kl = _closed_form(q, p)
+        kl = closed_form(q, p)
     except NotImplementedError:
         raise ValueError(f"free bits need the KL of {site!r} in closed form, there is none for {names}") from None
     return (kl.flatten(-dims) if dims else kl.unsqueeze(-1)), masks

@@ -77,7 +77,7 @@ class SoftLearner(nn.Module):
         settings: dict[str, Any],
     ) -> None:
         super().__init__()
-        _verify_policy(policy, observation_size, action_size)
+        verify_policy(policy, observation_size, action_size)
         if fixed_latent and not getattr(policy, "invertible", False):
             raise ValueError(f"a {type(policy).__name__} has no latent that could be fixed for an episode")
         if prior is not None and prior.action_size != action_size:
@@ -87,7 +87,7 @@ class SoftLearner(nn.Module):
             raise ValueError(f"the {kind} acts with any real numbers: it needs a prior over them, as GaussianPrior is")
         if not 0 <= discount < 1:
             raise ValueError(f"discount must be in [0, 1), not {discount}")
-        _verify_positive(lr=lr, reward_scale=reward_scale)
+        verify_positive(lr=lr, reward_scale=reward_scale)
         if value_range is not None:
             _verify_range(value_range, prior)
         self.policy, self.observation_size, self.action_size = policy, observation_size, action_size
@@ -316,7 +316,7 @@ class SoftActorCritic(SoftLearner):
         if isinstance(temperature, str) and temperature != "learned":
             raise ValueError(f"temperature must be a number or 'learned', not {temperature!r}")
         if not isinstance(temperature, str):
-            _verify_positive(temperature=temperature)
+            verify_positive(temperature=temperature)
         if target_entropy is not None and not math.isfinite(target_entropy):
             raise ValueError(f"target_entropy must be finite, not {target_entropy}")
         if particles is not None and particles < 1:
@@ -329,7 +329,7 @@ class SoftActorCritic(SoftLearner):
             _verify_elbo(elbo, policy, prior, first, particles)
             if capture:
                 raise ValueError("an elbo gives its loss to Python, which waits for the device: no capture with it")
-        _verify_policy(policy, observation_size, action_size)
+        verify_policy(policy, observation_size, action_size)
         if gradient == "pathwise" and not policy.has_rsample:
             raise ValueError(f"a {type(policy).__name__} cannot be reparametrised: gradient must be 'score'")
         score = first or gradient == "score" or not policy.has_rsample
@@ -481,7 +481,7 @@ def coordinates_of(prior: ActionPrior | None) -> Callable[[Tensor], Tensor] | No
     return None if prior is None else prior.coordinates
 
 
-def _verify_policy(policy: Any, observation_size: int, action_size: int) -> None:
+def verify_policy(policy: Any, observation_size: int, action_size: int) -> None:
     """Refuse what is not a policy of these sizes."""
     if not isinstance(policy, nn.Module):
         raise TypeError(f"policy must be a module such as FlowPolicy, not {type(policy).__name__}")
@@ -498,7 +498,8 @@ def _verify_policy(policy: Any, observation_size: int, action_size: int) -> None
         raise ValueError(f"the {type(policy).__name__} has no parameters to learn")
 
 
-def _verify_positive(**numbers: float) -> None:
+def verify_positive(**numbers: float) -> None:
+    """Refuse numbers that are not positive and finite, by their names."""
     for name, value in numbers.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be positive and finite, not {value}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..models.optimality import ActionGuide, ActionPrior
 from .critics import Critics, TargetCopy
 from .replay import Transitions
-from .soft_control import SoftLearner, _verify_policy, _verify_positive, coordinates_of
+from .soft_control import SoftLearner, coordinates_of, verify_policy, verify_positive
 
 __all__ = ["SoftQLearning", "stein_direction"]
 
@@ -79,13 +79,13 @@ class SoftQLearning(SoftLearner):
         particles: int = 16,
         capture: bool = False,
     ) -> None:
-        _verify_policy(policy, observation_size, action_size)
+        verify_policy(policy, observation_size, action_size)
         if not policy.has_rsample:
             raise ValueError(
                 f"soft Q-learning moves the actions themselves, and those of a {type(policy).__name__} "
                 "are no function of its parameters: use one that can be reparametrised"
             )
-        _verify_positive(temperature=temperature)
+        verify_positive(temperature=temperature)
         if particles < 4:
             raise ValueError(f"particles must be at least 4, half of which move the others, not {particles}")
         super().__init__(

@@ -488,25 +488,25 @@ def _kl(q: Any, p: Any) -> Tensor:
     Raises:
         NotImplementedError: if none is registered, or what is registered is not the expectation of the log-ratio.
     """
-    kl = _closed_form(q, p)
+    kl = closed_form(q, p)
     if not isinstance(kl, Tensor) or kl.shape != q.batch_shape:
         raise NotImplementedError
     return kl
 
 
-def _closed_form(q: Any, p: Any) -> Tensor:
+def closed_form(q: Any, p: Any) -> Tensor:
     if isinstance(q, Independent) and isinstance(p, Independent):
         if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
-            return sum_rightmost(_closed_form(q.base_dist, p.base_dist), q.reinterpreted_batch_ndims)
+            return sum_rightmost(closed_form(q.base_dist, p.base_dist), q.reinterpreted_batch_ndims)
     if isinstance(q, MaskedDistribution) or isinstance(p, MaskedDistribution):
         # What is registered masks by both masks, also where only one of the two is masked.
         if type(q) is type(p) and _same(q._mask, p._mask):
-            return scale_and_mask(_closed_form(q.base_dist, p.base_dist), mask=q._mask)
+            return scale_and_mask(closed_form(q.base_dist, p.base_dist), mask=q._mask)
         raise NotImplementedError
     if isinstance(q, Delta):
         raise NotImplementedError  # what is registered leaves out the density of a transformed variable
     if isinstance(q, OneHotCategorical) and isinstance(p, OneHotCategorical):
-        return _closed_form(q._categorical, p._categorical)
+        return closed_form(q._categorical, p._categorical)
     if isinstance(q, Categorical) and isinstance(p, Categorical):
         # The registered one has NaN gradients where the guide has probability zero.
         held = q.probs > 0

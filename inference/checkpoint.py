@@ -102,7 +102,7 @@ def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
 
 def _differing(one: str, other: str) -> tuple[str, str]:
     """Of two signatures the parts in which they differ, if they have as many parts; else both whole."""
-    parts, others = one.split(", "), other.split(", ")
+    parts, others = (re.split(r", (?=\w+=)", signature) for signature in (one, other))
     if len(parts) != len(others):
         return one, other
     unlike = [pair for pair in zip(parts, others, strict=True) if pair[0] != pair[1]]

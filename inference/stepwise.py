@@ -495,6 +495,11 @@ def _kl(q: Any, p: Any) -> Tensor:
 
 
 def closed_form(q: Any, p: Any) -> Tensor:
+    """Return KL(q || p) as it is registered, or mended where that is wrong, of any shape.
+
+    Raises:
+        NotImplementedError: if none is registered, or what is registered is not the divergence.
+    """
     if isinstance(q, Independent) and isinstance(p, Independent):
         if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
             return sum_rightmost(closed_form(q.base_dist, p.base_dist), q.reinterpreted_batch_ndims)

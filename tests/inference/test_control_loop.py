@@ -575,6 +575,9 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     because = r"is a checkpoint of another model: its SoftActorCritic is\ndiscount=0.99\nand this one is\ndiscount=0.5$"
     with pytest.raises(ValueError, match=because):
         learn(learner, Point(), steps=40, out=tmp_path, **OPTIONS)
+    lists = r"SoftActorCritic is\nhidden=\(16,\)\nand this one is\nhidden=\(8, 4\)$"
+    with pytest.raises(ValueError, match=lists):
+        learn(make(hidden=(8, 4)), Point(), steps=40, out=tmp_path, **OPTIONS)
     with pytest.raises(ValueError, match=r"was made with seed=0, not 1; pass resume=False"):
         learn(learner, Point(), steps=40, out=tmp_path, seed=1, **OPTIONS)
     with pytest.raises(ValueError, match=r"was made with replay=1000, not 30; pass resume=False"):

@@ -86,10 +86,14 @@ class ZukoPolicy(LatentPolicy):
 
     def push(self, latents: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return raw actions u(h; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
+        if not latents.numel():  # Zuko's networks have no answer to a batch of no rows
+            return latents, latents.sum(-1)
         return self.flow(condition).call_and_ladj(latents)
 
     def pull(self, raw: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
+        if not raw.numel():
+            return raw, raw.sum(-1)
         latents, log_determinant = self.flow(condition).inv.call_and_ladj(raw)
         return latents, -log_determinant
 

@@ -242,10 +242,15 @@ def test_noise_comes_from_the_generator(name: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", ["flow", "gaussian", "mixture"])  # Zuko has no answer to that
-def test_no_rows(name: str) -> None:
-    actions, log_prob = made(name, 3).draw(torch.zeros(0, O))
+@every
+@both
+def test_no_rows(name: str, squash: bool) -> None:
+    policy, observations = made(name, 3, squash=squash), torch.zeros(0, O)
+    actions, log_prob = policy.draw(observations)
     assert actions.shape == (0, 3) and log_prob.shape == (0,)
+    assert policy.mode(observations).shape == (0, 3)
+    if isinstance(policy, LatentPolicy):
+        assert policy.latents(policy.actions(torch.zeros(0, 3), observations), observations).shape == (0, 3)
 
 
 @every

@@ -52,13 +52,13 @@ FLOORS = {"lsp": "floor-lsp", "lsp-sql": "floor-sql", "finetune": "floor-one", "
 NARROW = "-flow-paper"
 METHODS |= {name + NARROW: [*given, "--guide", "flow-paper"] for name, given in METHODS.items()}
 FLOORS |= {name + NARROW: floor + NARROW for name, floor in FLOORS.items()}
-# With as great a learning rate above as below.
-FAST = "lsp-lr-1e-3"
-METHODS[FAST], FLOORS[FAST] = ["--lr", "1e-3"], FLOORS["lsp"]
+# With as great a learning rate above as below; with bounds on what the critic of the level above can say.
+BOUNDS = ["--value-range", "0", f"{GOAL_REWARD:g}"]
+METHODS |= {"lsp-lr-1e-3": ["--lr", "1e-3"], "lsp-sql-bounded": [*METHODS["lsp-sql"], *BOUNDS]}
+FLOORS |= {"lsp-lr-1e-3": FLOORS["lsp"], "lsp-sql-bounded": FLOORS["lsp-sql"]}
 TASKS = ("PointMaze", "AntMaze")
-# What the ant has besides: it learns to walk faster at a rate at which the critics of the level above run away; what
-# those can say is bounded.
-ANT_SEVERAL, ANT_ONE = ["--floor-lr", "1e-3", "--value-range", "0", f"{GOAL_REWARD:g}"], ["--lr", "1e-3"]
+# What the ant has besides: it learns to walk faster at a rate at which the critics of the level above run away.
+ANT_SEVERAL, ANT_ONE = ["--floor-lr", "1e-3", *BOUNDS], ["--lr", "1e-3"]
 
 Run = tuple[str, str, int, int, int, int]  # task, method, goal, steps on open floor and in the maze, seed
 
@@ -70,7 +70,7 @@ class Arguments:
     task: Literal["PointMaze", "AntMaze"] = "PointMaze"
     """whose body"""
     methods: tuple[str, ...] = COMPARED
-    """which methods; there are also those with -flow-paper, and lsp-lr-1e-3"""
+    """which methods; there are also those with -flow-paper, lsp-lr-1e-3 and lsp-sql-bounded"""
     goals: tuple[int, ...] = (0, 1, 2)
     """which goals"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -234,7 +234,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
             points = [mean_interval([curve[step] for curve in seeds.values()]) for step in steps]
             mean, half = (np.nan_to_num([point[part] for point in points]) for part in (0, 1))
-            color, style = f"C{number % len(COMPARED)}", "-" if method in COMPARED else "-." if method == FAST else "--"
+            color = f"C{number % len(COMPARED)}"
+            style = "-" if method in COMPARED else "--" if NARROW in method else "-."
             (lines[method],) = axes.plot(steps, mean, style, color=color)
             if len(seeds) >= 3 and method in COMPARED:
                 axes.fill_between(steps, mean - half, mean + half, color=color, alpha=0.12, lw=0)

@@ -10,7 +10,8 @@ its own under RUNS; one that was stopped goes on from its checkpoints (those of 
 One level and the lower of two go on from a finished run of one level and half the steps: their first half is that run.
 
 The rows: `return` of every evaluation, setting `steps`, the same number of environment steps for every method; at the
-end of a run we quote the mean over the evaluations in its last tenth. `return_mode`: without noise, at the end.
+end of a run we quote the mean over the evaluations in its last tenth. `return_mode`: without noise, at the end. Method
+`still`: what the middle of every action's range returns, a row an episode.
 `updates_per_second` and `speed_ratio`, task `speed`, are measured on one thread, interleaved in one process; every
 repeat is a row, its seed the repeat's number. `inversion_error`, task `inversion`: how far actions in (-1, 1) are from
 what their latents at the top of three frozen levels make of them again, at most.
@@ -21,8 +22,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -75,7 +77,9 @@ COMPARED = ("lsp", "sac-gmm", "sql", "ddpg", "ppo")
 HIERARCHIES = ("lsp", "lsp-2", "lsp-4-end-to-end")
 ONE_LEVEL_FIRST = ("lsp", "lsp-2")  # what their first half is: `lsp`
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5")
+STILL = "still"  # the method of rows of no policy
 SPEED, INVERSION = "speed", "inversion"  # the tasks of the rows that are not of a run
+FIRST_SEED = 10_000  # of the episodes of evaluations
 BATCH, HIDDEN, OBSERVATIONS, ACTIONS = 128, 128, 17, 6  # the last two are HalfCheetah's
 
 Run = tuple[str, str, int, int]
@@ -105,6 +109,8 @@ class Arguments:
     """make the runs that are missing"""
     speed: bool = True
     """measure the speed, and the error of inversion"""
+    still: bool = True
+    """measure what standing still returns"""
     repeats: int = 15
     """of each measurement"""
     device: str = "cpu"
@@ -135,8 +141,9 @@ def main(arguments: Arguments) -> None:
     made = {run_of(item) for item in rows}
     kept = [item for item in read_rows(RESULTS) if run_of(item) not in made]
     measured = speed(arguments.repeats, arguments.device) + inversion(arguments.repeats) if arguments.speed else []
-    again = {(item["task"], item["setting"].get("device")) for item in measured}
-    rows += [item for item in kept if (item["task"], item["setting"].get("device")) not in again] + measured
+    measured += standing_still() if arguments.still else []
+    again = {measurement_of(item) for item in measured}
+    rows += [item for item in kept if measurement_of(item) not in again] + measured
     write_results(RESULTS, "lsp", rows, command="python benchmarks/lsp.py")
     report_measured(rows)
     print(table(rows))
@@ -152,6 +159,11 @@ def main(arguments: Arguments) -> None:
 def run_of(item: dict[str, Any]) -> Run:
     """Return the run that a row is of: task, method, environment steps and seed."""
     return item["task"], item["method"], item["setting"].get("budget", 0), item["seed"]
+
+
+def measurement_of(item: dict[str, Any]) -> tuple[str, bool, str | None]:
+    """Return which measurement a row is of, if it is not of a run."""
+    return item["task"], item["method"] == STILL, item["setting"].get("device")
 
 
 def run(runs: Path, device: str, task: str, method: str, steps: int, seeds: tuple[int, ...]) -> None:
@@ -205,13 +217,15 @@ def ends(rows: list[dict[str, Any]], task: str, method: str, budget: int) -> dic
 
 def budgets(rows: list[dict[str, Any]], task: str) -> list[int]:
     """Return the numbers of steps for which a task was learnt."""
-    return sorted({run_of(item)[2] for item in rows if item["task"] == task})
+    return sorted({run_of(item)[2] for item in rows if item["task"] == task and item["method"] != STILL})
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean, 95% interval where there are three seeds, and seeds."""
     lines = ["| task | steps | method (seeds) | return | without noise |", "|---|---|---|---|---|"]
     for task in TASKS:
+        if resting := select(rows, STILL, "return", task=task):
+            lines.append(f"| {task} | 0 | {STILL} ({len(resting)} episodes) | {_cell(resting)} |  |")
         for budget in budgets(rows, task):
             for method in METHODS:
                 if values := [*ends(rows, task, method, budget).values()]:
@@ -223,10 +237,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Return how those compared end after the usual number of steps, a task a line, as a Markdown table."""
-    lines = [f"| | {' | '.join(COMPARED)} |", "|---" * (len(COMPARED) + 1) + "|"]
+    lines = [f"| | {' | '.join(COMPARED)} | {STILL} |", "|---" * (len(COMPARED) + 2) + "|"]
     for task in TASKS:
         found = [[*ends(rows, task, method, Arguments.steps).values()] for method in COMPARED]
         cells = [f"{_cell(values)} ({len(values)})" if values else "" for values in found]
+        cells.append(_cell(select(rows, STILL, "return", task=task)))
         lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -263,6 +278,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             else:
                 for curve in seeds.values():
                     axes.plot(steps, [curve[step] for step in steps], color=color, lw=0.6, alpha=0.6)
+        if resting := select(rows, STILL, "return", task=task):
+            shown[STILL] = axes.axhline(float(np.mean(resting)), color="black", ls=":", lw=1)
         axes.set_title(f"{task}, {budget // 1000}k steps", loc="left", fontsize=10)
         axes.set(xlabel="environment steps", ylabel="return")
         axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:.0f}k")
@@ -273,7 +290,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-# -- speed and inversion -----------------------------------------------------------------------------------------------
+# -- standing still, speed and inversion ------------------------------------------------------------------------------
+
+
+def standing_still(tasks: Sequence[str] = TASKS, episodes: int = 5) -> list[dict[str, Any]]:
+    """Return what episodes return in which every action is in the middle of its range."""
+    rows = []
+    for task in tasks:
+        with closing(gymnasium.make(task)) as env:
+            box: Any = env.action_space
+            start = time.perf_counter()
+            found = pc.envs.evaluate_policy(env, lambda _, box=box: (box.low + box.high) / 2, episodes, seed=FIRST_SEED)
+            seconds = time.perf_counter() - start
+        rows += [row(STILL, task, "return", value, seed=n, seconds=seconds) for n, value in enumerate(found["return"])]
+    return rows
 
 
 def transitions(seed: int, device: str) -> Any:

@@ -91,8 +91,12 @@ class Hierarchy(nn.Module):
         self.observation_size = int(policies[-1].observation_size if observation_size is None else observation_size)
         self.action_size = int(policies[0].action_size)
         self.fixed_latent, self.action_space = fixed_latent, action_space
-        self.holds = tuple(map(hold_of, [1] * (count - 1) if holds is None else holds))
         observations = [None] * count if observations is None else observations
+        holds = [1] * (count - 1) if holds is None else holds
+        for name, given in {"observations": observations, "holds": holds}.items():
+            if not isinstance(given, Sequence | np.ndarray):
+                raise TypeError(f"{name} must be a list with an entry for each level, got {given!r}")
+        self.holds = tuple(map(hold_of, holds))
         if len(observations) != count:
             raise ValueError(f"observations are {len(observations)}, one for each of {count} levels is needed")
         if len(self.holds) != count - 1:
@@ -223,7 +227,7 @@ class Hierarchy(nn.Module):
         if self.action_space is None:
             return value
         low, high = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in self._ends())
-        return (low + high) / 2 + value * (high - low) / 2
+        return low + (value + 1) * ((high - low) / 2)
 
     @torch.no_grad()
     def latents(self, actions: Any, observations: Any) -> list[Tensor]:
@@ -313,8 +317,8 @@ class Hierarchy(nn.Module):
             "fixed_latent": self.fixed_latent,
             "action_space": None if self.action_space is None else space_to_json(self.action_space),
         }
-        with replacing(Path(path)) as (temporary,):
-            torch.save(content, temporary)
+        with replacing(Path(path)) as (temporary,), open(temporary, "wb") as file:
+            torch.save(content, file)  # torch reads a kind of file off a name
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], kinds: Iterable[type[nn.Module]] | None = None) -> Hierarchy:

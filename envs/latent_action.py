@@ -38,6 +38,9 @@ class Level(Protocol):
         invertible: whether ``actions`` is invertible in the latents.
     """
 
+    def signature(self) -> str:
+        """Return what two levels share exactly when they can share weights."""
+
     observation_size: int
     action_size: int
     squash: bool
@@ -156,7 +159,7 @@ class LatentActionEnv(gymnasium.Wrapper):
 
 def is_latent(env: gymnasium.Env[Any, Any]) -> bool:
     """Whether the actions of an environment are the latents of a policy, also where it is wrapped further."""
-    return bool(env.has_wrapper_attr("latent") and env.get_wrapper_attr("latent"))
+    return env.has_wrapper_attr("latent") and env.get_wrapper_attr("latent") is True
 
 
 def check_module(policy: Any) -> None:
@@ -216,16 +219,15 @@ def columns_of(columns: Columns, size: int, seen: int) -> np.ndarray:
 
 
 def to_box(actions: np.ndarray, box: spaces.Box) -> np.ndarray:
-    """Return actions ``[..., A]`` in the bounds of a box, of normalised ones within -1 to 1."""
+    """Return actions ``[..., A]`` in the bounds of a box, of normalised ones within -1 to 1, as `learn` makes them."""
     low, high = box.low, box.high
-    scaled = (low + high) / 2 + actions * ((high - low) / 2)
-    return np.clip(scaled, low, high).astype(box.dtype)
+    return np.clip(low + (actions + 1) * ((high - low) / 2), low, high).astype(box.dtype)
 
 
 def from_box(actions: np.ndarray, box: spaces.Box) -> np.ndarray:
     """Return normalised actions ``[..., A]`` float64, of ones in the bounds of a box."""
     low, high = box.low.astype(np.float64), box.high.astype(np.float64)
-    return (np.asarray(actions, np.float64) - (low + high) / 2) / ((high - low) / 2)
+    return (np.asarray(actions, np.float64) - low) / ((high - low) / 2) - 1
 
 
 def check_box(box: Any, size: int) -> None:
@@ -253,6 +255,11 @@ def _check_spaces(env: gymnasium.Env[Any, Any], policy: Any) -> None:
     kind = type(policy).__name__
     if not getattr(policy, "invertible", False):
         raise ValueError(f"the {kind} is no invertible map from latents to actions: it can only be the top level")
+    for name in ("observation_size", "action_size", "squash", "actions", "signature"):
+        if not hasattr(policy, name):
+            raise TypeError(f"the {kind} is no level: it has no {name}")
+    if next(policy.parameters(), None) is None:
+        raise ValueError(f"the {kind} has no parameters, by which its precision is known")
     if not is_latent(env):
         check_box(actions, policy.action_size)
         if not policy.squash:

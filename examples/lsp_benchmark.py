@@ -19,6 +19,7 @@ custom.
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from contextlib import closing
@@ -34,6 +35,7 @@ import torch
 import tyro
 
 import pyrocontrol as pc
+from pyrocontrol.envs.latent_action import check_box
 from pyrocontrol.envs.skill_plots import plot_curves
 
 # What rewards are multiplied by where the temperature is fixed: Table 2 of the paper; soft Q-learning has the numbers
@@ -99,11 +101,10 @@ def main(arguments: Arguments) -> None:
     checked(arguments)
     torch.set_num_threads(1)
     pyro.enable_validation(False)
+    whole = {"task": arguments.task, "seed": arguments.seed} | setting_of(arguments) | {"batch": together(arguments)}
     try:
-        pc.inference.claim_folder(
-            arguments.out, {"task": arguments.task, "seed": arguments.seed} | setting_of(arguments)
-        )
-        learnt = [baseline(arguments)] if arguments.learner in BASELINES else latent_space_policies(arguments)
+        with pc.inference.claim_folder(arguments.out, whole):
+            learnt = [baseline(arguments)] if arguments.learner in BASELINES else latent_space_policies(arguments)
     except (ValueError, FloatingPointError) as error:  # most of all, OUT holds another run
         raise SystemExit(str(error)) from error
     if learnt is None:
@@ -154,8 +155,9 @@ def checked(arguments: Arguments) -> None:
     for name, number in (least | {"steps": arguments.levels}).items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
-    if not arguments.seed or min(arguments.seed) < 0 or len(set(arguments.seed)) < len(arguments.seed):
-        raise SystemExit(f"--seed must be at least 0, and several be different, got {arguments.seed}")
+    seeds = set(arguments.seed)
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(seeds) < len(arguments.seed):
+        raise SystemExit(f"--seed must be from 0 to 2**32 - 1, and several be different, got {arguments.seed}")
     if arguments.learner in BASELINES and (len(arguments.seed) > 1 or arguments.compile or arguments.capture):
         raise SystemExit(f"--learner {arguments.learner} learns one seed at a time, neither compiled nor captured")
     if not (arguments.lr > 0 and math.isfinite(arguments.lr)):
@@ -184,11 +186,14 @@ def checked(arguments: Arguments) -> None:
         raise SystemExit(f"--task {arguments.task} has actions {acted}, not a bounded Box of one row")
     if not (isinstance(seen, gymnasium.spaces.Box) and len(seen.shape) == 1):
         raise SystemExit(f"--task {arguments.task} has observations {seen}, not a Box of one row")
-    if arguments.learner not in BASELINES:
-        try:
+    try:
+        check_box(acted, acted.shape[0])
+        if arguments.learner in BASELINES:
+            importlib.import_module("stable_baselines3")
+        else:
             make_learner(arguments, 0, seen.shape[0], acted.shape[0])
-        except ValueError as error:
-            raise SystemExit(str(error)) from error
+    except (TypeError, ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from error
 
 
 # -- latent space policies --------------------------------------------------------------------------------------------
@@ -348,7 +353,10 @@ def mode_return(arguments: Arguments, policy: Any) -> float:
     """Return the mean return without noise."""
     with closing(gymnasium.make(arguments.task)) as env:
         found = pc.envs.evaluate_policy(env, policy, arguments.episodes, seed=EVALUATION_SEED)
-    return float(np.mean(found["return"]))
+    mean = float(np.mean(found["return"]))
+    if not math.isfinite(mean):
+        raise FloatingPointError(f"the mean return of {arguments.task} is {mean}")
+    return mean
 
 
 def film(arguments: Arguments, seed: int, policy: Any) -> bool:
@@ -369,7 +377,7 @@ def film(arguments: Arguments, seed: int, policy: Any) -> bool:
             rate = min(50, math.ceil(env.metadata.get("render_fps", 30) / 2))
         pc.envs.save_video(folder(arguments, seed) / "policy.gif", frames[::2], fps=rate)
     except Exception as error:  # a machine without OpenGL is no reason to lose a run
-        print(f"no film: {error}")
+        print(f"no film: {error or type(error).__name__}")
         return False
     return True
 

@@ -21,8 +21,8 @@ training on open floor is kept there, for several runs that differ in the goal a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,9 +111,9 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     try:
-        claim_folders(arguments)
-        lowest, moving = learnt_to_move(arguments) if arguments.pretrain else (None, 0.0)
-        learnt = None if arguments.pretrain and lowest is None else learnt_the_maze(arguments, lowest)
+        with claimed_folders(arguments):
+            lowest, moving = learnt_to_move(arguments) if arguments.pretrain else (None, 0.0)
+            learnt = None if arguments.pretrain and lowest is None else learnt_the_maze(arguments, lowest)
     except (ValueError, FloatingPointError) as error:  # most of all, OUT holds another run
         raise SystemExit(str(error)) from error
     if learnt is None:
@@ -165,6 +165,7 @@ def setting_of(arguments: Arguments) -> dict[str, Any]:
         "reward_scale",
         "lr",
         "pretrain",
+        "start",
         "episodes",
     )
     setting = {name: getattr(arguments, name) for name in names}
@@ -177,13 +178,18 @@ def setting_of(arguments: Arguments) -> dict[str, Any]:
     return setting
 
 
-def claim_folders(arguments: Arguments) -> None:
+@contextmanager
+def claimed_folders(arguments: Arguments) -> Iterator[None]:
     """Make OUT, and where the training on open floor is kept, this run's, or raise ValueError."""
-    of_floor = {"task": OPEN_FLOOR[arguments.task], "pretrain": arguments.pretrain, "seed": arguments.seed}
-    if arguments.pretrained is not None:
-        pc.inference.claim_folder(arguments.pretrained, of_floor)
-    whole = setting_of(arguments) | {"task": arguments.task, "seed": arguments.seed}
-    pc.inference.claim_folder(arguments.out, whole | {"evaluate_every": arguments.evaluate_every})
+    run = {"seed": arguments.seed, "batch": together(arguments)}
+    of_floor = run | {"task": OPEN_FLOOR[arguments.task], "pretrain": arguments.pretrain}
+    whole = setting_of(arguments) | {"task": arguments.task} | run
+    with ExitStack() as stack:
+        if arguments.pretrained is not None:
+            stack.enter_context(pc.inference.claim_folder(arguments.pretrained, of_floor))
+        given = whole | {"evaluate_every": arguments.evaluate_every}
+        stack.enter_context(pc.inference.claim_folder(arguments.out, given))
+        yield
 
 
 def folder(parent: Path, arguments: Arguments, seed: int) -> Path:
@@ -197,8 +203,9 @@ def checked(arguments: Arguments) -> None:
     for name, number in least.items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
-    if not arguments.seed or min(arguments.seed) < 0 or len(set(arguments.seed)) < len(arguments.seed):
-        raise SystemExit(f"--seed must be at least 0, and several be different, got {arguments.seed}")
+    seeds = set(arguments.seed)
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(seeds) < len(arguments.seed):
+        raise SystemExit(f"--seed must be from 0 to 2**32 - 1, and several be different, got {arguments.seed}")
     if arguments.compile and arguments.guide == "spline":
         raise SystemExit("--guide spline cannot be compiled: Zuko's flows are not made for it")
     for name in ("reward_scale", "lr", "floor_lr"):
@@ -233,9 +240,14 @@ def checked(arguments: Arguments) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     try:
-        maze(arguments).close()
+        with closing(maze(arguments)) as env:
+            sizes = [int(space.shape[0]) for space in (env.observation_space, env.action_space)]  # type: ignore[index]
     except (ValueError, gymnasium.error.Error) as error:
         raise SystemExit(f"--task {arguments.task}: {error}") from error
+    try:
+        make_learner(arguments, arguments.levels - 1, *sizes)
+    except (ValueError, ImportError) as error:
+        raise SystemExit(str(error)) from error
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------
@@ -456,7 +468,7 @@ def film(arguments: Arguments, seed: int, policy: Any) -> bool:
         )
         env.close()
     except Exception as error:  # a machine without OpenGL is no reason to lose a run
-        print(f"no film: {error}")
+        print(f"no film: {error or type(error).__name__}")
         return False
     return True
 

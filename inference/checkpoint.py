@@ -245,7 +245,7 @@ def verify_settings(path: Path, content: dict[str, Any], settings: dict[str, Any
 
 
 def load_checkpoint(path: str | os.PathLike[str], *modules: nn.Module) -> int:
-    """Load trained modules from a checkpoint of :func:`fit`, to evaluate or execute them.
+    """Load trained modules from a checkpoint of :func:`fit` or :func:`learn`, to evaluate or execute them.
 
     Args:
         path: the file, usually ``OUT/checkpoint.pt``.

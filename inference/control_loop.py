@@ -96,13 +96,21 @@ class _ShapeError(ValueError):
     """An observation of another shape than the environment's space has."""
 
 
-class _Body:
-    """An environment, as a learner with normalised actions sees it."""
+class Body:
+    """An environment, as a policy with normalised actions sees it.
+
+    Raises:
+        TypeError: if it is none, its actions are no Box of floats, or the policy does not say what it acts on.
+        ValueError: if the policy does not fit into it.
+    """
 
     def __init__(self, env: Any, policy: Any) -> None:
         self.env = env
         if not isinstance(env, gymnasium.Env):
             raise TypeError(f"env must be one Gymnasium environment, not {type(env).__name__}")
+        for name in ("observation_size", "action_size", "squash"):
+            if not hasattr(policy, name):
+                raise TypeError(f"a {type(policy).__name__} is no policy that acts with normalised actions: no {name}")
         seen, acted = env.observation_space, env.action_space
         weights = policy.parameters() if isinstance(policy, nn.Module) else ()
         dtype = next((weight.dtype for weight in weights), torch.float32)
@@ -203,7 +211,7 @@ def learn(
         steps: environment steps to train up to, counting those before a resume.
         batch_size: transitions in a batch.
         replay: greatest number of transitions to learn from.
-        start: steps before the first update.
+        start: steps before the first update; with no more steps than that, nothing is learnt, and a warning given.
         updates_per_step: of the learner.
         seed: of torch, numpy and Python at step 0, of the replay, and of the episodes.
         out: folder to write to; made if missing. None writes nothing.
@@ -416,10 +424,12 @@ class _Run:
         """Refuse what cannot be run or gone on from; nothing is changed yet."""
         verify_seed(self.seed)
         _verify_learner(self.learner)
+        if self.evaluate is not None and not callable(self.evaluate):
+            raise TypeError(f"evaluate must be a function of the number of steps, got {self.evaluate!r}")
         if options.evaluate_every and self.evaluate is None:
             raise ValueError(f"evaluate_every is {options.evaluate_every}, but there is no evaluate to call")
         verify_folder(self.out)
-        self.body = _Body(self.env, self.learner.policy)
+        self.body = Body(self.env, self.learner.policy)
         if self.env.unwrapped in getattr(self.evaluate, "bodies", ()):
             raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
         self.settings: dict[str, Any] = {
@@ -562,6 +572,8 @@ def _learn(
         at = ", ".join(f"{run.out} at {run.content['step'] if run.content else 0}" for run in runs)
         raise ValueError(f"runs of one batch must be at one step, not {at}; {checkpoint.ANEW}")
     learners.verify()
+    if options.steps <= options.start:
+        warnings.warn(f"steps={options.steps} with start={options.start}: nothing is learnt yet", stacklevel=3)
     learners.module.to(device)  # before states are loaded, which go where the parameters are
     for run in runs:
         run.open(options, device)
@@ -677,9 +689,9 @@ def evaluation(
     verify_least(1, episodes=episodes)
     verify_seed(seed)
     if isinstance(env, gymnasium.Env) or not callable(env):
-        groups = [[(seed + number, _Body(env, policy))] for number in range(episodes)]
+        groups = [[(seed + number, Body(env, policy))] for number in range(episodes)]
     else:
-        groups = [[(seed + number, _Body(env(), policy)) for number in range(episodes)]]
+        groups = [[(seed + number, Body(env(), policy)) for number in range(episodes)]]
         if len({id(body.env.unwrapped) for _, body in groups[0]}) < episodes:
             raise ValueError("the function must make a new environment at every call: episodes run side by side")
 
@@ -726,7 +738,7 @@ def _begin(learner: Any, seed: int, episode: int) -> None:
         begin(_mixed(seed, episode))
 
 
-def _brought_back(body: _Body, memory: Replay, episodes: _Episodes, seed: int) -> np.ndarray | None:
+def _brought_back(body: Body, memory: Replay, episodes: _Episodes, seed: int) -> np.ndarray | None:
     """The last observation of the episode under way, the environment being there again; None begins a new one."""
     number, count = episodes.number, episodes.steps
     if not episodes.broken and count <= len(memory):
@@ -753,12 +765,18 @@ def _finite(learner: nn.Module) -> bool:
 
 
 def _described(env: gymnasium.Env[Any, Any]) -> str:
-    """What a run must find again to go on: the environment, its arguments, and policies that are a part of it."""
+    """What a run must find again to go on: the environment, its bounds, policies that are a part of it.
+
+    Of a registered one, arguments and wrappers too; of another, nothing else is known but the name of its class.
+    """
     if (spec := env.spec) is None:
         found = type(env.unwrapped).__name__
     else:
         given = {name: value for name, value in sorted(spec.kwargs.items()) if name != "render_mode"}
+        given |= {wrapper.name: wrapper.kwargs for wrapper in spec.additional_wrappers}
         found = spec.id + (f" {checkpoint.described(given)}" if given else "")
+        found += f" of {spec.max_episode_steps} steps" if spec.max_episode_steps else ""
+    found += f", actions {checkpoint.described(env.action_space)}"
     if env.has_wrapper_attr("fingerprint"):
         found += f" through {env.get_wrapper_attr('fingerprint')}"
     return found

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .usable import verify_least
+
 __all__ = ["Critics", "TargetCopy"]
 
 
@@ -131,8 +133,7 @@ class TargetCopy:
     def __init__(self, smoothing: float, every: int) -> None:
         if not 0 < smoothing <= 1:
             raise ValueError(f"smoothing must be in (0, 1], not {smoothing}")
-        if every < 1:
-            raise ValueError(f"target_every must be at least 1, not {every}")
+        verify_least(1, target_every=every)
         self.smoothing, self.every = smoothing, every
 
     @torch.no_grad()

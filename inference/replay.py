@@ -95,7 +95,7 @@ class Replay:
         else:
             new = not self.path.exists()
             if not new and self.path.stat().st_size != shape[0] * shape[1] * number.itemsize:
-                raise ValueError(f"{self.path} is a replay of another size")
+                raise ValueError(f"{self.path} is a replay of another size or precision")
             try:
                 self._rows = np.memmap(self.path, number, "w+" if new else "r+", shape=shape)
                 self._make_room(0)

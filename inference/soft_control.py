@@ -25,6 +25,7 @@ from .captured import CapturedStep
 from .checkpoint import described
 from .critics import Critics, TargetCopy
 from .replay import Transitions
+from .usable import verify_least
 
 __all__ = ["SoftActorCritic", "SoftLearner"]
 
@@ -89,7 +90,7 @@ class SoftLearner(nn.Module):
             raise ValueError(f"discount must be in [0, 1), not {discount}")
         verify_positive(lr=lr, reward_scale=reward_scale)
         if value_range is not None:
-            _verify_range(value_range, prior)
+            _verify_range(value_range, prior, policy.squash)
         self.policy, self.observation_size, self.action_size = policy, observation_size, action_size
         self.prior, self.discount, self.reward_scale, self.move = prior, discount, reward_scale, move
         self.value_range = None if value_range is None else tuple(map(float, value_range))
@@ -319,8 +320,8 @@ class SoftActorCritic(SoftLearner):
             verify_positive(temperature=temperature)
         if target_entropy is not None and not math.isfinite(target_entropy):
             raise ValueError(f"target_entropy must be finite, not {target_entropy}")
-        if particles is not None and particles < 1:
-            raise ValueError(f"particles must be at least 1, not {particles}")
+        if particles is not None:
+            verify_least(1, particles=particles)
         if gradient not in (None, "pathwise", "score"):
             raise ValueError(f"gradient must be 'pathwise' or 'score', not {gradient!r}")
         if gradient is not None and (first or elbo is not None):
@@ -477,8 +478,16 @@ def coordinates_of(prior: ActionPrior | None) -> Callable[[Tensor], Tensor] | No
 
     Of the latents of a level below, which have no bounds, a network makes values that grow without bounds, faster than
     the prior's density falls.
+
+    Raises:
+        TypeError: if the prior is none.
     """
-    return None if prior is None else prior.coordinates
+    if prior is None:
+        return None
+    for name in ("action_size", "log_prob", "coordinates"):
+        if not hasattr(prior, name):
+            raise TypeError(f"prior must be one of actions, such as GaussianPrior(action_size), not {prior!r}")
+    return prior.coordinates
 
 
 def verify_policy(policy: Any, observation_size: int, action_size: int) -> None:
@@ -494,24 +503,30 @@ def verify_policy(policy: Any, observation_size: int, action_size: int) -> None:
             f"the policy has {sizes[0]} observation and {sizes[1]} action numbers, "
             f"the learner {observation_size} and {action_size}"
         )
-    if next(policy.parameters(), None) is None:
-        raise ValueError(f"the {type(policy).__name__} has no parameters to learn")
+    parameters = [*policy.parameters()]
+    if not any(parameter.requires_grad for parameter in parameters):
+        why = "is frozen: call requires_grad_(True) on it, or a copy" if parameters else "has no parameters to learn"
+        raise ValueError(f"the {type(policy).__name__} {why}")
 
 
-def verify_positive(**numbers: float) -> None:
+def verify_positive(**numbers: Any) -> None:
     """Refuse numbers that are not positive and finite, by their names."""
     for name, value in numbers.items():
+        if not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} must be a number, not {value!r}")
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be positive and finite, not {value}")
 
 
-def _verify_range(bounds: tuple[float, float], prior: ActionPrior | None) -> None:
+def _verify_range(bounds: tuple[float, float], prior: ActionPrior | None, squash: bool) -> None:
     pair: Any = bounds
     two = isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(bound, Real) for bound in pair)
     if not (two and -math.inf < pair[0] <= pair[1] < math.inf):
         raise ValueError(f"value_range must be the least and the greatest return, not {bounds}")
     if prior is None:
         raise ValueError("value_range needs a prior with its density, such as UniformPrior(action_size)")
+    if squash and not getattr(prior, "bounded", False):
+        raise ValueError(f"value_range needs a prior that is normalised within (-1, 1), which a {prior!r} is not")
 
 
 def _verify_elbo(elbo: Any, policy: Any, prior: ActionPrior | None, first: bool, particles: int | None) -> None:

@@ -18,6 +18,7 @@ from ..models.optimality import ActionGuide, ActionPrior
 from .critics import Critics, TargetCopy
 from .replay import Transitions
 from .soft_control import SoftLearner, coordinates_of, verify_policy, verify_positive
+from .usable import verify_least
 
 __all__ = ["SoftQLearning", "stein_direction"]
 
@@ -86,8 +87,7 @@ class SoftQLearning(SoftLearner):
                 "are no function of its parameters: use one that can be reparametrised"
             )
         verify_positive(temperature=temperature)
-        if particles < 4:
-            raise ValueError(f"particles must be at least 4, half of which move the others, not {particles}")
+        verify_least(4, particles=particles)  # half of which move the others
         super().__init__(
             policy,
             observation_size,

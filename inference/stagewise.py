@@ -9,8 +9,8 @@ layers, or differ: the lower ones then say how to move, the last one what for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import pyro
 from gymnasium import spaces
 
 from . import checkpoint
-from .control_loop import learn, learn_together
+from .control_loop import Body, learn, learn_together
 from .seed_batch import SeedBatch
 from .usable import verify_least, verify_seed
 
@@ -69,13 +69,15 @@ def train_stagewise(
 ) -> StagewiseResult:
     """Train one level after the other (Algorithm 1).
 
-    Level i gets a seed of its own, made of ``seed`` and i, which is set before its learner is made. With ``out``, it
-    writes to ``out/level-i``; a later call with the same arguments takes up the level at which it was stopped. Levels
-    below are part of a level's environment and no more changed.
+    Level i gets a seed of its own, made of ``seed`` and i, which is set before its learner is made. The learners of all
+    levels are made before the first one learns, so that what does not fit is found then. With ``out``, level i writes
+    to ``out/level-i``; a later call with the same arguments takes up the level at which it was stopped. Levels below
+    are part of a level's environment and no more changed.
 
     Args:
-        envs: one environment for each level that is to be trained, the lowest first; or functions that make them, which
-            are then closed when the level is done. One and the same may be given several times.
+        envs: one environment for each level that is to be trained, the lowest first; or functions that make them, once
+            to see what a level needs and once to train it, which are then closed. One and the same may be given several
+            times.
         make_learner: called with the level's number, counting those ``below``, and the sizes O and A of its
             observations and actions. The lowest level acts within (-1, 1), so its policy squashes. The others act on
             latents: theirs do not, and their prior is N(0, I).
@@ -98,9 +100,9 @@ def train_stagewise(
 
     Raises:
         TypeError: if something is of the wrong kind.
-        ValueError: if numbers of levels do not go together, a number of steps is not positive, or, before the first
-            step of a level, a policy does not fit into its environment; if ``out`` holds more levels or steps than are
-            asked for, or a level that was trained on another below.
+        ValueError: if numbers of levels do not go together, a number of steps is not positive, or a policy does not fit
+            into its environment; if ``out`` holds more levels or steps than are asked for, or a level that was trained
+            on another below. But for the last, nothing has been trained then.
     """
 
     def learn_one(
@@ -133,7 +135,7 @@ def train_stagewise_together(
     """Do what :func:`train_stagewise` does for several seeds, whose learners are one `SeedBatch` at each level.
 
     Args:
-        envs: functions, one for each level, each called once a seed.
+        envs: functions, one for each level, each called twice a seed.
         make_learner: see :func:`train_stagewise`, as for what is not named here.
         steps_per_level: of each seed.
         seeds: S of them.
@@ -152,7 +154,7 @@ def train_stagewise_together(
         TypeError: as there.
         ValueError: as there, and if there is not one of everything for each seed.
     """
-    if any(isinstance(env, gymnasium.Env) for env in envs):
+    if isinstance(envs, Sequence) and any(isinstance(env, gymnasium.Env) for env in envs):
         raise TypeError("every seed needs environments of its own: give functions that make them")
     if len(seeds) == 0:
         raise ValueError("there are no seeds to train")
@@ -185,6 +187,8 @@ def _train_stagewise(
     options: dict[str, Any],
 ) -> list[StagewiseResult]:
     """Both of the above: lists have one entry a seed."""
+    if not isinstance(envs, Sequence):
+        raise TypeError(f"envs must be a list with one for each level, got {envs!r}")
     if not envs:
         raise ValueError("there are no levels to train: envs is empty")
     starts = [*map(_listed, below)]
@@ -215,21 +219,25 @@ def _train_stagewise(
     if outs is not None and options.get("resume", True):
         for out in outs:
             _verify_levels(Path(out), first, steps)
-    results = [StagewiseResult(policies, [], False) for policies in starts]
+    stacks = [[*policies] for policies in starts]  # of each seed, as they are before they are trained
+    learners_of: list[list[Any]] = []
     for number, made in enumerate(envs, first):
-        with ExitStack() as stack:
-            parts: list[tuple[Any, Env, int]] = []
-            for seed, result in zip(seeds, results, strict=True):
-                env = made if isinstance(made, gymnasium.Env) else stack.enter_context(closing(made()))
-                for put, policy in zip(embeds, result.policies, strict=False):
-                    env = put(env, policy)
-                own = int(np.random.SeedSequence([int(seed), number]).generate_state(1)[0])
-                pyro.set_rng_seed(own)
-                parts.append((make_learner(number, *_sizes(env, number)), env, own))
-            learners, bodies, own_seeds = map(list, zip(*parts, strict=True))
-            for learner, result in zip(learners, results, strict=True):
+        learners_of.append([])
+        for seed, policies in zip(seeds, stacks, strict=True):
+            with _stacked(made, embeds, policies) as env:
+                pyro.set_rng_seed(_own_seed(seed, number))
+                learner = make_learner(number, *_sizes(env, number))
                 if not hasattr(learner, "policy"):
                     raise TypeError(f"make_learner must return a learner that has a policy, got {learner!r}")
+                Body(env, learner.policy)
+            policies.append(learner.policy)
+            learners_of[-1].append(learner)
+    results = [StagewiseResult(policies, [], False) for policies in starts]
+    for number, (made, learners) in enumerate(zip(envs, learners_of, strict=True), first):
+        with ExitStack() as stack:
+            bodies = [stack.enter_context(_stacked(made, embeds, result.policies)) for result in results]
+            own_seeds = [_own_seed(seed, number) for seed in seeds]
+            for learner, result in zip(learners, results, strict=True):
                 result.policies.append(learner.policy)
             evaluates = None if evaluate is None else [evaluate([*result.policies]) for result in results]
             folders = None if outs is None else [Path(out) / f"level-{number}" for out in outs]
@@ -277,7 +285,23 @@ def _listed(below: Any) -> list[Any]:
     return [*below]
 
 
+@contextmanager
+def _stacked(made: Env | Callable[[], Env], embeds: Sequence[Embed], policies: Sequence[Any]) -> Iterator[Env]:
+    """The environment of a level, in which the policies below are embedded; closed at the end if it was made here."""
+    env: Any = made if isinstance(made, gymnasium.Env) else made()
+    with nullcontext() if env is made else closing(env):
+        for put, policy in zip(embeds, policies, strict=False):
+            env = put(env, policy)
+        yield env
+
+
+def _own_seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([int(seed), number]).generate_state(1)[0])
+
+
 def _sizes(env: Env, number: int) -> tuple[int, int]:
+    if not isinstance(env, gymnasium.Env):
+        raise TypeError(f"level {number} has no environment to act in, but {env!r}")
     sizes = []
     for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import operator
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ def verify_device(device: str | torch.device | None) -> None:
         ValueError: if they cannot.
     """
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()  # the device "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
@@ -68,8 +70,11 @@ def verify_seed(seed: int) -> None:
         raise ValueError(f"seed must be less than 2**32, not {seed}")
 
 
-def claim_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+@contextmanager
+def claim_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> Iterator[None]:
     """Make a folder a run's own: write ``path/settings.json``, or make sure that what is there says the same.
+
+    If the block fails before it has written anything there, the folder is as it was before.
 
     Args:
         path: of the folder, made if missing.
@@ -80,17 +85,28 @@ def claim_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> None
         ValueError: if the folder is another run's, or cannot be written; what is in it stands.
     """
     verify_folder(path)
-    file = Path(path) / "settings.json"
+    folder, file = Path(path), Path(path) / "settings.json"
     wanted = json.loads(json.dumps(settings))
+    made, new = not folder.exists(), not file.exists()
     try:
-        if not file.exists():
-            Path(path).mkdir(parents=True, exist_ok=True)
+        if new:
+            folder.mkdir(parents=True, exist_ok=True)
             with replacing(file) as stream:
                 stream.write(json.dumps(wanted, indent=1).encode())
-            return
         there = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        if not isinstance(there, dict):
+            raise ValueError("no settings of a run")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from error
     other = [f"{name} {there[name]}, not {value}" for name, value in wanted.items() if there.get(name, value) != value]
     if other:
         raise ValueError(f"{path} holds another run, with {'; '.join(other)}: choose another folder")
+    try:
+        yield
+    except BaseException:
+        if new and [*folder.iterdir()] == [file]:
+            file.unlink()
+            if made:
+                with suppress(OSError):  # somebody else has put something there
+                    folder.rmdir()
+        raise

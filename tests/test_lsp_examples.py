@@ -2,13 +2,19 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit, TransformReward
+
+from pyrocontrol.envs.point_maze import PointMove
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TINY = {"start": 5, "evaluate_every": 10, "episodes": 1}
@@ -38,7 +44,7 @@ def maze() -> ModuleType:
     ("message", "given"),
     [
         ("--steps must be at least 3, got 2", {"levels": 3, "steps": 2}),
-        ("--seed must be at least 0, and several be different, got \\(-1,", {"seed": (-1,)}),
+        ("--seed must be from 0 to 2.*, and several be different, got \\(-1,", {"seed": (-1,)}),
         ("--seed must be .* different, got \\(1, 1", {"seed": (1, 1)}),
         ("--seed must be", {"seed": ()}),
         ("--learner ddpg learns one seed at a time", {"learner": "ddpg", "seed": (0, 1)}),
@@ -70,6 +76,62 @@ def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path, message: s
     with pytest.raises(SystemExit, match=message):
         benchmark.main(benchmark.Arguments(**given, out=out))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.filterwarnings("ignore:.*maximum and minimum values are equal")
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "message"),
+    [
+        ([0, 0], [5, 5], np.int64, "the actions must be a Box of floats in one row"),
+        ([-1, 0], [1, 0], np.float32, "the actions have no bounds to scale to"),
+        ([-3.4e38] * 2, [3.4e38] * 2, np.float32, "the actions have no bounds to scale to"),
+    ],
+    ids=["integers", "coinciding", "wide"],
+)
+@pytest.mark.parametrize("learner", ["sac", "ppo"])
+def test_the_benchmark_refuses_actions(
+    benchmark: ModuleType, tmp_path: Path, learner: str, low: Any, high: Any, kind: Any, message: str
+) -> None:
+    class Body(PointMove):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.Box(np.array(low, kind), np.array(high, kind), dtype=kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gymnasium.registry, "Body-v0", gymnasium.envs.registration.EnvSpec("Body-v0", Body))
+        with pytest.raises(SystemExit, match=message):
+            benchmark.main(benchmark.Arguments(task="Body-v0", learner=learner, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*The reward is")
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+def test_a_baselines_return_is_finite(benchmark: ModuleType, tmp_path: Path, reward: float) -> None:
+    def body() -> Any:
+        return TransformReward(TimeLimit(PointMove(), 10), lambda _: reward)
+
+    given: dict[str, Any] = {"learner": "ddpg", "steps": 20, "evaluate_every": 10, "episodes": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gymnasium.registry, "Body-v0", gymnasium.envs.registration.EnvSpec("Body-v0", body))
+        with pytest.raises(SystemExit, match=f"the mean return of Body-v0 is {reward}"):
+            benchmark.main(benchmark.Arguments(task="Body-v0", out=tmp_path / "out", **given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_packages_that_are_missing_are_named(
+    benchmark: ModuleType, maze: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("zuko", "stable_baselines3"):
+        monkeypatch.setitem(sys.modules, name, None)
+    task = "pyrocontrol/PointMove-v0"
+    for call in (
+        lambda: benchmark.main(benchmark.Arguments(task=task, learner="ppo", out=tmp_path / "out")),
+        lambda: benchmark.main(benchmark.Arguments(task=task, guide="spline", out=tmp_path / "out")),
+        lambda: maze.main(maze.Arguments(guide="spline", out=tmp_path / "out")),
+    ):
+        with pytest.raises(SystemExit, match="zuko|stable_baselines3"):
+            call()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +166,7 @@ def test_rewards_are_scaled_where_the_temperature_is_fixed(
         ("--value-range is for levels above the lowest", {"value_range": (0.0, 1.0), "levels": 1}),
         ("--value-range must be the least and the greatest return, got \\(1.0, 0.0\\)", {"value_range": (1.0, 0.0)}),
         ("--value-range must be .* got \\(0.0, inf\\)", {"value_range": (0.0, float("inf"))}),
-        ("--seed must be at least 0, and several be different, got \\(2, 2\\)", {"seed": (2, 2)}),
+        ("--seed must be .*, and several be different, got \\(2, 2\\)", {"seed": (2, 2)}),
         ("--start 1000 leaves no update: --pretrain gives a level 1000 steps", {"pretrain": 1000}),
         ("--start 1000 leaves no update: --steps gives a level 750 steps", {"steps": 1500, "levels": 3}),
         ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
@@ -154,6 +216,7 @@ def test_an_ant_that_learns_to_move_has_to_stand(
     assert {row["setting"]["floor_lr"] for row in rows} == {3e-4}
     with pytest.raises(SystemExit, match="was made with env=.*'upright': True.*'upright': False"):
         maze.main(maze.Arguments(upright=False, out=tmp_path / "b", **given))
+    assert not (tmp_path / "b").exists()
 
 
 def test_the_lowest_of_several_levels_may_have_a_learning_rate_of_its_own(maze: ModuleType) -> None:

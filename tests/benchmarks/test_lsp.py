@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tyro
 
-from pyrocontrol.inference import SeedBatch
+from pyrocontrol.inference import SeedBatch, row
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,8 @@ def test_what_is_missing_is_made_soft_learners_in_one_batch(
     monkeypatch.setattr(benchmark, "read_rows", lambda path: [item("lsp", 1, 100, 5.0)])
     monkeypatch.setattr(benchmark, "write_results", lambda *args, **given: None)
     monkeypatch.setattr(benchmark, "plot", lambda *args: None)
-    given: dict[str, Any] = {"tasks": ("Ant-v5",), "steps": 100, "runs": tmp_path, "jobs": 1, "speed": False}
+    given: dict[str, Any] = {"tasks": ("Ant-v5",), "steps": 100, "runs": tmp_path, "jobs": 1}
+    given |= {"speed": False, "still": False}
     benchmark.main(benchmark.Arguments(methods=("lsp", "ppo"), **given))
     names = [name for _, _, name, _ in made]
     assert names == ["Ant-v5/lsp-100-0+2", "Ant-v5/ppo-100-0", "Ant-v5/ppo-100-1", "Ant-v5/ppo-100-2"]
@@ -126,6 +127,10 @@ def test_the_table_has_an_interval_from_three_seeds_on(benchmark: ModuleType, tm
         "| Ant-v5 | 100 | ppo (2) | 5 |  |",
         "| Ant-v5 | 200 | lsp-2 (1) | 7 |  |",
     ]
+    rows += [row("still", "Ant-v5", "return", 3.0, seed=seed, seconds=1.0) for seed in range(3)]
+    assert benchmark.table(rows).splitlines()[2] == "| Ant-v5 | 0 | still (3 episodes) | 3 ± 0 |  |"
+    assert len(benchmark.table(rows).splitlines()) == 6
+    assert "| 3 ± 0 |" in benchmark.summary(rows)
     benchmark.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
 
@@ -135,8 +140,8 @@ def test_the_summary_compares_at_the_usual_number_of_steps(benchmark: ModuleType
     rows = [item("lsp", seed, steps, 1000.0 * seed, budget=steps) for seed in range(3)]
     rows += [item("ppo", 0, steps, 5.0, budget=steps), item("ppo", 1, 100, 7.0), item("lsp-2", 0, steps, 1.0, steps)]
     lines = benchmark.summary(rows).splitlines()
-    assert lines[0] == "| | lsp | sac-gmm | sql | ddpg | ppo |"
-    assert "| Ant-v5 | 1,000 ± 2,484 (3) |  |  |  | 5 (1) |" in lines
+    assert lines[0] == "| | lsp | sac-gmm | sql | ddpg | ppo | still |"
+    assert "| Ant-v5 | 1,000 ± 2,484 (3) |  |  |  | 5 (1) |  |" in lines
 
 
 def test_page_and_readme_hold_the_tables_of_the_results(benchmark: ModuleType) -> None:
@@ -157,8 +162,8 @@ def test_speed_is_a_ratio_to_that_of_stable_baselines(
     assert ("sac-sb3", "speed_ratio") not in found
     for method in ("lsp", "sac-gaussian"):
         assert found[method, "speed_ratio"] == pytest.approx(found[method, "updates_per_second"] / base)
-    for row in rows:
-        check_row(row)
+    for line in rows:
+        check_row(line)
     monkeypatch.setattr(benchmark.pc.inference, "SeedBatch", lambda learners, **_: SeedBatch(learners))
     many = {row["method"] for row in benchmark.speed(1, updates=1)}
     assert many == {"sac-sb3", "lsp", "sac-gaussian", "lsp-compiled", "lsp-3-seeds", "lsp-8-seeds"}
@@ -170,3 +175,23 @@ def test_actions_are_made_again_of_their_latents(
     (row,) = benchmark.inversion(1, steps=50)
     check_row(row)
     assert 0 < row["value"] <= 1e-5
+
+
+def test_standing_still_is_measured_anew_or_kept(
+    benchmark: ModuleType, check_row: Callable[[dict[str, Any]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = benchmark.standing_still(("Pendulum-v1",), episodes=2)
+    assert [(row["method"], row["seed"], row["value"] < 0) for row in rows] == [("still", 0, True), ("still", 1, True)]
+    for found in rows:
+        check_row(found)
+    written: list[Any] = []
+    old = [item("lsp", 0, 100, 5.0), row("still", "Ant-v5", "return", 1.0, seed=0, seconds=1.0)]
+    monkeypatch.setattr(benchmark, "read_rows", lambda path: old)
+    monkeypatch.setattr(benchmark, "write_results", lambda path, name, rows, **given: written.append(rows))
+    monkeypatch.setattr(benchmark, "plot", lambda *given: None)
+    new = row("still", "Ant-v5", "return", 2.0, seed=0, seconds=1.0)
+    monkeypatch.setattr(benchmark, "standing_still", lambda: [new])
+    for still in (False, True):
+        given: dict[str, Any] = {"train": False, "speed": False, "still": still, "runs": tmp_path}
+        benchmark.main(benchmark.Arguments(**given))
+    assert written == [old, [old[0], new]]

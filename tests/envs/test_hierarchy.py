@@ -405,6 +405,16 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["policy", "policy.v1", ".hidden"])
+def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    hierarchy = Hierarchy([FlowPolicy(4, 2, hidden=(4,))])
+    hierarchy.save(tmp_path / name)
+    assert Hierarchy.load(tmp_path / name).signature() == hierarchy.signature()
+    with pytest.raises(OSError, match="director"):
+        hierarchy.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_module_that_is_no_policy_is_refused() -> None:
     with pytest.raises(TypeError, match="level 0: a Linear is no policy, it has no observation_size"):
         Hierarchy([nn.Linear(2, 2)])

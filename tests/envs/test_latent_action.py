@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -33,6 +34,9 @@ class Shift(nn.Module):
     def actions(self, latents: Tensor, observations: Tensor) -> Tensor:
         raw = latents + observations @ self.weight.mT
         return raw.tanh() if self.squash else raw
+
+    def signature(self) -> str:
+        return "Shift"
 
 
 class Counter(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -194,6 +198,15 @@ class Picture(Counter):
         self.observation_space = spaces.Box(0, 255, (4, 4, 3), np.uint8)
 
 
+class Nameless(Shift):
+    signature = property()  # type: ignore[assignment]
+
+
+class Weightless(Shift):
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return iter(())
+
+
 def embedded() -> LatentActionEnv:
     return LatentActionEnv(Counter(), Shift(LOW), observation=FIRST)
 
@@ -232,6 +245,16 @@ def embedded() -> LatentActionEnv:
             TypeError,
             "a level must be a policy and a torch module, got str",
         ),
+        (
+            lambda: LatentActionEnv(Counter(), Nameless(HIGH)),
+            TypeError,
+            "the Nameless is no level: it has no signature",
+        ),
+        (
+            lambda: LatentActionEnv(Counter(), Weightless(HIGH)),
+            ValueError,
+            "the Weightless has no parameters, by which",
+        ),
     ],
     ids=[
         "observation-size",
@@ -249,6 +272,8 @@ def embedded() -> LatentActionEnv:
         "latent-size",
         "mixture",
         "no-policy",
+        "no-signature",
+        "no-weights",
     ],
 )
 def test_what_does_not_fit_is_refused(make: Any, error: type[Exception], message: str) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import RescaleAction, TransformReward
 from torch import Tensor, nn
 
-from pyrocontrol.envs import LatentActionEnv
+from pyrocontrol.envs import Hierarchy, LatentActionEnv
 from pyrocontrol.guides import FlowPolicy
 from pyrocontrol.inference import checkpoint, load_checkpoint
 from pyrocontrol.inference.control_loop import evaluation, learn
@@ -567,6 +568,18 @@ def test_numbers_are_whole(tmp_path: Path, options: dict[str, Any]) -> None:
     assert learn(make(), env, steps=np.int64(5), **OPTIONS).step == 5  # type: ignore[arg-type]
 
 
+def test_no_update_is_no_surprise() -> None:
+    with pytest.warns(UserWarning, match="steps=20 with start=20: nothing is learnt yet"):
+        assert not learn(make(), Point(), steps=20, **OPTIONS).losses
+
+
+def test_evaluate_is_a_function_and_policies_have_sizes() -> None:
+    with pytest.raises(TypeError, match="evaluate must be a function of the number of steps, got 5"):
+        learn(make(), Point(), steps=5, evaluate=5, **OPTIONS)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a Hierarchy is no policy that acts with normalised actions: no squash"):
+        evaluation(Hierarchy([make().policy]), Point())
+
+
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     learn(make(), Point(), steps=30, out=tmp_path, **OPTIONS)
     before = (tmp_path / "checkpoint.pt").read_bytes()
@@ -600,21 +613,26 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_in_the_environment_it_was_begun_in(tmp_path: Path) -> None:
-    def maze(**given: Any) -> Any:
-        return gymnasium.make("pyrocontrol/PointMaze-v0", **given)
+    def maze(steps: int | None = None, **given: Any) -> Any:
+        return gymnasium.make("pyrocontrol/PointMaze-v0", max_episode_steps=steps, **given)
 
     def level(policy: FlowPolicy, **given: Any) -> Any:
         return LatentActionEnv(maze(goal=1), policy, **given)
 
     learner = SoftActorCritic(FlowPolicy(4, 2, hidden=(8,)), 4, 2)
     learn(learner, maze(goal=1), steps=5, out=tmp_path / "a", **OPTIONS)
-    with pytest.raises(ValueError, match="was made with env=pyrocontrol/PointMaze-v0 {'goal': 1}, not .* {'goal': 2}"):
+    with pytest.raises(
+        ValueError, match="was made with env=pyrocontrol/PointMaze-v0 {'goal': 1} .*, not .* {'goal': 2} "
+    ):
         learn(learner, maze(goal=2), steps=9, out=tmp_path / "a", **OPTIONS)
+    for wrong in (RescaleAction(maze(goal=1), -5, 5), TransformReward(maze(goal=1), float), maze(goal=1, steps=7)):
+        with pytest.raises(ValueError, match="was made with env=pyrocontrol/PointMaze-v0 {'goal': 1} of 300 steps"):
+            learn(learner, wrong, steps=9, out=tmp_path / "a", **OPTIONS)
     learn(learner, maze(goal=1, render_mode="rgb_array"), steps=9, out=tmp_path / "a", **OPTIONS)
     upper = SoftActorCritic(FlowPolicy(4, 2, hidden=(8,), squash=False), 4, 2, prior=GaussianPrior(2))
     policy, other = FlowPolicy(4, 2), FlowPolicy(4, 2)
     learn(upper, level(policy), steps=5, out=tmp_path / "b", **OPTIONS)
-    for wrong in (level(other), level(policy, hold=2)):
+    for wrong in (level(other), level(policy, hold=2), TransformReward(level(policy), float)):
         with pytest.raises(ValueError, match="was made with env=pyrocontrol/PointMaze-v0 .* through "):
             learn(upper, wrong, steps=9, out=tmp_path / "b", **OPTIONS)
     learn(upper, level(policy), steps=9, out=tmp_path / "b", **OPTIONS)

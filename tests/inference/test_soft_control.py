@@ -552,6 +552,15 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
         (ValueError, "value_range must be .*, not 1000", {"value_range": 1000}),
         (ValueError, r"value_range must be .*, not \('a', 'b'\)", {"value_range": ("a", "b")}),
         (ValueError, "value_range needs a prior with its density", {"value_range": (0, 1)}),
+        (
+            ValueError,
+            r"value_range needs a prior that is normalised within \(-1, 1\), which a GaussianPrior\(2\) is not",
+            {"value_range": (0, 1), "prior": GaussianPrior(2)},
+        ),
+        (TypeError, "lr must be a number, not '1e-3'", {"lr": "1e-3"}),
+        (TypeError, "particles must be a whole number, not 1.5", {"particles": 1.5}),
+        (TypeError, "target_every must be a whole number, not 1.5", {"target_every": 1.5}),
+        (TypeError, "prior must be one of actions, such as GaussianPrior.*, not 'gaussian'", {"prior": "gaussian"}),
         (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
         (TypeError, r"elbo must be an ELBO such as Trace_ELBO\(\), not int", {"elbo": 3}),
         (TypeError, "elbo must be linear in the log joint and .*, not RenyiELBO", {"elbo": RenyiELBO()}),
@@ -632,6 +641,10 @@ def test_bad_policies_are_refused() -> None:
         SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)
     with pytest.raises(ValueError, match="temperature must be positive"):
         SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature=0)
+    with pytest.raises(TypeError, match="temperature must be a number, not 'learned'"):
+        SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature="learned")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the TanhGaussian is frozen: call requires_grad_"):
+        SoftActorCritic(TanhGaussian(3, 2).requires_grad_(False), 3, 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)
@@ -663,7 +676,7 @@ def test_signatures_tell_learners_apart() -> None:
     assert make() == make()
     for options in ({"lr": 1e-3}, {"first": True}, {"temperature": 1.0}, {"prior": GaussianPrior(2)}, {"hidden": (4,)}):
         assert make(**options) != make()
-    prior = GaussianPrior(2)
+    prior = UniformPrior(2)
     ranges = {make(prior=prior, value_range=bounds) for bounds in (None, (0, 1), (0, 2))}
     assert len(ranges) == 3 and make(prior=prior, value_range=(0.0, 1.0)) in ranges
     assert Critics(3, 2).signature() == "Critics(3, 2, hidden=(128, 128), count=2)"

@@ -265,6 +265,12 @@ class Discrete(PointMove):
         (dict(below=FlowPolicy(4, 2)), TypeError, "below must be a list of policies, not a FlowPolicy"),
         (dict(envs=[Discrete]), TypeError, "level 0: the actions must be a Box of one row"),
         (dict(envs=[PointMaze], below=[FlowPolicy(3, 2)]), ValueError, "takes observations of 3 numbers"),
+        (dict(envs=PointMove()), TypeError, "envs must be a list with one for each level"),
+        # What is wrong with a level is found before those below it learn.
+        (dict(envs=[PointMove, Discrete]), TypeError, "the actions must be a Box of floats"),
+        (dict(embed=partial(LatentActionEnv, observation=slice(1))), ValueError, "takes observations of 4 numbers"),
+        (dict(embed=lambda env, policy: None), TypeError, "level 1 has no environment to act in, but None"),
+        (dict(make_learner=lambda _, o, a: Learner(0, o, a)), ValueError, "the policy needs squash=False"),
     ],
     ids=[
         "none",
@@ -282,6 +288,11 @@ class Discrete(PointMove):
         "below",
         "discrete",
         "policy-below",
+        "no-list",
+        "discrete-above",
+        "columns-above",
+        "embed-none",
+        "squash-above",
     ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:

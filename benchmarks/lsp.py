@@ -248,7 +248,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def _cell(values: list[float]) -> str:
     mean, half, seeds = mean_interval(values)
-    return "" if not seeds else f"{mean:,.0f}" + (f" ± {half:,.0f}" if seeds >= 3 else "")
+    return "" if not seeds else f"{round(mean):,}" + (f" ± {half:,.0f}" if seeds >= 3 else "")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -6,7 +6,7 @@
     python benchmarks/lsp.py --no-train --no-speed                    # collect finished runs and plot
 
 The seeds of a soft learner are one run of `examples/lsp_benchmark.py`, in a process of one thread and with a folder of
-its own under RUNS; one that was stopped goes on from its checkpoints (those of DDPG and PPO, a run a seed, begin anew).
+its own under RUNS; one that was stopped goes on from its checkpoints. DDPG and PPO are a run a seed.
 One level and the lower of two go on from a finished run of one level and half the steps: their first half is that run.
 
 The rows: `return` of every evaluation, setting `steps`, the same number of environment steps for every method; at the

@@ -12,15 +12,17 @@ guide is learnt by soft actor-critic; frozen, its latents are the actions of the
 
 writes OUT/result.json (`return` at every evaluation; `return_mode`, without noise, at the end), OUT/level-N/
 (checkpoint, replay and TensorBoard of each level), OUT/hierarchy.pt (all levels as one policy), OUT/learning_curve.png
-and OUT/policy.gif. A run that was stopped goes on from its checkpoints. DDPG and PPO, of stable-baselines3, start
-anew. Latent space policies are evaluated by sampling, as in the paper; those two without noise, as is their
-custom.
+and OUT/policy.gif. A run that was stopped goes on from its checkpoints. Latent space policies are evaluated by
+sampling, as in the paper; DDPG and PPO, of stable-baselines3, without noise, as is their custom. Those two go on from
+their last evaluation (OUT/checkpoint-STEP/model.zip), with a new episode.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -102,6 +104,8 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     whole = {"task": arguments.task, "seed": arguments.seed} | setting_of(arguments) | {"batch": together(arguments)}
+    if arguments.learner in BASELINES:
+        whole["steps"] = arguments.steps  # what goes on are runs that were stopped
     try:
         with pc.inference.claim_folder(arguments.out, whole):
             learnt = [baseline(arguments)] if arguments.learner in BASELINES else latent_space_policies(arguments)
@@ -318,19 +322,21 @@ def baseline(arguments: Arguments) -> Learnt:
     given: dict[str, Any] = {"seed": arguments.seed[0], "device": arguments.device}
     model: Any
     if arguments.learner == "ddpg":
-        noise = NormalActionNoise(np.zeros(size), np.full(size, 0.1))
-        net = {"net_arch": [128, 128]}
-        model = sb3.DDPG("MlpPolicy", env, batch_size=128, action_noise=noise, policy_kwargs=net, **given)
+        given |= {"action_noise": NormalActionNoise(np.zeros(size), np.full(size, 0.1)), "batch_size": 128}
+        given |= {"policy_kwargs": {"net_arch": [128, 128]}, "buffer_size": arguments.steps}
+        model = sb3.DDPG("MlpPolicy", env, **given)
     else:
         model = sb3.PPO("MlpPolicy", env, **given)
-    curve: list[tuple[int, float]] = []
-    away = 0.0  # seconds of evaluations
+    kept = Kept(arguments.out)
+    model = kept.gone_on_from(model, arguments.seed[0])
+    start = time.perf_counter() - kept.seconds
 
     def evaluate() -> None:
-        nonlocal away
+        nonlocal start
         before = time.perf_counter()
-        curve.append((model.num_timesteps, mode_return(arguments, model)))  # PPO ends with a whole rollout
-        away += time.perf_counter() - before
+        # PPO ends with a whole rollout.
+        kept.curve.append((model.num_timesteps, mode_return(arguments, model)))
+        start += time.perf_counter() - before
 
     class Evaluated(EventCallback):
         def _on_step(self) -> bool:
@@ -338,12 +344,57 @@ def baseline(arguments: Arguments) -> Learnt:
                 evaluate()
             return True
 
-    start = time.perf_counter()
-    model.learn(arguments.steps, callback=Evaluated())
-    evaluate()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    model.save(arguments.out / "model.zip")
-    return curve, model, time.perf_counter() - start - away
+        def _on_rollout_start(self) -> None:  # all steps so far have been learnt from
+            if len(kept.curve) > kept.saved:
+                kept.save(model, time.perf_counter() - start)
+
+    if model.num_timesteps < arguments.steps:
+        model.learn(arguments.steps - model.num_timesteps, callback=Evaluated(), reset_num_timesteps=False)
+        evaluate()
+        kept.save(model, time.perf_counter() - start, ended=True)
+    return kept.curve, model, kept.seconds
+
+
+class Kept:
+    """What a run of stable-baselines3 goes on from: OUT/checkpoint-STEP, as the last evaluation left it.
+
+    Args:
+        out: the run's folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.seconds = out, 0.0
+        self.curve: list[tuple[int, float]] = []
+        self.saved = 0  # so many evaluations
+        self.folders = sorted(out.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+
+    def gone_on_from(self, model: Any, seed: int) -> Any:
+        """Return what was kept of a model, or the model itself."""
+        if not self.folders:
+            return model
+        folder = self.folders[-1]
+        state = json.loads((folder / "state.json").read_text())
+        self.curve, self.seconds = [(step, value) for step, value in state["curve"]], state["seconds"]
+        self.saved = len(self.curve)
+        loaded = type(model).load(folder / "model.zip", env=model.get_env(), device=model.device)
+        if (folder / "replay.pkl").exists():
+            loaded.load_replay_buffer(folder / "replay.pkl")
+        loaded.set_random_seed((seed + loaded.num_timesteps) % 2**32)  # not the numbers of the beginning again
+        return loaded
+
+    def save(self, model: Any, seconds: float, ended: bool = False) -> None:
+        """Keep a model, with its replay unless it has ended, in the place of what was kept before."""
+        part = self.out / "checkpoint.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        model.save(part / "model.zip")
+        if hasattr(model, "save_replay_buffer") and not ended:
+            model.save_replay_buffer(part / "replay.pkl")
+        (part / "state.json").write_text(json.dumps({"curve": self.curve, "seconds": seconds}))
+        folder = part.rename(self.out / f"checkpoint-{model.num_timesteps}")
+        for old in self.folders:
+            shutil.rmtree(old)
+        self.folders, self.saved, self.seconds = [folder], len(self.curve), seconds
 
 
 # -- what came out ----------------------------------------------------------------------------------------------------

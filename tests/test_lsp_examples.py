@@ -288,6 +288,40 @@ def test_the_last_step_is_evaluated(benchmark: ModuleType, tmp_path: Path, learn
     assert [(row["metric"], row["setting"]["steps"]) for row in rows] == [("return", last), ("return_mode", last)]
 
 
+@pytest.mark.parametrize(("learner", "steps", "every"), [("ddpg", 120, 40), ("ppo", 4200, 2000)])
+def test_a_baseline_goes_on_from_its_last_evaluation(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learner: str, steps: int, every: int
+) -> None:
+    given: dict[str, Any] = {"task": "pyrocontrol/PointMove-v0", "learner": learner, "evaluate_every": every}
+    given |= {"steps": steps, "episodes": 1, "out": tmp_path}
+    found = benchmark.mode_return
+    values: list[float] = []
+
+    def stop_at_the_third(arguments: Any, model: Any) -> float:
+        if len(values) == 2:
+            raise KeyboardInterrupt
+        values.append(found(arguments, model))
+        return values[-1]
+
+    monkeypatch.setattr(benchmark, "film", lambda *given: True)
+    monkeypatch.setattr(benchmark, "mode_return", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(benchmark.Arguments(**given))
+    (kept,) = tmp_path.glob("checkpoint-*")
+    assert kept.name == ("checkpoint-80" if learner == "ddpg" else "checkpoint-4096")  # a whole rollout
+    seen: list[int] = []
+    monkeypatch.setattr(benchmark, "mode_return", lambda _, model: seen.append(model.num_timesteps) or 7.0)
+    for _ in range(2):  # the second time there is nothing to do
+        benchmark.main(benchmark.Arguments(**given))
+        rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+        curve = [(row["setting"]["steps"], row["value"]) for row in rows if row["metric"] == "return"]
+        last = 6144 if learner == "ppo" else 120
+        assert curve == [(every, values[0]), (2 * every, values[1]), (last, 7.0)]
+    assert seen == [last] * 3  # and the returns without noise
+    with pytest.raises(SystemExit, match=f"holds another run, with steps {steps}, not {steps + 1}"):
+        benchmark.main(benchmark.Arguments(**given | {"steps": steps + 1}))
+
+
 def test_several_seeds_are_learnt_at_once(benchmark: ModuleType, tmp_path: Path) -> None:
     given: dict[str, Any] = {"task": "pyrocontrol/PointMove-v0", "levels": 2, "seed": (4, 2), **TINY}
     benchmark.main(benchmark.Arguments(steps=40, out=tmp_path, **given))

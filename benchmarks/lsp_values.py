@@ -49,10 +49,10 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     rows = []
     for method in BOUNDS:
-        for path in sorted((arguments.runs / "PointMaze").glob(f"{method}-[0-9]-*/**/level-1/checkpoint.pt")):
+        for path in finished(arguments.runs, method):
             rows += measured(path, method)
     if not rows:
-        raise SystemExit(f"no checkpoints in {arguments.runs}: run lsp_maze.py first")
+        raise SystemExit(f"no finished runs in {arguments.runs}: run lsp_maze.py first")
     again = {run_of(item) for item in rows}
     rows += [item for item in read_rows(arguments.out) if run_of(item) not in again]
     write_results(arguments.out, "lsp_values", rows, command="python benchmarks/lsp_values.py")
@@ -60,6 +60,12 @@ def main(arguments: Arguments) -> None:
         near, far = (item["setting"][name] for name in ("nearest", "farthest"))
         what = f"{item['method']:16} goal {item['setting']['goal']} seed {item['seed']} {near:4} to {far:4} m"
         print(f"{what} {item['metric']:10} {item['value']:8.2f}")
+
+
+def finished(runs: Path, method: str) -> list[Path]:
+    """Return the checkpoints of the upper levels of a method's finished runs."""
+    found = sorted((runs / "PointMaze").glob(f"{method}-[0-9]-*/**/level-1/checkpoint.pt"))
+    return [path for path in found if (path.parents[1] / "result.json").exists()]
 
 
 def run_of(item: dict[str, Any]) -> tuple[str, int, int]:

@@ -33,6 +33,11 @@ def test_rows_of_a_run(
     assert {item["setting"]["farthest"] for item in rows} >= {20.0}
     benchmark.main(benchmark.Arguments(runs=tmp_path, out=out))
     assert [item["value"] for item in json.loads(out.read_text())["rows"]] == [item["value"] for item in rows]
+    # What is not finished, or not here any more, is not measured; its old rows stay.
+    (runs / "lsp-sql-bounded-2-20-60-3+5" / "seed-5" / "result.json").unlink()
+    assert len(benchmark.finished(tmp_path, "lsp-sql-bounded")) == 1
+    benchmark.main(benchmark.Arguments(runs=tmp_path, out=out))
+    assert len(json.loads(out.read_text())["rows"]) == len(rows)
 
 
 def test_without_runs_it_says_so(benchmark: ModuleType, tmp_path: Path) -> None:

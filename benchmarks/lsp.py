@@ -3,7 +3,7 @@
     python benchmarks/lsp.py                                          # every run that is missing, then the plot
     python benchmarks/lsp.py --tasks Ant-v5 --methods lsp ppo --seeds 0 --jobs 1 --no-speed
     python benchmarks/lsp.py --hierarchy                              # one level, two, four couplings: the ant
-    python benchmarks/lsp.py --no-train --no-speed                    # collect finished runs and plot
+    python benchmarks/lsp.py --no-train --no-speed --no-still         # collect finished runs and plot
 
 The seeds of a soft learner are one run of `examples/lsp_benchmark.py`, in a process of one thread and with a folder of
 its own under RUNS; one that was stopped goes on from its checkpoints. DDPG and PPO are a run a seed.

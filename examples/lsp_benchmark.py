@@ -323,7 +323,8 @@ def baseline(arguments: Arguments) -> Learnt:
     model: Any
     if arguments.learner == "ddpg":
         given |= {"action_noise": NormalActionNoise(np.zeros(size), np.full(size, 0.1)), "batch_size": 128}
-        given |= {"policy_kwargs": {"net_arch": [128, 128]}, "buffer_size": arguments.steps}
+        # As much replay as there, but no more than is filled: all of it is written to a checkpoint.
+        given |= {"policy_kwargs": {"net_arch": [128, 128]}, "buffer_size": min(1_000_000, arguments.steps)}
         model = sb3.DDPG("MlpPolicy", env, **given)
     else:
         model = sb3.PPO("MlpPolicy", env, **given)

@@ -773,7 +773,7 @@ def _described(env: gymnasium.Env[Any, Any]) -> str:
         found = type(env.unwrapped).__name__
     else:
         given = {name: value for name, value in sorted(spec.kwargs.items()) if name != "render_mode"}
-        given |= {wrapper.name: wrapper.kwargs for wrapper in spec.additional_wrappers}
+        given |= {f"{n}: {around.name}": around.kwargs for n, around in enumerate(spec.additional_wrappers, 1)}
         found = spec.id + (f" {checkpoint.described(given)}" if given else "")
         found += f" of {spec.max_episode_steps} steps" if spec.max_episode_steps else ""
     found += f", actions {checkpoint.described(env.action_space)}"

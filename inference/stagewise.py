@@ -229,7 +229,7 @@ def _train_stagewise(
                 learner = make_learner(number, *_sizes(env, number))
                 if not hasattr(learner, "policy"):
                     raise TypeError(f"make_learner must return a learner that has a policy, got {learner!r}")
-                Body(env, learner.policy)
+                Body(env, learner.policy)  # refuses one that does not fit
             policies.append(learner.policy)
             learners_of[-1].append(learner)
     results = [StagewiseResult(policies, [], False) for policies in starts]

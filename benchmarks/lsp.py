@@ -333,7 +333,7 @@ def batch_of(seeds: int, device: str, **options: bool) -> Callable[[], object]:
 
     def update() -> object:
         given = zip(*(memory.sample(BATCH) for memory in memories), strict=True)
-        return batch.update(pc.inference.Transitions(*map(torch.stack, given)))
+        return batch.update(pc.inference.ReplayBatch(*map(torch.stack, given)))
 
     return update
 

@@ -21,7 +21,7 @@ from .mutual_information import (
     variational_bound,
 )
 from .noise import ConfusionNoise, GaussianNoise, Noise
-from .replay import Replay, Transitions
+from .replay import Replay, ReplayBatch
 from .results import Summary, mean_interval, read_rows, row, select, summary, write_results
 from .seed_batch import SeedBatch
 from .soft_control import SoftActorCritic, SoftLearner
@@ -49,6 +49,7 @@ __all__ = [
     "MutualInformation",
     "Noise",
     "Replay",
+    "ReplayBatch",
     "Round",
     "SeedBatch",
     "SoftActorCritic",
@@ -60,7 +61,6 @@ __all__ = [
     "Structured",
     "Summary",
     "TargetCopy",
-    "Transitions",
     "boundary_f1",
     "chain_posterior",
     "claim_folder",

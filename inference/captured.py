@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .replay import Transitions
+from .replay import ReplayBatch
 
 __all__ = ["CapturedCall", "CapturedStep"]
 
@@ -76,13 +76,13 @@ class CapturedStep:
         optimizer: that of the step, to be told; None if it needs no telling.
     """
 
-    def __init__(self, step: Callable[[Transitions], dict[str, Tensor]], optimizer: Optimizer | None = None) -> None:
+    def __init__(self, step: Callable[[ReplayBatch], dict[str, Tensor]], optimizer: Optimizer | None = None) -> None:
         self.step = step
         for group in optimizer.param_groups if optimizer is not None else ():
             group["capturable"] = True
         self._call = CapturedCall(self._numbers)
 
-    def __call__(self, batch: Transitions) -> dict[str, Tensor]:
+    def __call__(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """Take one step.
 
         Raises:
@@ -92,6 +92,6 @@ class CapturedStep:
         return dict(zip(self._names, numbers.unbind(), strict=True))
 
     def _numbers(self, *fields: Tensor) -> Tensor:
-        numbers = self.step(Transitions(*fields))
+        numbers = self.step(ReplayBatch(*fields))
         self._names = [*numbers]
         return torch.stack([*numbers.values()])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .interrupts import Interrupts
 from .progress import Display, History, evaluate_if_due
-from .replay import Replay, Transitions
+from .replay import Replay, ReplayBatch
 from .seed_batch import SeedBatch
 from .usable import verify_device, verify_folder, verify_least, verify_seed
 
@@ -54,7 +54,7 @@ class Learner(Protocol):
     def act(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:
         """Return a normalised action ``[A]`` at an observation ``[O]``."""
 
-    def update(self, batch: Transitions) -> dict[str, Tensor]:
+    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """Take a step on a batch; return named numbers, ``critic_loss`` among them."""
 
 
@@ -355,7 +355,7 @@ class _Alone:
     def act(self, observations: list[np.ndarray]) -> list[np.ndarray]:
         return [self.learner.act(observations[0])]
 
-    def update(self, batches: list[Transitions]) -> list[dict[str, Tensor]]:
+    def update(self, batches: list[ReplayBatch]) -> list[dict[str, Tensor]]:
         return [self.learner.update(batches[0])]
 
 
@@ -371,8 +371,8 @@ class _Together:
     def act(self, observations: list[np.ndarray]) -> list[np.ndarray]:
         return [*self.module.act(np.stack(observations))]
 
-    def update(self, batches: list[Transitions]) -> list[dict[str, Tensor]]:
-        numbers = self.module.update(Transitions(*map(torch.stack, zip(*batches, strict=True))))
+    def update(self, batches: list[ReplayBatch]) -> list[dict[str, Tensor]]:
+        numbers = self.module.update(ReplayBatch(*map(torch.stack, zip(*batches, strict=True))))
         each = [values.unbind() for values in numbers.values()]
         return [dict(zip(numbers, values, strict=True)) for values in zip(*each, strict=True)]
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Replay", "Transitions"]
+__all__ = ["Replay", "ReplayBatch"]
 
 
 _ROWS_AT_ONCE = 10_000
 
 
-class Transitions(NamedTuple):
-    """A batch of transitions.
+class ReplayBatch(NamedTuple):
+    """A batch of transitions, as a replay draws it.
 
     Attributes:
         observations: s ``[B, O]``.
@@ -151,7 +151,7 @@ class Replay:
                 os.posix_fallocate(file.fileno(), slot * self._rows.strides[0], count * self._rows.strides[0])
         self._room = slot + count
 
-    def sample(self, batch_size: int) -> Transitions:
+    def sample(self, batch_size: int) -> ReplayBatch:
         """Return ``batch_size`` transitions, drawn with replacement, independent of the ring's later contents.
 
         Raises:
@@ -166,7 +166,7 @@ class Replay:
             indices %= len(self._rows)
         return self._batch(self._drawn.index_select(0, indices))
 
-    def latest(self, count: int) -> Transitions:
+    def latest(self, count: int) -> ReplayBatch:
         """Return the last ``count`` transitions, oldest first, on the CPU.
 
         Raises:
@@ -177,9 +177,9 @@ class Replay:
         indices = np.arange(self.total - count, self.total) % len(self._rows)
         return self._batch(torch.from_numpy(self._rows[indices]))
 
-    def _batch(self, rows: Tensor) -> Transitions:
+    def _batch(self, rows: Tensor) -> ReplayBatch:
         first, second, third, _, _ = self._cuts
-        return Transitions(rows[:, :first], rows[:, first:second], rows[:, third], rows[:, second:third], rows[:, -1])
+        return ReplayBatch(rows[:, :first], rows[:, first:second], rows[:, third], rows[:, second:third], rows[:, -1])
 
     def flush(self) -> None:
         """Write to the file what has not reached it."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .captured import CapturedCall, CapturedStep
-from .replay import Transitions
+from .replay import ReplayBatch
 from .soft_control import SoftLearner
 
 __all__ = ["SeedBatch"]
@@ -84,7 +84,7 @@ class SeedBatch(nn.Module):
         """S."""
         return len(self.learners)
 
-    def update(self, batch: Transitions) -> dict[str, Tensor]:
+    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """Take one step of every learner, then move the targets if that is due.
 
         Args:
@@ -178,7 +178,7 @@ class _Stack:
         self.policy = {name: stacked for name, stacked in every.items() if name.startswith("policy.")}
         self.acting = _Acting(self.learner.policy)
         self.like = next(iter(self.learnt.values()))
-        self.step: Callable[[Transitions], dict[str, Tensor]] = self._step
+        self.step: Callable[[ReplayBatch], dict[str, Tensor]] = self._step
         self.draw: Callable[..., Tensor] = self._draws
         if compile:
             # On a CPU the compiler's own generator draws number by number, which takes longer than torch's.
@@ -213,14 +213,14 @@ class _Stack:
             adam.state.get(parameter, {}).get("exp_avg") is part for adam, parameter, part in self.states
         )
 
-    def update(self, batch: Transitions) -> dict[str, Tensor]:
+    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         numbers = self.step(batch)
         for learner in self.learners:
             learner.updates += 1
         self.learner.move(self.targets, self.followed, self.learner.updates)
         return numbers
 
-    def _step(self, batch: Transitions) -> dict[str, Tensor]:
+    def _step(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """The S steps: gradients, and Adam's step (D. Kingma and J. Ba 2015), its numbers of steps as tensors."""
         of_each = vmap(grad(self._loss, has_aux=True), randomness="different")
         gradients, numbers = of_each(self.learnt, self.fixed, batch)
@@ -237,7 +237,7 @@ class _Stack:
             torch._foreach_sub_(parameters, torch._foreach_mul(steps, self.lr / first))
         return numbers
 
-    def _loss(self, learnt: dict[str, Tensor], fixed: dict[str, Tensor], batch: Transitions) -> Any:
+    def _loss(self, learnt: dict[str, Tensor], fixed: dict[str, Tensor], batch: ReplayBatch) -> Any:
         return functional_call(self.learner, learnt | fixed, (batch,))
 
     @torch.no_grad()

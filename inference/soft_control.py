@@ -24,7 +24,7 @@ from ..models.optimality import ActionGuide, ActionPrior
 from .captured import CapturedStep
 from .checkpoint import described
 from .critics import Critics, TargetCopy
-from .replay import Transitions
+from .replay import ReplayBatch
 from .usable import verify_least
 
 __all__ = ["SoftActorCritic", "SoftLearner"]
@@ -125,7 +125,7 @@ class SoftLearner(nn.Module):
         self.learnt = tuple(parameters)
         self.optimizer = torch.optim.Adam(parameters, lr=self.lr, fused=True)
 
-    def update(self, batch: Transitions) -> dict[str, Tensor]:
+    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """Take one :meth:`step` of everything learnt, then move the targets if that is due; return what it returns."""
         if self.capture and batch.rewards.is_cuda:
             self._captured = self._captured or CapturedStep(self.step, self.optimizer)
@@ -136,7 +136,7 @@ class SoftLearner(nn.Module):
         self.move(self.target.parameters(), self.followed.parameters(), self.updates)
         return numbers
 
-    def step(self, batch: Transitions) -> dict[str, Tensor]:
+    def step(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """Take one step of everything that is learnt by gradients.
 
         Returns:
@@ -149,14 +149,14 @@ class SoftLearner(nn.Module):
         self.optimizer.step()
         return numbers
 
-    def loss(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a scalar and what a :meth:`step` reports.
 
         The gradients of the scalar are those of the step; its value may mean nothing.
         """
         raise NotImplementedError
 
-    def forward(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the :meth:`loss`."""
         return self.loss(batch)
 
@@ -390,7 +390,7 @@ class SoftActorCritic(SoftLearner):
         """What the target follows: the critics, in the first form the state value."""
         return self.values if self.first else self.critics
 
-    def loss(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a scalar whose gradients are those of policy, critics and temperature, and numbers to report.
 
         They are ``critic_loss``, ``policy_loss``, ``q``, ``alpha`` and ``divergence``, the mean of log pi - log p,
@@ -413,7 +413,7 @@ class SoftActorCritic(SoftLearner):
         return loss, numbers | {"alpha": alpha, "divergence": divergence}
 
     @torch.no_grad()
-    def soft_target(self, batch: Transitions, alpha: Tensor | None = None) -> Tensor:
+    def soft_target(self, batch: ReplayBatch, alpha: Tensor | None = None) -> Tensor:
         """Return what every Q(s, a) is drawn towards, ``[B]``: one sample of the soft Bellman backup."""
         alpha = self.alpha if alpha is None else alpha
         if self.first:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..models.optimality import ActionGuide, ActionPrior
 from .critics import Critics, TargetCopy
-from .replay import Transitions
+from .replay import ReplayBatch
 from .soft_control import SoftLearner, coordinates_of, verify_policy, verify_positive
 from .usable import verify_least
 
@@ -106,7 +106,7 @@ class SoftQLearning(SoftLearner):
         self.temperature, self.particles = temperature, particles
         self.optimise()
 
-    def loss(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a scalar whose gradients are those of critic and policy, and numbers to report.
 
         They are ``critic_loss``, ``q``, and ``stein``, the mean length of the directions, which vanishes as the policy
@@ -127,7 +127,7 @@ class SoftQLearning(SoftLearner):
         return self.temperature * (weights.logsumexp(0) - math.log(self.particles))
 
     @torch.no_grad()
-    def soft_target(self, batch: Transitions) -> Tensor:
+    def soft_target(self, batch: ReplayBatch) -> Tensor:
         """Return what Q(s, a) is drawn towards, ``[B]``."""
         return self.bellman(batch.rewards, batch.terminated, self.soft_value(batch.next_observations))
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy, ZukoPolicy
 from pyrocontrol.inference import SeedBatch, SoftActorCritic, SoftQLearning, captured, soft_control
 from pyrocontrol.inference.captured import CapturedCall, CapturedStep
-from pyrocontrol.inference.replay import Transitions
+from pyrocontrol.inference.replay import ReplayBatch
 from pyrocontrol.models import GaussianPrior
 
 LEARNERS: dict[str, Callable[[], Any]] = {
@@ -99,10 +99,10 @@ def tensors(learner: Any) -> list[Tensor]:
     return [*learner.parameters(), *learner.buffers(), *state]
 
 
-def batch_of(count: int) -> Transitions:
+def batch_of(count: int) -> ReplayBatch:
     ended = (torch.rand(count) < 0.3).float()
     actions = 2 * torch.rand(count, 2) - 1
-    return Transitions(torch.randn(count, 3), actions, torch.randn(count), torch.randn(count, 3), ended)
+    return ReplayBatch(torch.randn(count, 3), actions, torch.randn(count), torch.randn(count, 3), ended)
 
 
 def pair(name: str) -> tuple[Any, Any]:
@@ -113,7 +113,7 @@ def pair(name: str) -> tuple[Any, Any]:
     return made[0], made[1]
 
 
-def assert_played(plain: Any, played: Any, batches: list[Transitions]) -> None:
+def assert_played(plain: Any, played: Any, batches: list[ReplayBatch]) -> None:
     """Updates on these batches return the same and come to the same, to the bit."""
     for number, batch in enumerate(batches):
         found = []
@@ -155,7 +155,7 @@ def test_a_played_step_of_a_batch_is_the_step(name: str, recorder: Callable[[Any
     stack = played._stacked()
     recorder(played)
     stack.step = CapturedStep(stack._step)
-    batches = [Transitions(*(torch.stack([field, -field]) for field in batch_of(16))) for _ in range(8)]
+    batches = [ReplayBatch(*(torch.stack([field, -field]) for field in batch_of(16))) for _ in range(8)]
     assert_played(plain, played, batches)
 
 
@@ -191,7 +191,7 @@ def test_a_learner_plays_its_step_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch)
         return lambda batch: {}
 
     monkeypatch.setattr(soft_control, "CapturedStep", captured_step)
-    gpu: Any = Transitions(*[_OnGPU()] * 5)  # type: ignore[arg-type]
+    gpu: Any = ReplayBatch(*[_OnGPU()] * 5)  # type: ignore[arg-type]
     learner = SoftActorCritic(FlowPolicy(3, 2), 3, 2, capture=True)
     learner.update(batch_of(16))
     assert not made

@@ -28,7 +28,7 @@ from pyrocontrol.inference import (
     learn_together,
     train_stagewise_together,
 )
-from pyrocontrol.inference.replay import Transitions
+from pyrocontrol.inference.replay import ReplayBatch
 from pyrocontrol.models import GaussianPrior, UniformPrior
 
 S, B, O, A = 3, 8, 3, 2  # noqa: E741
@@ -77,16 +77,16 @@ def make(kind: str = "flow") -> list[Any]:
     return learners
 
 
-def transitions(seed: int = 0) -> Transitions:
+def transitions(seed: int = 0) -> ReplayBatch:
     torch.manual_seed(seed)
     ended = (torch.rand(S, B) < 0.3).to(torch.get_default_dtype())
     actions = 2 * torch.rand(S, B, A) - 1
     noise = [torch.tensor(np.random.default_rng(seed).normal(size=(S, B, O))).to(actions) for _ in range(2)]
-    return Transitions(noise[0], actions, actions.sum(-1), 2 * noise[1], ended)
+    return ReplayBatch(noise[0], actions, actions.sum(-1), 2 * noise[1], ended)
 
 
-def part(batch: Transitions, number: int) -> Transitions:
-    return Transitions(*(field[number] for field in batch))
+def part(batch: ReplayBatch, number: int) -> ReplayBatch:
+    return ReplayBatch(*(field[number] for field in batch))
 
 
 def tensors(learner: Any) -> list[Tensor]:
@@ -121,7 +121,7 @@ def test_an_update_is_the_updates_of_all(kind: str) -> None:
 def test_learners_know_nothing_of_each_other() -> None:
     one, other = SeedBatch(make()), SeedBatch(make())
     given = transitions()
-    changed = Transitions(*(field.clone() for field in given))
+    changed = ReplayBatch(*(field.clone() for field in given))
     changed.rewards[1:] += 1
     one.update(given)
     other.update(changed)
@@ -135,7 +135,7 @@ def test_each_learner_has_noise_of_its_own() -> None:
     batch = SeedBatch([learner, copy.deepcopy(learner)])
     first, second = batch.act(np.zeros((2, O)))
     assert not np.allclose(first, second)
-    alike = Transitions(*(field[:1].expand(2, *field.shape[1:]) for field in transitions()))
+    alike = ReplayBatch(*(field[:1].expand(2, *field.shape[1:]) for field in transitions()))
     assert len({*batch.update(alike)["policy_loss"].tolist()}) == 2
 
 
@@ -181,7 +181,7 @@ def test_a_batch_moves() -> None:
     batch.to(torch.float64)
     given = transitions(1)
     other.update(given)
-    batch.update(Transitions(*(field.double() for field in given)))
+    batch.update(ReplayBatch(*(field.double() for field in given)))
     assert batch.learners[0].log_alpha.dtype == torch.float64
     torch.testing.assert_close(batch.learners[2].log_alpha.float(), other.learners[2].log_alpha)
 
@@ -243,7 +243,7 @@ def test_it_moves_with_its_optimisers() -> None:
         moved.double()
     adam = learner.optimizer.state[learner.learnt[0]]
     assert adam["exp_avg"].dtype == torch.float64 and adam["step"] == 1
-    doubled = Transitions(*(field.double() for field in given))
+    doubled = ReplayBatch(*(field.double() for field in given))
     batch.update(doubled)
     learner.update(part(doubled, 1))
     assert learner.optimizer.state[learner.learnt[0]]["step"] == batch.learners[1].updates == 2
@@ -364,7 +364,7 @@ def test_on_a_gpu_it_is_the_same(kind: str, options: dict[str, bool]) -> None:
     for number in range(6):  # the first three are not played from a graph
         given = transitions(number)
         expected = plain.update(given)
-        found = other.update(Transitions(*(field.cuda() for field in given)))
+        found = other.update(ReplayBatch(*(field.cuda() for field in given)))
         for name, value in expected.items():
             torch.testing.assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(other.act(observations), plain.act(observations), rtol=1e-3, atol=1e-4)
@@ -375,7 +375,7 @@ def test_on_a_gpu_it_is_the_same(kind: str, options: dict[str, bool]) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_played_from_a_graph_noise_is_new() -> None:
     batch = SeedBatch(make(), capture=True).to("cuda")
-    given = Transitions(*(field.cuda() for field in transitions()))
+    given = ReplayBatch(*(field.cuda() for field in transitions()))
     losses = [float(batch.update(given)["policy_loss"][0]) for _ in range(8)]
     actions = [batch.act(np.zeros((S, O))) for _ in range(8)]
     assert len({*losses}) == 8 and len({action.tobytes() for action in actions}) == 8
@@ -403,7 +403,7 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         SeedBatch([learner, make()[1].double()])
 
     class Clipped(SoftActorCritic):
-        def step(self, batch: Transitions) -> dict[str, Tensor]:
+        def step(self, batch: ReplayBatch) -> dict[str, Tensor]:
             return super().step(batch)
 
     with pytest.raises(TypeError, match="the Clipped has a step of its own"):
@@ -416,7 +416,7 @@ def test_what_cannot_be_stacked_is_refused() -> None:
     one, other = make()[:2]
     one.update(part(transitions(), 0))
     with pytest.raises(ValueError, match="as many updates as each other, not .1, 0"):
-        SeedBatch([one, other]).update(Transitions(*(field[:2] for field in transitions())))
+        SeedBatch([one, other]).update(ReplayBatch(*(field[:2] for field in transitions())))
 
 
 def test_there_is_one_batch_and_one_observation_for_each_learner() -> None:
@@ -425,7 +425,7 @@ def test_there_is_one_batch_and_one_observation_for_each_learner() -> None:
     with pytest.raises(ValueError, match=r"rewards must have shape \[3, B\], not \[8\]"):
         batch.update(part(given, 0))
     with pytest.raises(ValueError, match=r"rewards must have shape \[3, B\], not \[2, 8\]"):
-        batch.update(Transitions(*(field[:2] for field in given)))
+        batch.update(ReplayBatch(*(field[:2] for field in given)))
     with pytest.raises(ValueError, match=r"observations must have shape \[3, 3\], not \[2, 3\]"):
         batch.act(np.zeros((2, O)))
 

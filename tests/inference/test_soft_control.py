@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pyrocontrol.guides.flow_policy import FlowPolicy
 from pyrocontrol.guides.gaussian_policy import GaussianPolicy, MixturePolicy
 from pyrocontrol.inference.critics import Critics
-from pyrocontrol.inference.replay import Transitions
+from pyrocontrol.inference.replay import ReplayBatch
 from pyrocontrol.inference.soft_control import SoftActorCritic
 from pyrocontrol.inference.soft_q_learning import SoftQLearning, stein_direction
 from pyrocontrol.inference.stepwise import StepwiseKL_ELBO
@@ -60,8 +60,8 @@ def gradients(policy: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in policy.parameters()]
 
 
-def batch_of(count: int, observation_size: int = 3, action_size: int = 2) -> Transitions:
-    return Transitions(
+def batch_of(count: int, observation_size: int = 3, action_size: int = 2) -> ReplayBatch:
+    return ReplayBatch(
         torch.randn(count, observation_size),
         2 * torch.rand(count, action_size) - 1,
         torch.randn(count),
@@ -250,13 +250,13 @@ def exact_critic(learner: Any, values: Tensor, discount: float, scale: float) ->
     learner.target.forward = forward
 
 
-def transitions() -> Transitions:
+def transitions() -> ReplayBatch:
     """Every state with two actions; the last state ends the task."""
     states = torch.eye(3).repeat(2, 1)
     following = torch.eye(3)[torch.tensor([1, 0, 2, 1, 0, 2])]
     actions = torch.tensor([0.3, -0.4, 0.9, -0.8, 0.2, 0.0]).unsqueeze(-1)
     rewards = states @ BONUS + (states @ LINEAR * actions).sum(-1)
-    return Transitions(states, actions, rewards, following, states[:, 2])
+    return ReplayBatch(states, actions, rewards, following, states[:, 2])
 
 
 class Exact(TanhGaussian):  # type: ignore[misc, valid-type]
@@ -505,7 +505,7 @@ def test_single_precision_and_acting(make: Any, squash: bool) -> None:
     torch.set_default_dtype(torch.float32)
     policy = FlowPolicy(3, 2, hidden=(8,), squash=squash)
     learner = make(policy, 3, 2, prior=None if squash else GaussianPrior(2))
-    batch = Transitions(*(part.float() for part in batch_of(8)))
+    batch = ReplayBatch(*(part.float() for part in batch_of(8)))
     for _ in range(3):
         report = learner.update(batch)
     assert all(value.isfinite() and not value.requires_grad for value in report.values())

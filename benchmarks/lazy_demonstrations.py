@@ -31,7 +31,7 @@ from gymnasium import spaces
 from pyro.infer import Trace_ELBO
 
 from pyrocontrol.envs import Demonstrations, StoredDemonstrations
-from pyrocontrol.envs.flat_traces import FlatTraces
+from pyrocontrol.envs.data.flat_traces import FlatTraces
 from pyrocontrol.inference import fit, row, write_results
 from pyrocontrol.models import ReactivePolicy, RecurrentPolicy
 

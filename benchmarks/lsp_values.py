@@ -25,7 +25,8 @@ import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.envs.point_maze import GOAL_REWARD, GOALS
-from pyrocontrol.inference import checkpoint, read_rows, row, write_results
+from pyrocontrol.inference import read_rows, row, write_results
+from pyrocontrol.inference.training import checkpoint
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_values.json"

@@ -3,7 +3,7 @@
     python benchmarks/mutual_information.py
 
 M parts z_i ~ N(0, s^2 I) in D dimensions, V = sum_i z_i and tau~ ~ N(V, r^2 I): I(V; tau~) = D/2 ln(1 + M s^2 / r^2).
-The estimates are those of `pyrocontrol.inference.mutual_information`, each with a q of tau~ named in its setting:
+The estimates are those of `pyrocontrol.inference`, each with a q of tau~ named in its setting:
 
 - ``exact``: the posterior, of V for the bounds, of z_i for nonvariational and literal;
 - ``fitted``: linear and Gaussian, by least squares on other draws;
@@ -35,7 +35,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrocontrol.inference import mean_interval, read_rows, row, write_results
-from pyrocontrol.inference.mutual_information import (
+from pyrocontrol.inference.objectives.mutual_information import (
     entropy_of_sum,
     infonce,
     leave_one_out,

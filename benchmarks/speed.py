@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 import pyrocontrol as pc
 from pyrocontrol.envs.bubble_sort import demonstrations
-from pyrocontrol.envs.demonstrations import Demonstrations
+from pyrocontrol.envs.data.demonstrations import Demonstrations
 from pyrocontrol.inference import read_rows, write_results
 
 matplotlib.use("Agg")

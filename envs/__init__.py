@@ -5,8 +5,11 @@ Importing this package registers the environments.
 
 import gymnasium as _gymnasium
 
+from ..guides.policies.hierarchy import Hierarchy, HierarchyState
+from .acting.collect import CollectionError, CollectionInterrupted, collect
+from .acting.evaluate import evaluate_policy
+from .acting.video import save_video
 from .ant_maze import AntMaze, AntMove
-from .arrays import from_arrays
 from .bubble_sort import (
     ACTIONS,
     BUBBLE_SORT_MOVE_TREE,
@@ -15,24 +18,21 @@ from .bubble_sort import (
     BubbleSortEnv,
     BubbleSortMoveEnv,
 )
-from .collect import CollectionError, CollectionInterrupted, collect
-from .deep_mimic import DeepMimicEnv
-from .demonstrations import Demonstrations, Episode
-from .evaluate import evaluate_policy
-from .exchange import from_imitation, from_minari, to_imitation, to_minari
-from .hierarchy import Hierarchy, HierarchyState
-from .humanoid_motion import HumanoidMotion
+from .cart_pole import CartPoleTeacher
+from .data.arrays import from_arrays
+from .data.demonstrations import Demonstrations, Episode
+from .data.exchange import from_imitation, from_minari, to_imitation, to_minari
+from .data.storage import StoredDemonstrations, StoredTransitions
+from .data.transitions import Transitions
+from .humanoid.deep_mimic import DeepMimicEnv
+from .humanoid.motion import HumanoidMotion
 from .lane import LaneEnv, LaneTeacher
 from .latent_action import LatentActionEnv
-from .planning import MPPITeacher
+from .planning.mppi import MPPITeacher
 from .point_maze import PointMaze, PointMove
 from .point_skills import PointSkillsEnv, PointTeacher
 from .reacher_goal import GoalReacher
-from .storage import StoredDemonstrations, StoredTransitions
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
-from .teachers import CartPoleTeacher
-from .transitions import Transitions
-from .video import save_video
 
 __all__ = [
     "ACTIONS",
@@ -84,7 +84,7 @@ _gymnasium.register(
 )
 _gymnasium.register("pyrocontrol/TMaze-v0", entry_point="pyrocontrol.envs.t_maze:TMazeEnv")
 # pybullet is imported when a DeepMimicEnv is made.
-_gymnasium.register("pyrocontrol/DeepMimic-v0", entry_point="pyrocontrol.envs.deep_mimic:DeepMimicEnv")
+_gymnasium.register("pyrocontrol/DeepMimic-v0", entry_point="pyrocontrol.envs.humanoid.deep_mimic:DeepMimicEnv")
 _gymnasium.register("pyrocontrol/Lane-v0", entry_point="pyrocontrol.envs.lane:LaneEnv")
 _gymnasium.register("pyrocontrol/PointSkills-v0", entry_point="pyrocontrol.envs.point_skills:PointSkillsEnv")
 _gymnasium.register(

@@ -29,7 +29,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from .demonstrations import Demonstrations, Episode
+from .data.demonstrations import Demonstrations, Episode
 
 __all__ = [
     "ACTIONS",

@@ -20,8 +20,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from .demonstrations import Demonstrations
-from .episodes import Episode
+from .data.demonstrations import Demonstrations
+from .data.episodes import Episode
 
 __all__ = [
     "COMPOSITES",

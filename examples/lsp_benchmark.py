@@ -37,8 +37,8 @@ import torch
 import tyro
 
 import pyrocontrol as pc
-from pyrocontrol.envs.latent_action import check_box
-from pyrocontrol.envs.skill_plots import plot_curves
+from plots import plot_curves
+from pyrocontrol.models.policies.level import check_box
 
 # What rewards are multiplied by where the temperature is fixed: Table 2 of the paper; soft Q-learning has the numbers
 # that its authors' code gives for these tasks.

@@ -35,8 +35,8 @@ import torch
 import tyro
 
 import pyrocontrol as pc
+from plots import plot_curves
 from pyrocontrol.envs.point_maze import GOAL_RADIUS, GOALS, WALLS
-from pyrocontrol.envs.skill_plots import plot_curves
 
 # By task: where it is learnt to move.
 OPEN_FLOOR = {"PointMaze": "PointMove", "AntMaze": "AntMove"}

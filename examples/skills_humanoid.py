@@ -31,11 +31,12 @@ import pyro
 import torch
 import tyro
 
+import plots
 import pyrocontrol as pc
-from pyrocontrol.envs import point_skills, skill_plots
-from pyrocontrol.envs.skill_measures import SkillMeasures, play_cycle
-from pyrocontrol.envs.video import save_video
-from pyrocontrol.inference.atomic import replacing
+from pyrocontrol._files import writing
+from pyrocontrol.envs import point_skills
+from pyrocontrol.envs.acting.video import save_video
+from pyrocontrol.inference.imitation.skill_measures import SkillMeasures, play_cycle
 
 # Demonstrations of a skill: to train on, held out, and of the composite. The same for every seed.
 TRAIN, HELD_OUT, COMPOSITE = 20, 5, 5
@@ -192,8 +193,8 @@ def task_of(composite: str) -> Task:
     teacher: Any = point_skills.PointTeacher
     name, skill = "pyrocontrol/PointSkills-v0", "skill"
     if composite != "toy":
-        from pyrocontrol.envs import deep_mimic_experts as room
-        from pyrocontrol.envs.humanoid_demonstrations import demonstrations as show
+        from pyrocontrol.envs.humanoid import experts as room
+        from pyrocontrol.envs.humanoid.demonstrations import demonstrations as show
 
         name, skill, teacher = "pyrocontrol/DeepMimic-v0", "motion", room.DeepMimicExpert
     make: Callable[..., Any] = gymnasium.make
@@ -228,7 +229,7 @@ def demonstrations(arguments: Arguments, task: Task) -> Data:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             # What they are comes first: no file of demonstrations is there that does not say which ones are assisted.
-            with replacing(path.with_suffix(".json")) as file:
+            with writing(path.with_suffix(".json")) as file:
                 file.write(json.dumps(records | {"fingerprint": shown.fingerprint()}, indent=1).encode())
             shown.save(path)
     shown = shown.to(dtype=torch.float32)
@@ -323,9 +324,9 @@ def draw(out: Path, task: Task, measures: SkillMeasures, result: Any) -> None:
         "state_mse": {"mean state, of the composite": base["state_mse/composite"]},
         "dynamics_nats": {"mean state": base["dynamics_nats/own"]},
     }
-    skill_plots.plot_curves(out / "mse.png", {metric: curves[metric] for metric in chosen}, lines)
-    skill_plots.plot_curves(out / "learning_curve.png", {"loss of a batch (nats)": {"training": result.losses}})
-    skill_plots.plot_embeddings(
+    plots.plot_curves(out / "mse.png", {metric: curves[metric] for metric in chosen}, lines)
+    plots.plot_curves(out / "learning_curve.png", {"loss of a batch (nats)": {"training": result.losses}})
+    plots.plot_embeddings(
         out / "embeddings.png",
         {name: z.numpy() for name, z in parts.items()},
         composite=kinds["encoded"].numpy(),
@@ -339,19 +340,19 @@ def draw(out: Path, task: Task, measures: SkillMeasures, result: Any) -> None:
     between = torch.stack([torch.lerp(here.mean(0), there.mean(0), share) for share in shares])
     titles = [f"{1 - share:.2f} {one} + {share:.2f} {other}" for share in shares]
     strip = skills.generate(between, first, steps).numpy()
-    skill_plots.plot_bodies(out / "interpolation.png", dict(zip(titles, strip, strict=True)))
+    plots.plot_bodies(out / "interpolation.png", dict(zip(titles, strip, strict=True)))
     made = {f"generated ({kind})": skills.generate(kinds[kind][0], first, steps).numpy() for kind in ("sum", "encoded")}
     bodies = {"demonstrated": demonstration.numpy(), **made}
-    skill_plots.plot_bodies(out / "generation.png", bodies, columns=task.composite == "toy")
-    skill_plots.plot_links(out / "links.png", demonstration.numpy(), made["generated (sum)"])
+    plots.plot_bodies(out / "generation.png", bodies, columns=task.composite == "toy")
+    plots.plot_links(out / "links.png", demonstration.numpy(), made["generated (sum)"])
     env = task.env(render_mode="rgb_array")
     actors = (task.teacher(task.composite), skills.acting(kinds["sum"][0]))
     played = [play_cycle(env, actor).frames for actor in actors]
     env.close()
     size = played[0][0].shape[:2]
     titles = ["demonstrated", "generated (sum)"]
-    drawn = [skill_plots.state_frames(bodies[title], size=size) for title in titles]
-    film = skill_plots.side_by_side(*drawn, *played, titles=[*titles, "teacher", "policy (sum)"])
+    drawn = [plots.state_frames(bodies[title], size=size) for title in titles]
+    film = plots.side_by_side(*drawn, *played, titles=[*titles, "teacher", "policy (sum)"])
     save_video(out / "generation.gif", film, fps=30)
 
 

@@ -1,13 +1,13 @@
 """Pyro guides: amortised posteriors, and policies."""
 
-from .action_policy import ActionDistribution, ActionPolicy, LatentPolicy
 from .call_stack import CallStackGuide
 from .encoders import BiLSTMEncoder, LSTMEncoder, MLPEncoder, TraceEncoder, TransformerEncoder, make_encoder
-from .flow_policy import FlowPolicy
-from .gaussian_policy import GaussianPolicy, MixturePolicy
 from .memory import MemoryGuide
+from .policies.action_policy import ActionDistribution, ActionPolicy, LatentPolicy
+from .policies.flow_policy import FlowPolicy
+from .policies.gaussian_policy import GaussianPolicy, MixturePolicy
+from .policies.zuko_policy import ZukoPolicy
 from .trajectory import TrajectoryEncoder, TrajectoryGuide
-from .zuko_policy import ZukoPolicy
 
 __all__ = [
     "ActionDistribution",

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.call_stack import CallStack, CallStackContext
-from ..models.call_trace import CallTrace
-from ..models.control_program import ControlProgram
 from ..models.process import Sequence
+from ..models.programs.call_stack import CallStack, CallStackContext
+from ..models.programs.call_trace import CallTrace
+from ..models.programs.control_program import ControlProgram
+from ..models.programs.traces import Traces, split_annotated
 from ..models.registration import register
-from ..models.traces import Traces, split_annotated
 from .encoders import TraceEncoder, make_encoder
 
 __all__ = ["CallStackGuide"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.heads import action_features, action_features_size
-from ..models.memory import MemoryContext
-from ..models.policies import LatentMemoryPolicy
+from ..models.policies.memory import MemoryContext
+from ..models.policies.policy import LatentMemoryPolicy
 from ..models.process import Sequence
 from ..models.registration import register
 from .encoders import TraceEncoder, make_encoder

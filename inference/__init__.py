@@ -1,16 +1,21 @@
 """ELBOs, the training loop and evaluation."""
 
-from .augmentation import Augmented, compose, jitter, shifted
-from .checkpoint import load_checkpoint
-from .control_loop import Learner, LearnResult, evaluation, learn, learn_together
-from .critics import Critics, TargetCopy
-from .evaluate import GreedyPolicy, Structured, boundary_f1, exact_match
-from .fit import Examples, FitResult, fit
-from .forward import ChainPosterior, chain_posterior, forward_log_likelihood
-from .hindsight import GoalData, GoalTraces, hindsight
-from .interactive import InteractiveResult, Round, constant, dagger, dart, geometric, linear
-from .kl_weight import KLWeight
-from .mutual_information import (
+from .._verify import claim_folder, verify_device, verify_folder
+from .control.critics import Critics, TargetCopy
+from .control.loop import Learner, LearnResult, evaluation, learn, learn_together
+from .control.replay import Replay, ReplayBatch
+from .control.seed_batch import SeedBatch
+from .control.soft_control import SoftActorCritic, SoftLearner
+from .control.soft_q_learning import SoftQLearning
+from .control.stagewise import StagewiseResult, train_stagewise, train_stagewise_together
+from .imitation.augmentation import Augmented, compose, jitter, shifted
+from .imitation.hindsight import GoalData, GoalTraces, hindsight
+from .imitation.interactive import InteractiveResult, Round, constant, dagger, dart, geometric, linear
+from .imitation.noise import ConfusionNoise, GaussianNoise, Noise
+from .imitation.structure import GreedyPolicy, Structured, boundary_f1, exact_match
+from .objectives.forward import ChainPosterior, chain_posterior, forward_log_likelihood
+from .objectives.kl_weight import KLWeight
+from .objectives.mutual_information import (
     MutualInformation,
     entropy_of_sum,
     infonce,
@@ -20,15 +25,10 @@ from .mutual_information import (
     sum_of_parts,
     variational_bound,
 )
-from .noise import ConfusionNoise, GaussianNoise, Noise
-from .replay import Replay, ReplayBatch
-from .results import Summary, mean_interval, read_rows, row, select, summary, write_results
-from .seed_batch import SeedBatch
-from .soft_control import SoftActorCritic, SoftLearner
-from .soft_q_learning import SoftQLearning
-from .stagewise import StagewiseResult, train_stagewise, train_stagewise_together
-from .stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
-from .usable import claim_folder, verify_device, verify_folder
+from .objectives.stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
+from .training.checkpoint import load_checkpoint
+from .training.fit import Examples, FitResult, fit
+from .training.results import Summary, mean_interval, read_rows, row, select, summary, write_results
 
 __all__ = [
     "Augmented",

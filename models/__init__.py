@@ -1,8 +1,5 @@
 """What generates a demonstration: processes, sequence distributions, Pyro models."""
 
-from .call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
-from .call_trace import Boundary, CallTrace, Interval, plot_call_stack
-from .control_program import ControlProgram, Execution
 from .dynamics import (
     ComponentDynamics,
     Dynamics,
@@ -23,8 +20,6 @@ from .heads import (
     SquashedHead,
     make_head,
 )
-from .memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
-from .observation import FieldEncoder
 from .optimality import (
     ActionGuide,
     ActionPrior,
@@ -34,7 +29,8 @@ from .optimality import (
     UniformPrior,
     optimality_evidence,
 )
-from .policies import (
+from .policies.memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
+from .policies.policy import (
     GoalConditionedPolicy,
     LatentMemoryPolicy,
     Policy,
@@ -42,9 +38,14 @@ from .policies import (
     RecurrentPolicy,
     RecurrentState,
 )
-from .procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
+from .policies.recurrent import RecurrentController
 from .process import Emission, Process, Sequence, Steps
-from .recurrent import RecurrentController
+from .programs.call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
+from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack
+from .programs.control_program import ControlProgram, Execution
+from .programs.field_encoder import FieldEncoder
+from .programs.procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
+from .programs.traces import Traces, check_stopped, split_annotated
 from .registration import register
 from .skills import Skill, TrajectoryCVAE
 from .space_json import space_from_json, space_to_json
@@ -61,7 +62,6 @@ from .spaces import (
     observation_size,
     unflatten_observations,
 )
-from .traces import Traces, check_stopped, split_annotated
 from .wavenet import WaveNet, WaveNetCache
 
 __all__ = [

@@ -25,7 +25,7 @@ from torch import Tensor
 from .dynamics import Dynamics, DynamicsContext, make_dynamics
 from .heads import Head, make_head
 from .networks import mlp
-from .policies import Policy
+from .policies.policy import Policy
 from .process import Sequence
 from .registration import register
 from .spaces import flatten_observations

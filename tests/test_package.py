@@ -24,21 +24,12 @@ import pyrocontrol
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("models", "guides", "inference", "envs")
 
-# What a room may import of the others: everything, or only Protocols, or (not listed) nothing.
-MAY_IMPORT = {
-    "models": {},
-    "guides": {"models": "all"},
-    "inference": {"models": "protocols", "guides": "protocols"},
-    "envs": {"models": "all"},
-}
-# What single modules may import beyond that: to learn interactively is to collect, and what adds parameters to a model
-# registers them as models do.
-MAY_ALSO_IMPORT = {
-    "pyrocontrol.inference.interactive": ("pyrocontrol.envs.collect", "pyrocontrol.envs.demonstrations"),
-    "pyrocontrol.inference.mutual_information": ("pyrocontrol.models.registration",),
-}
+# Imports go down freely, never up: a room may import its own modules, those of rooms before it, and the private modules
+# of the root, which import nothing but each other.
+FLOORS = ("root", "models", "guides", "envs", "inference")
 
-FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+PRIVATE = sorted(path.relative_to(ROOT) for path in ROOT.glob("_*.py") if path.name != "__init__.py")
+FILES = PRIVATE + sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MODULES = {".".join(("pyrocontrol", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}
 
 
@@ -129,22 +120,18 @@ def imports(source: str, module: str, is_package: bool = False) -> list[tuple[st
     return [pair for pair in found if pair[0].split(".")[0] == "pyrocontrol"]
 
 
+def floor(module: str) -> int:
+    """Which floor a module of the package is on."""
+    room = module.split(".")[1]
+    return FLOORS.index(room) if room in ROOMS else 0
+
+
 def broken_imports(source: str, module: str, is_package: bool = False) -> list[str]:
-    """The imports in `source` that the rule of its room does not allow."""
-    own = module.split(".")[1]
+    """The imports in `source` that go up."""
     broken = []
     for target, name in imports(source, module, is_package):
-        if target in MAY_ALSO_IMPORT.get(module, ()):
-            continue
-        parts = target.split(".")
-        if len(parts) == 1 and name in ROOMS:  # from .. import guides
-            parts, name = [*parts, name], None
-        room = parts[1] if len(parts) > 1 else None
-        allowed = "all" if room == own else MAY_IMPORT[own].get(room or "", "nothing")
-        if allowed == "protocols" and name is not None:
-            imported = getattr(importlib.import_module(".".join(parts)), name)
-            allowed = "all" if getattr(imported, "_is_protocol", False) else "nothing"
-        if allowed != "all":
+        full = target if "." in target or name is None else f"{target}.{name}"  # from .. import guides
+        if full == "pyrocontrol" or floor(full) > floor(module):
             broken.append(f"{module} imports {target}{f'.{name}' if name else ''}")
     return broken
 
@@ -165,12 +152,10 @@ def test_rooms_import_only_what_they_may(module: str, path: Path) -> None:
         ("models.a", "import pyrocontrol.inference"),
         ("models.a", "def f():\n    from ..inference import fit"),
         ("guides.a", "from ..envs import BubbleSortEnv"),
-        ("inference.a", "from .. import models"),
-        ("inference.a", "from ..models import ControlProgram"),
+        ("guides.policies.a", "from ...envs.acting.collect import collect"),
         ("envs.a", "from ..inference import fit"),
-        ("inference.a", "from ..envs.collect import collect"),
-        ("inference.interactive", "from ..envs import collect"),
-        ("inference.interactive", "from ..envs.lane import LaneEnv"),
+        ("envs.data.a", "from ... import inference"),
+        ("_a", "from .models import register"),
     ],
 )
 def test_import_rule_finds_what_breaks_it(module: str, source: str) -> None:
@@ -182,9 +167,10 @@ def test_import_rule_finds_what_breaks_it(module: str, source: str) -> None:
     [
         ("models.a", "import torch\nfrom .process import Process"),
         ("guides.a", "from ..models.process import Process\nfrom .. import models"),
-        ("inference.a", "from .stepwise import StepwiseKL_ELBO"),
-        ("inference.a", "from ..models.traces import Traces"),
-        ("inference.interactive", "from ..envs.collect import collect"),
+        ("envs.a", "from ..guides import Hierarchy"),
+        ("inference.control.a", "from ..objectives.stepwise import StepwiseKL_ELBO"),
+        ("inference.a", "from ..envs import collect\nfrom .._files import writing"),
+        ("_a", "from ._files import writing"),
     ],
 )
 def test_import_rule_allows_the_rest(module: str, source: str) -> None:

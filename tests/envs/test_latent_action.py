@@ -14,10 +14,11 @@ from gymnasium import spaces
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from torch import Tensor, nn
 
-from pyrocontrol.envs.latent_action import LatentActionEnv, columns_of, from_box, to_box
+from pyrocontrol.envs.latent_action import LatentActionEnv
 from pyrocontrol.envs.point_maze import PointMaze, PointMove
-from pyrocontrol.guides.flow_policy import FlowPolicy
-from pyrocontrol.guides.gaussian_policy import MixturePolicy
+from pyrocontrol.guides.policies.flow_policy import FlowPolicy
+from pyrocontrol.guides.policies.gaussian_policy import MixturePolicy
+from pyrocontrol.models.policies.level import columns_of, from_box, to_box
 
 
 class Shift(nn.Module):

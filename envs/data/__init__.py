@@ -1,0 +1,1 @@
+"""Demonstrations: in memory, on disk, from what others keep them in."""

@@ -1,0 +1,1 @@
+"""The DeepMimic humanoid: simulation, motions, experts."""

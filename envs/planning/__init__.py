@@ -1,0 +1,1 @@
+"""Planning on the true simulator, as a teacher."""

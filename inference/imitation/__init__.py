@@ -1,0 +1,1 @@
+"""Learning from a teacher, and measures of how well it went."""

@@ -1,0 +1,1 @@
+"""ELBOs, bounds and exact likelihoods."""

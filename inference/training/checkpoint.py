@@ -1,0 +1,231 @@
+"""Checkpoints: written whole or not at all, loaded without executing code, refused by another model."""
+
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..._files import writing
+
+__all__ = [
+    "ANEW",
+    "apply",
+    "described",
+    "load_checkpoint",
+    "match",
+    "mismatch",
+    "read",
+    "snapshot",
+    "verify_settings",
+    "write",
+    "write_all",
+]
+
+FORMAT = "pyrocontrol checkpoint 1"
+ANEW = "pass resume=False to start anew, or another out"  # what to do about one that cannot be gone on from
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    """What a checkpoint holds of one module: its class, its ``signature()`` where it has one, its state."""
+    signature = getattr(module, "signature", None)
+    return {
+        "class": type(module).__name__,
+        "signature": str(signature()) if callable(signature) else None,
+        "state": dict(module.state_dict()),
+    }
+
+
+def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
+    """Why a saved module cannot be loaded into ``module``, in one sentence, or None where it can.
+
+    Args:
+        module: any module; it is only read.
+        saved: an entry made by :func:`snapshot`.
+    """
+    own = snapshot(module)
+    if own["class"] != saved["class"]:
+        return f"it holds a {saved['class']}, not a {own['class']}"
+    if own["signature"] != saved["signature"]:
+        theirs_is, mine_is = _differing(str(saved["signature"]), str(own["signature"]))
+        return f"its {own['class']} is\n{theirs_is}\nand this one is\n{mine_is}"
+    mine, theirs = own["state"], saved["state"]
+    for name in [*mine, *theirs]:
+        if name not in theirs:
+            return f"it has no {own['class']}.{name}"
+        if name not in mine:
+            return f"this {own['class']} has no {name}"
+        shapes = [tuple(getattr(state[name], "shape", ())) for state in (mine, theirs)]
+        if shapes[0] != shapes[1]:
+            return f"its {own['class']}.{name} has shape {shapes[1]}, not {shapes[0]}"
+    return None
+
+
+def _differing(one: str, other: str) -> tuple[str, str]:
+    """Of two signatures the parts in which they differ, if they have as many parts; else both whole."""
+    parts, others = (re.split(r", (?=\w+=)", signature) for signature in (one, other))
+    if len(parts) != len(others):
+        return one, other
+    unlike = [pair for pair in zip(parts, others, strict=True) if pair[0] != pair[1]]
+    return ", ".join(part for part, _ in unlike), ", ".join(part for _, part in unlike)
+
+
+def match(
+    path: str | os.PathLike[str], modules: Sequence[nn.Module], saved: Sequence[dict[str, Any]]
+) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Pair each module with the first saved one that fits it and is not taken.
+
+    Args:
+        path: the file, for messages.
+        modules: any modules; they are only read.
+        saved: entries made by :func:`snapshot`.
+
+    Returns:
+        Pairs (module, state), one for each module.
+
+    Raises:
+        ValueError: a module fits none of the saved ones.
+    """
+    left, matched = list(saved), []
+    for module in modules:
+        reasons = [mismatch(module, entry) for entry in left]
+        if None not in reasons:
+            kind = type(module).__name__
+            alike = [reason for reason, entry in zip(reasons, left, strict=True) if entry["class"] == kind]
+            why = [*alike, *reasons, f"it has nothing for the {kind}"][0]
+            raise ValueError(f"{path} is a checkpoint of another model: {why}")
+        matched.append((module, left.pop(reasons.index(None))["state"]))
+    return matched
+
+
+def apply(matched: Sequence[tuple[nn.Module, dict[str, Any]]]) -> None:
+    """Load what :func:`match` paired, in place."""
+    for module, state in matched:
+        module.load_state_dict(state)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; the previous checkpoint stands.
+    """
+    write_all({path: content})
+
+
+def write_all(contents: dict[Path, dict[str, Any]]) -> None:
+    """Write checkpoints that belong together: none takes the place of an old one before all are on the disk.
+
+    Raises:
+        OSError: a folder cannot be written, or the disk is full; the previous checkpoints stand.
+    """
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            file = stack.enter_context(writing(path))
+            torch.save({"format": FORMAT, **_plain(content)}, file)
+            file.flush()
+            os.fsync(file.fileno())  # all are on the disk before the first is renamed
+
+
+def _plain(value: Any) -> Any:
+    """The same content with numpy scalars, which ``weights_only=True`` refuses, as Python numbers.
+
+    Views that do not fill their storage are copied: the file would get all of it.
+    """
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def read(path: str | os.PathLike[str], *names: str) -> dict[str, Any]:
+    """Read a checkpoint, all tensors on the CPU, without executing code (``weights_only=True``).
+
+    Args:
+        path: the file.
+        *names: what has to be in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, damaged or not a checkpoint, or lacks one of the names.
+    """
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as parts:
+                if damaged := parts.testzip():
+                    raise ValueError(damaged)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds, by where the file ends
+            raise ValueError(f"{path} is truncated or not a checkpoint ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is truncated or not a checkpoint (no {FORMAT!r} inside)")
+    if missing := [name for name in names if name not in content]:
+        raise ValueError(f"{path} is no such checkpoint as is needed: it has no {missing[0]}; {ANEW}")
+    return content
+
+
+def described(value: Any, depth: int = 3) -> str:
+    """Return what tells two values apart, in another process too: no addresses, and what objects hold.
+
+    Args:
+        value: of any kind; one whose class has no ``repr`` of its own is described by its attributes.
+        depth: how far down attributes of attributes count.
+    """
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{value.dtype}{value.tolist()}"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{name!r}: {described(item, depth)}" for name, item in value.items()) + "}"
+    shown: Any = type(value).__repr__
+    if shown in (object.__repr__, nn.Module.__repr__):
+        held = sorted(vars(value).items()) if depth and hasattr(value, "__dict__") else []
+        if isinstance(value, nn.Module):  # weights have their own place in a checkpoint
+            held = [(name, item) for name, item in held if name != "training" and not name.startswith("_")]
+        return f"{type(value).__name__}({', '.join(f'{name}={described(item, depth - 1)}' for name, item in held)})"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def verify_settings(path: Path, content: dict[str, Any], settings: dict[str, Any], steps: int) -> None:
+    """Refuse a checkpoint that was made under other settings or is beyond what is asked for.
+
+    Raises:
+        ValueError: the first difference, and what to do about it.
+    """
+    saved = content["settings"]
+    for name in {**saved, **settings}:
+        was, wanted = saved.get(name), settings.get(name)
+        if was != wanted:
+            raise ValueError(f"{path} was made with {name}={was}, not {wanted}; {ANEW}")
+    if content["step"] > steps:
+        raise ValueError(f"{path} is at step {content['step']}, beyond steps={steps}; {ANEW}")
+
+
+def load_checkpoint(path: str | os.PathLike[str], *modules: nn.Module) -> int:
+    """Load trained modules from a checkpoint of :func:`fit` or :func:`learn`, to evaluate or execute them.
+
+    Args:
+        path: the file, usually ``OUT/checkpoint.pt``.
+        *modules: modules made as they were for training; any of those that were trained. Each takes the first
+            saved module with its class, signature, parameter names and shapes.
+
+    Returns:
+        The number of training steps behind these weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, not a checkpoint, or one of another model; nothing is changed then.
+    """
+    content = read(path, "modules", "step")
+    apply(match(path, modules, content["modules"]))
+    return int(content["step"])

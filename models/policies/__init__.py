@@ -1,0 +1,1 @@
+"""Policies: what acts, and learns to by imitation."""

@@ -1,0 +1,1 @@
+"""Control programs: procedures run by a call stack."""

@@ -1,0 +1,358 @@
+"""Control programs: policies that are sets of procedures run by a call stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+from typing import Any, NamedTuple
+
+import gymnasium
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..process import Sequence
+from ..registration import register
+from .call_stack import CallStack, CallStackContext
+from .call_trace import CallTrace
+from .procedure_tree import ProcedureTree
+from .traces import Traces, check_stopped, split_annotated
+
+__all__ = ["ControlProgram", "Execution"]
+
+
+class Execution(NamedTuple):
+    """What came of running a program in an environment.
+
+    Attributes:
+        calls: the call trace.
+        actions: the actions' numbers, in order.
+        total_reward: sum of rewards.
+        finished: whether the program returned by itself (else the environment ended, or steps ran out).
+        info: the environment's last info.
+    """
+
+    calls: CallTrace
+    actions: list[int]
+    total_reward: float
+    finished: bool
+    info: dict[str, Any]
+
+
+class ControlProgram(nn.Module):
+    r"""A control program as a generative model of traces.
+
+    ``calls ~ Sequence(call stack prior)``, and the actions are those that the calls take: the joint
+    ``p(z, x)`` of eq. (3) in Fox et al. (2018), the environment's own steps left out as a constant.
+
+    Args:
+        tree: the procedures, or their text form.
+        obs_size: width ``O`` of an observation.
+        arg_size: width of arguments and return values; checked against the tree, which knows it.
+        hidden: hidden layers of each procedure's network.
+        argument_hidden: hidden layers of the networks of arguments and return values; none in the paper.
+        activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
+        encoder: what the procedures see of an observation, such as
+            :class:`~pyrocontrol.models.FieldEncoder`: a module ``[..., O] -> [..., C]`` with an attribute ``groups``
+            (widths that split ``C``); by default the observation itself.
+        sparsity: rate lambda of a sparsity prior on what procedures see, ``exp(-lambda sum_h,g ||W_hg||)`` over
+            the first-layer weights of each procedure h and input group g (a group lasso), in nats of the whole
+            training set.
+        num_traces: size of the training set, against which ``sparsity`` is weighed in a batch.
+        horizon: most PHP steps of a trace; by default what the call graph can need.
+
+    Raises:
+        ValueError: if the tree cannot be read, ``arg_size`` is not the tree's, or ``sparsity`` lacks
+            ``num_traces``.
+
+    Example:
+        >>> program = ControlProgram("actions: left, right\nwalk -> left, right", obs_size=3)
+        >>> program.tree.choices
+        ('walk', 'left', 'right', 'return')
+    """
+
+    def __init__(
+        self,
+        tree: ProcedureTree | str,
+        obs_size: int,
+        arg_size: int | None = None,
+        *,
+        hidden: Several[int] = (16,),
+        argument_hidden: Several[int] = (),
+        activation: str = "relu",
+        encoder: nn.Module | None = None,
+        sparsity: float = 0.0,
+        num_traces: int | None = None,
+        horizon: int | None = None,
+    ):
+        super().__init__()
+        self.tree = ProcedureTree.parse(tree) if isinstance(tree, str) else tree
+        if arg_size is not None and arg_size != self.tree.arg_size:
+            raise ValueError(
+                f"arg_size={arg_size}, but the widest argument or return value of the tree has {self.tree.arg_size}"
+            )
+        if sparsity and not num_traces:
+            raise ValueError("sparsity is weighed against the training set: give num_traces")
+        self.obs_size, self.horizon = obs_size, horizon
+        self.hidden, self.argument_hidden = tuple(hidden), tuple(argument_hidden)
+        self.sparsity, self.num_traces = sparsity, num_traces
+        self.encoder = nn.Identity() if encoder is None else encoder
+        self.groups = (1,) * obs_size if encoder is None else _groups_of(encoder, obs_size)
+        size = sum(self.groups)
+        self.process = CallStack(self.tree, size, hidden=hidden, argument_hidden=argument_hidden, activation=activation)
+
+    # -- the model ----------------------------------------------------------------------------------------------
+
+    def model(self, traces: Traces) -> None:
+        """Pyro model: ``calls`` from the call stack, ``actions`` as the calls take them, in plate ``traces``.
+
+        The actions' arguments, where they take any, are the site ``arguments``; a sparsity prior is the factor
+        ``sparsity``. Traces whose calls are annotated are observed whole, as ``annotated_calls`` in plate
+        ``annotated_traces``.
+        """
+        register("program", self)
+        if self.sparsity and self.num_traces:
+            share = len(traces.lengths) / self.num_traces
+            pyro.factor("sparsity", -self.sparsity * share * self.process.group_norms(self.groups).sum())
+        unannotated, annotated = split_annotated(traces)
+        if annotated is not None and annotated.calls is not None:
+            with pyro.plate("annotated_traces", len(annotated.lengths), dim=-1):
+                pyro.sample("annotated_calls", self.prior(annotated), obs=annotated.calls)
+        if unannotated is None:
+            return
+        with pyro.plate("traces", len(unannotated.lengths), dim=-1):
+            calls = pyro.sample("calls", self.prior(unannotated))
+            actions, arguments = self.taken(calls, unannotated.actions.shape[-1])
+            pyro.sample("actions", dist.Delta(actions, event_dim=1), obs=unannotated.actions.to(actions.dtype))
+            if self.tree.action_arg_size:
+                pyro.sample("arguments", dist.Delta(arguments, event_dim=2), obs=unannotated.arguments)
+
+    def forward(self, traces: Traces) -> None:
+        """Run :meth:`model`, so that the program itself can be given to an ELBO as a module."""
+        self.model(traces)
+
+    def prior(self, traces: Traces) -> Sequence:
+        """Return ``p_theta(z | o, u_0)``, the observations being the trace's own."""
+        context = CallStackContext(self.encoder(traces.observations), self.root_argument(traces.task))
+        return Sequence(self.process, context, self.steps_for(traces))
+
+    def taken(self, calls: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Return the actions that calls ``[..., I, 1 + W]`` take, and their arguments.
+
+        Returns:
+            ``[..., steps]``, null after the last action, and ``[..., steps, V]``, zero there.
+        """
+        procedures, null, width = len(self.tree.procedures), self.tree.null, self.tree.action_arg_size
+        rows = calls.reshape((-1,) + calls.shape[-2:])
+        choice = rows[..., 0].long()
+        acts = (self.process.depths(choice) > 0) & (choice >= procedures) & (choice < null)
+        # Steps that take no action, and actions beyond the last step, are written to a column that is cut off.
+        column = torch.where(acts, acts.cumsum(1) - 1, steps).clamp(max=steps)
+        actions = rows.new_full((len(rows), steps + 1), null - procedures)
+        actions = actions.scatter(1, column, rows[..., 0] - procedures)[:, :steps]
+        arguments = rows.new_zeros(len(rows), steps + 1, width)
+        arguments = arguments.scatter(1, column.unsqueeze(-1).expand(-1, -1, width), rows[..., 1 : 1 + width])
+        batch = calls.shape[:-2]
+        return actions.reshape(batch + (steps,)), arguments[:, :steps].reshape(batch + (steps, width))
+
+    def root_argument(self, task: Tensor) -> Tensor:
+        """Return the task ``[B, U]`` as the root's argument ``[B, W]``."""
+        return F.pad(task, (0, self.tree.arg_size - task.shape[-1]))
+
+    def steps_for(self, traces: Traces) -> int:
+        """Return the horizon for these traces, in PHP steps."""
+        return self.horizon or self.tree.max_steps(traces.actions.shape[-1] - 1)
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def check(self, traces: Traces) -> None:
+        """Refuse traces that the program cannot have produced, before any training.
+
+        Raises:
+            ValueError: for actions that are not Discrete, or naming trace and step, for traces that were cut off,
+                another observation width, actions that no procedure can reach, arguments of the wrong kind, annotated
+                calls that no call stack can take or that do not take the trace's actions, or a horizon too short.
+        """
+        check_stopped(traces)
+        if traces.observations.shape[-1] != self.obs_size:
+            raise ValueError(
+                f"trace 0, step 0: the program takes observations of width {self.obs_size}, "
+                f"the traces have width {traces.observations.shape[-1]}"
+            )
+        self.tree.check(traces)
+        if self.horizon is not None:
+            needed = self.tree.least_steps(traces.actions)
+            if traces.calls is not None:
+                needed = torch.maximum(needed, (traces.calls[..., 0] >= 0).sum(1))
+            short = (needed > self.horizon).nonzero()
+            if len(short):
+                trace = int(short[0, 0])
+                last = int(traces.lengths[trace]) - 1
+                raise ValueError(
+                    f"trace {trace}, step {last}: the horizon of {self.horizon} PHP steps is too short, "
+                    f"{last} actions need at least {int(needed[trace])}"
+                )
+        if traces.calls is not None:
+            self._check_calls(traces, traces.calls)
+
+    def _check_calls(self, traces: Traces, calls: Tensor) -> None:
+        """Refuse annotated calls that no call stack can take, or that take other actions than the trace's."""
+        tree = self.tree
+        if calls.shape[-1] != 1 + tree.arg_size:
+            raise ValueError(
+                f"annotated calls of this tree have width {1 + tree.arg_size}, the traces' have {calls.shape[-1]}"
+            )
+        calls = F.pad(calls, (0, 0, 0, 1), value=-1.0)  # one step more, by which the stack must be empty
+        choice, annotated = calls[..., 0].long(), calls[:, :1, 0] >= 0
+
+        def refuse(bad: Tensor, what: str, unit: str = "call") -> None:
+            bad = bad & annotated
+            if bad.any():
+                trace, step = bad.nonzero()[0].tolist()
+                raise ValueError(f"trace {trace}, {unit} {step}: {what}")
+
+        refuse(choice > tree.null, f"an annotated choice outside 0..{tree.null}")
+        calls = torch.cat([calls[..., :1].clamp(min=0), calls[..., 1:]], -1)
+        context = CallStackContext(
+            calls.new_zeros(*traces.actions.shape, 0), self.root_argument(traces.task).to(calls.dtype)
+        )
+        state, live = self.process.unroll(calls, context)
+        allowed = tree.available.to(choice.device)[state.frame[..., 0].long(), choice.clamp(min=0)]
+        early = (choice == tree.null) & (state.frame[..., 1] == 0)
+        refuse(
+            live & (choice >= 0) & (~allowed | early),
+            "the running procedure has no such choice as annotated, or returns before it has done anything",
+        )
+        refuse(live & (choice < 0), "the annotated calls stop before the root returns")
+        refuse(~live & (choice >= 0), "an annotated call after the root has returned")
+        actions, arguments = self.taken(calls, traces.actions.shape[1])
+        refuse(actions != traces.actions, "the annotated calls do not take the trace's action", "step")
+        refuse((arguments != traces.arguments).any(-1), "the annotated calls do not take the action's argument", "step")
+
+    def signature(self) -> str:
+        """Return what a checkpoint must share with this program to fit it."""
+        networks = (
+            f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={self.encoder}"
+        )
+        prior = f"sparsity={self.sparsity}, num_traces={self.num_traces}"
+        return f"ControlProgram(obs_size={self.obs_size}, {networks}, {prior})\n{self.tree}"
+
+    # -- the policy ---------------------------------------------------------------------------------------------
+
+    def greedy_actions(self, traces: Traces) -> Tensor:
+        """Return the greedy actions ``[B, T]``; null once the program has returned."""
+        with torch.no_grad():
+            return self.taken(self._greedy(traces), traces.actions.shape[-1])[0].long()
+
+    def greedy_arguments(self, traces: Traces) -> Tensor:
+        """Return the arguments ``[B, T, V]`` of the greedy actions."""
+        with torch.no_grad():
+            return self.taken(self._greedy(traces), traces.actions.shape[-1])[1]
+
+    @torch.no_grad()
+    def execute(
+        self,
+        env: gymnasium.Env[Any, Any],
+        *,
+        task: Tensor | None = None,
+        greedy: bool = True,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+        max_steps: int = 100_000,
+    ) -> Execution:
+        """Run the program in an environment: Algorithm 1.
+
+        Args:
+            env: a Gymnasium environment with vector observations. If it has ``encode_action(index, argument)``,
+                that gives its action, else the action's number is passed. The null action is passed on when the
+                program returns, if there is an ``encode_action`` or a discrete action space with one action more
+                than the tree.
+            task: the root's argument u_0; by default ``info["task"]`` of the reset.
+            greedy: take the likeliest choice at every step, or sample.
+            seed: of the environment's reset.
+            options: of the environment's reset.
+            max_steps: most PHP steps.
+
+        Raises:
+            ValueError: for observations of the wrong width or not finite, a task of the wrong width, or actions that
+                the environment cannot take.
+        """
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        weight = self.process.choose.weights[0]
+        encode = getattr(env.unwrapped, "encode_action", None)
+        takes = [sum(field.size for field in action.argument) for action in self.tree.actions]
+        if encode is None and any(takes):
+            raise ValueError(
+                "the tree's actions take arguments: the environment needs encode_action(index, argument), "
+                "which returns its own action for them"
+            )
+        space = env.action_space
+        if encode is None and getattr(space, "n", len(takes)) < len(takes):
+            raise ValueError(f"the tree has {len(takes)} actions, the environment's action space is {space}")
+        observation, info = env.reset(seed=seed, options=options)
+        task = torch.as_tensor(info.get("task", ()) if task is None else task)
+        task = task.to(weight.device, weight.dtype).reshape(1, -1)
+        declared = sum(field.size for field in self.tree.root.argument)
+        if task.shape[1] != declared:
+            raise ValueError(f"the root takes an argument of width {declared}, the task has width {task.shape[1]}")
+        ends = encode is not None or getattr(space, "n", None) == len(self.tree.actions) + 1
+        procedures, null = len(self.tree.procedures), self.tree.null
+        context = CallStackContext(self._features(observation, weight), self.root_argument(task))
+        state = self.process.initial(context)
+        steps, actions, total, ended = [], [], 0.0, False
+        for _ in range(max_steps):
+            step = self.process.conditional(state, context)
+            z = step.mode if greedy else step.sample()
+            steps.append(z)
+            state = self.process.advance(state, z, context)
+            choice = int(z[0, 0])
+            finished = int(state.depth[0]) == 0
+            if procedures <= choice < null or finished:
+                number = choice - procedures
+                width = 0 if finished else takes[number]
+                argument = z[0, 1 : 1 + width].cpu().numpy()
+                action = encode(number, argument) if encode is not None else number
+                if not finished:
+                    actions.append(number)
+                if not finished or ends:
+                    observation, reward, terminated, truncated, info = env.step(action)
+                    total += float(reward)
+                    ended = bool(terminated or truncated)
+                    context = context._replace(features=self._features(observation, weight))
+                    # The context holds the current observation alone, as its time 0.
+                    state = state._replace(time=torch.zeros_like(state.time))
+            if finished or ended:
+                break
+        calls = CallTrace.batch(self.tree, torch.stack(steps, 1))[0]
+        return Execution(calls, actions, total, int(state.depth[0]) == 0, info)
+
+    def _greedy(self, traces: Traces) -> Tensor:
+        """Greedy calls ``[B, I, 1 + W]`` on the traces' observations; a program gone astray stops at the horizon."""
+        return self.prior(traces).greedy()
+
+    def _features(self, observation: Any, like: Tensor) -> Tensor:
+        if isinstance(observation, dict | tuple):
+            raise ValueError("the program takes vector observations: wrap the environment in FlattenObservation")
+        x = torch.as_tensor(observation, dtype=like.dtype, device=like.device).reshape(1, 1, -1)
+        if x.shape[-1] != self.obs_size:
+            raise ValueError(f"the program takes observations of width {self.obs_size}, got {x.shape[-1]}")
+        if not bool(x.isfinite().all()):
+            raise ValueError("an observation is not finite")
+        return self.encoder(x)
+
+
+def _groups_of(encoder: nn.Module, obs_size: int) -> tuple[int, ...]:
+    """Return the widths of an encoder's groups of outputs, after trying it on an observation."""
+    groups = getattr(encoder, "groups", None)
+    if groups is None:
+        raise ValueError(f"the encoder {type(encoder).__name__} needs an attribute groups, the widths of its outputs")
+    try:
+        with torch.no_grad():
+            width = encoder(torch.zeros(1, obs_size)).shape[-1]
+    except RuntimeError as error:
+        raise ValueError(f"the encoder does not take observations of width {obs_size}: {error}") from None
+    if width != sum(groups):
+        raise ValueError(f"the encoder's output has width {width}, its groups {tuple(groups)} have {sum(groups)}")
+    return tuple(groups)

@@ -1,0 +1,193 @@
+"""TensorFlow's checkpoints: bundles written here by the format's rules, pybullet's own, and damaged ones."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyrocontrol.envs.humanoid.motion import bullet_data
+from pyrocontrol.envs.humanoid.tensor_bundle import read_tensor_bundle
+
+TYPES = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "bool": 10}
+MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
+
+
+def varint(value: int) -> bytes:
+    found = b""
+    while value > 127:
+        found, value = found + bytes([value & 127 | 128]), value >> 7
+    return found + bytes([value])
+
+
+def number(field: int, value: int) -> bytes:
+    return varint(field << 3) + varint(value)
+
+
+def text(field: int, value: bytes) -> bytes:
+    return varint(field << 3 | 2) + varint(len(value)) + value
+
+
+def crc(data: bytes) -> int:
+    """CRC-32C bit by bit, masked."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+    register ^= 0xFFFFFFFF
+    return ((register >> 15 | register << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def block(entries: list[tuple[bytes, bytes]], kind: int = 0) -> bytes:
+    """A block whose keys share what they have in common with the one before."""
+    body, last = b"", b""
+    for key, value in entries:
+        shared = 0
+        while shared < min(len(last), len(key)) and last[shared] == key[shared]:
+            shared += 1
+        body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        last = key
+    body += struct.pack("<II", 0, 1)
+    return body + bytes([kind]) + struct.pack("<I", crc(body + bytes([kind])))
+
+
+def write(
+    prefix: Path,
+    tensors: dict[str, np.ndarray],
+    *,
+    shards: int = 1,
+    header: bytes = b"",
+    kind: int = 0,
+    per_block: int = 2,
+    more: bytes = b"",
+    types: dict[str, int] | None = None,
+) -> None:
+    """Write a bundle, the tensors in turn to each shard."""
+    data = [b""] * shards
+    entries = [(b"", number(1, shards) + header)]
+    for index, name in enumerate(sorted(tensors)):
+        tensor, shard = tensors[name], index % shards
+        shape = b"".join(text(2, number(1, size)) for size in tensor.shape)
+        entry = number(1, (types or {}).get(name, TYPES[tensor.dtype.name])) + text(2, shape)
+        entry += (
+            number(3, shard) + number(4, len(data[shard])) + number(5, tensor.nbytes) + varint(6 << 3 | 5) + b"crc "
+        )
+        entries.append((name.encode(), entry + more))
+        data[shard] += tensor.tobytes()
+    for shard, content in enumerate(data):
+        prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}").write_bytes(content)
+    table, index_entries = b"", []
+    for start in range(0, len(entries), per_block):
+        part = entries[start : start + per_block]
+        written = block(part, kind)
+        index_entries.append((part[-1][0], varint(len(table)) + varint(len(written) - 5)))
+        table += written
+    handles = b""
+    for content in (block([]), block(index_entries)):
+        handles += varint(len(table)) + varint(len(content) - 5)
+        table += content
+    prefix.with_name(prefix.name + ".index").write_bytes(table + handles.ljust(40, b"\0") + MAGIC)
+
+
+TENSORS = {
+    "agent/main/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "agent/main/bias": np.array([1.5, -2.5], np.float64),
+    "agent/count": np.array([300], np.int32),
+    "agent/step": np.array(7, np.int64),
+    "agent/empty": np.zeros((0, 3), np.float32),
+    "flags": np.array([True, False]),
+}
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("per_block", [1, 100])
+def test_tensors_are_read(tmp_path: Path, shards: int, per_block: int) -> None:
+    write(tmp_path / "model.ckpt", TENSORS, shards=shards, per_block=per_block)
+    for name in ("model.ckpt", "model.ckpt.index"):
+        found = read_tensor_bundle(tmp_path / name)
+        assert set(found) == set(TENSORS)
+        for key, value in TENSORS.items():
+            assert found[key].dtype == value.dtype and found[key].shape == value.shape
+            np.testing.assert_array_equal(found[key], value)
+            assert found[key].flags.writeable
+
+
+def test_the_policies_of_pybullet_are_read() -> None:
+    pytest.importorskip("pybullet_data")
+    found = read_tensor_bundle(bullet_data() / "data/policies/humanoid3d/humanoid3d_walk.ckpt")
+    assert found["agent/main/actor/0/dense/kernel"].shape == (197, 1024)
+    assert found["agent/main/actor/1/dense/kernel"].shape == (1024, 512)
+    assert found["agent/main/actor/dense/bias"].shape == (36,)
+    assert all(np.isfinite(tensor).all() for tensor in found.values())
+    # Known to the format's owner, not to its reader: the phase is scaled to -1..1.
+    assert found["agent/resource/s_norm/mean"][0] == found["agent/resource/s_norm/std"][0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"kind": 1}, r"compressed \(snappy\), which is not supported", id="snappy"),
+        pytest.param({"kind": 4}, r"compressed \(kind 4\)", id="other-compression"),
+        pytest.param({"types": {"flags": 7}}, "flags has TensorFlow's type 7, which is not supported", id="strings"),
+        pytest.param({"types": {"flags": 1}}, r"flags has shape \[2\] of float32, but 2 bytes", id="wrong-size"),
+        pytest.param({"more": text(7, b"")}, "is split into slices", id="slices"),
+        pytest.param({"header": number(2, 1)}, "big-endian", id="big-endian"),
+    ],
+)
+def test_what_is_not_supported_is_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    write(tmp_path / "model.ckpt", TENSORS, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"model.ckpt.index: .*{message}"):
+        read_tensor_bundle(tmp_path / "model.ckpt")
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="model.ckpt.index is missing"):
+        read_tensor_bundle(tmp_path / "model.ckpt")
+    write(tmp_path / "model.ckpt", TENSORS, shards=2)
+    (tmp_path / "model.ckpt.data-00001-of-00002").unlink()
+    with pytest.raises(FileNotFoundError, match="model.ckpt.data-00001-of-00002 is missing"):
+        read_tensor_bundle(tmp_path / "model.ckpt")
+
+
+def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "model.ckpt", TENSORS)
+    shard = tmp_path / "model.ckpt.data-00000-of-00001"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="data-00000-of-00001 is truncated: flags ends at byte"):
+        read_tensor_bundle(tmp_path / "model.ckpt")
+
+
+def test_every_truncated_index_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "model.ckpt", TENSORS)
+    index = tmp_path / "model.ckpt.index"
+    whole = index.read_bytes()
+    for length in range(len(whole)):
+        index.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="truncated"):
+            read_tensor_bundle(tmp_path / "model.ckpt")
+        if length >= len(whole) - len(MAGIC):
+            continue
+        index.write_bytes(whole[:length] + MAGIC)  # as if it had an end all the same
+        with pytest.raises(ValueError, match="model.ckpt.index"):
+            read_tensor_bundle(tmp_path / "model.ckpt")
+
+
+def test_an_index_with_another_byte_is_refused_or_reads_the_same(tmp_path: Path) -> None:
+    write(tmp_path / "model.ckpt", TENSORS)
+    index = tmp_path / "model.ckpt.index"
+    whole = index.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        for change in (1, 128):
+            index.write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :])
+            try:
+                found = read_tensor_bundle(tmp_path / "model.ckpt")
+            except ValueError as error:
+                assert "model.ckpt.index" in str(error)
+                refused += 1
+            else:  # a byte that means nothing: the padding of the footer, the block of meta-data
+                assert all(np.array_equal(found[key], value) for key, value in TENSORS.items())
+    assert refused > 1.5 * (len(whole) - 80)

@@ -1,0 +1,120 @@
+"""Every script in examples/ runs at its smallest size and writes a result of the common form."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BULLET = importlib.util.find_spec("pybullet") is not None
+MUJOCO = importlib.util.find_spec("mujoco") is not None
+ROOT = Path(__file__).resolve().parents[2]
+
+# For every example, the ways of running it that are tried.
+EXAMPLES: dict[str, list[list[str]]] = {
+    "bubble_sort.py": [
+        ["--method", "hvil", "--demos", "2", "--updates", "2"],
+        [
+            "--method",
+            "hvil",
+            "--procedures",
+            "paper",
+            "--guide",
+            "transformer",
+            "--elbo",
+            "trace",
+            "--demos",
+            "2",
+            "--updates",
+            "2",
+        ],
+        ["--task", "BubbleSortMove", "--guide", "lstm", "--annotated", "1", "--demos", "2", "--updates", "2"],
+        ["--tree", "generic", "--demos", "2", "--updates", "2"],
+        ["--method", "rnn", "--demos", "2", "--updates", "2"],
+        ["--method", "rnn-full", "--demos", "2", "--updates", "2"],
+    ],
+    "imitation_basics.py": [
+        [*arguments, "--updates", "2", "--test-episodes", "2"]
+        for arguments in (
+            ["--algo", "bc", "--env", "CartPole-v1", "--episodes", "2"],
+            ["--algo", "rnn", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4"],
+            ["--algo", "latent", "--env", "pyrocontrol/TMaze-v0", "--episodes", "4"],
+            ["--algo", "dagger", "--env", "pyrocontrol/Lane-v0", "--episodes", "2", "--rounds", "2"],
+            ["--algo", "dart", "--env", "CartPole-v1", "--episodes", "2", "--rounds", "2"],
+            *([["--algo", "gcbc", "--env", "pyrocontrol/ReacherGoal-v0", "--episodes", "2"]] if MUJOCO else []),
+        )
+    ],
+    "lsp_benchmark.py": [
+        ["--task", "pyrocontrol/PointMove-v0", *arguments, "--evaluate-every", "30", "--episodes", "1"]
+        for arguments in (
+            ["--levels", "2", "--steps", "60", "--start", "20"],
+            ["--guide", "gaussian", "--temperature", "fixed", "--steps", "30", "--start", "20"],
+            ["--guide", "mixture", "--learner", "sac-first", "--steps", "30", "--start", "20"],
+            ["--learner", "sql", "--steps", "30", "--start", "20"],
+            ["--learner", "ddpg", "--steps", "120"],
+            ["--learner", "ppo", "--steps", "60"],
+        )
+    ],
+    "lsp_maze.py": [
+        [*arguments, "--start", "5", "--evaluate-every", "30", "--episodes", "1"]
+        for arguments in (
+            ["--levels", "3", "--pretrain", "20", "--steps", "60"],
+            ["--learner", "sql", "--guide", "gaussian", "--pretrain", "20", "--steps", "30"],
+            ["--levels", "1", "--pretrain", "20", "--motion", "1", "--goal", "1", "--steps", "30"],
+            ["--levels", "1", "--pretrain", "0", "--guide", "spline", "--steps", "30"],
+            *([["--task", "AntMaze", "--pretrain", "20", "--goal", "2", "--steps", "30"]] if MUJOCO else []),
+        )
+    ],
+    "skills_humanoid.py": [
+        ["--composite", "toy", *arguments, "--updates", "2", "--evaluate-every", "1"]
+        for arguments in (
+            ["--mi", "tied", "--beta", "0.5", "--warmup", "10", "--free-bits", "0.1"],
+            ["--mi", "off", "--guide", "transformer"],
+            ["--mi", "variational", "--axis", "components", "--guide", "mean", "--latent", "2"],
+            ["--mi", "infonce", "--weight", "0.01", "--batch-size", "2"],
+        )
+    ]
+    + ([["--composite", "backflip", "--mi", "tied", "--updates", "1"]] if BULLET else []),
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} - {"plots.py"} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments"),
+    [(example, arguments) for example, ways in EXAMPLES.items() for arguments in ways],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_example(
+    example: str, arguments: list[str], tmp_path: Path, check_row: Callable[[dict[str, Any]], None]
+) -> None:
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore:no C compiler was found",
+            str(ROOT / "examples" / example),
+            *arguments,
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    for row in result["rows"] if "rows" in result else [result]:
+        check_row(row)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "written outside of --out"

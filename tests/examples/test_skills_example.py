@@ -1,0 +1,139 @@
+"""The example of skills: what it writes, that it goes on where it stopped, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from pyrocontrol.inference import read_rows
+from scripts import load_script
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    return load_script("examples/skills_humanoid.py")
+
+
+def run(example: ModuleType, out: Path, **given: Any) -> list[dict[str, Any]]:
+    """The rows of one run, on the same demonstrations every time."""
+    demos = out.parent / "demonstrations.npz"
+    example.main(example.Arguments(composite="toy", demos=demos, out=out, evaluate_every=2, **given))
+    return read_rows(out / "result.json")
+
+
+def test_a_run_writes_everything_and_goes_on_where_it_stopped(example: ModuleType, tmp_path: Path) -> None:
+    whole = run(example, tmp_path / "whole", mi="tied", updates=4)
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names == {
+        *("result.json", "checkpoint.pt", "tensorboard", "mse.png", "learning_curve.png", "embeddings.png"),
+        *("interpolation.png", "generation.png", "generation.gif", "links.png"),
+    }
+    run(example, tmp_path / "stopped", mi="tied", updates=2)
+    gone_on = run(example, tmp_path / "stopped", mi="tied", updates=4)
+
+    def values(rows: list[dict[str, Any]]) -> list[Any]:
+        return [[item[key] for key in ("method", "task", "setting", "seed", "metric", "value")] for item in rows]
+
+    assert values(gone_on) == values(whole)
+    finished = run(example, tmp_path / "whole", mi="tied", updates=4)
+    assert values(finished) == values(whole)
+
+    metrics = {(item["method"], item["metric"], item["setting"].get("embedding")) for item in whole}
+    for metric in ("state_mse", "state_mse_scaled"):
+        assert {("tied", metric, kind) for kind in ("sum", "encoded", "part", "own")} <= metrics
+        assert {("mean-state", metric, kind) for kind in ("composite", "own")} <= metrics
+    for metric in ("cycle_fraction", "tracking_error"):
+        assert {("tied", metric, "sum"), ("tied", metric, "encoded"), ("teacher", metric, None)} <= metrics
+    assert {
+        item["setting"]["step"] for item in whole if item["metric"] == "state_mse" and item["method"] == "tied"
+    } == {
+        2,
+        4,
+    }
+    estimates = {item["setting"]["estimate"] for item in whole if item["metric"] == "mutual_information"}
+    assert {"infonce", "leave_one_out", "tied", "nonvariational", "literal"} <= estimates
+    assert len(values(whole)) == len({str(line[:5]) for line in values(whole)}), "two rows of the same name"
+
+
+def test_the_composite_is_not_trained_on(example: ModuleType) -> None:
+    task = example.checked(example.Arguments())
+    data = example.demonstrations(example.Arguments(), task)
+    assert task.names == ("rise", "push", "toy")
+    assert [
+        data.train.task.sum(0).tolist(),
+        data.held_out.task.sum(0).tolist(),
+        data.composite.task.sum(0).tolist(),
+    ] == [
+        [20, 20, 0],
+        [5, 5, 0],
+        [0, 0, 5],
+    ]
+    everything = torch.cat([part.actions.flatten(1) for part in data])
+    assert len(everything.unique(dim=0)) == 55, "the same noise twice"
+
+
+@pytest.mark.parametrize("name", ["updates", "batch_size", "latent", "evaluate_every"])
+def test_numbers_that_make_no_sense_are_refused(example: ModuleType, name: str) -> None:
+    with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} must be at least 1"):
+        example.main(example.Arguments(**{name: 0}))
+
+
+def test_files_that_are_something_else_are_refused(example: ModuleType, tmp_path: Path) -> None:
+    def refused(match: str, **given: Any) -> None:
+        with pytest.raises(SystemExit, match=match):
+            example.main(example.Arguments(**{"out": tmp_path / "new"} | given))
+        assert not (tmp_path / "new").exists()
+
+    (tmp_path / "file").write_text("a file")
+    refused("file is a file, not a folder", out=tmp_path / "file")
+    refused("file is a file, not a folder", out=tmp_path / "file" / "deeper")
+    refused("file is a file, not a folder", demos=tmp_path / "file" / "demos.npz")
+    refused("is a folder, not a file", demos=tmp_path)
+    refused("cannot be read", demos=tmp_path / "file")
+    # The same number of demonstrations, of other skills: nothing in the file itself would tell.
+    task = example.task_of("toy")
+    other = example.Task("slalom", ("weave", "circle"), (), task.show, task.teacher, task.env)
+    example.demonstrations(example.Arguments(demos=tmp_path / "other.npz"), other)
+    refused("does not hold the demonstrations of rise, push, toy", demos=tmp_path / "other.npz")
+    (tmp_path / "other.json").unlink()
+    refused("does not hold the demonstrations of rise, push, toy", demos=tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weight": -1.0}, "--weight must be at least 0, got -1"),
+        ({"beta": float("nan")}, "--beta must be at least 0, got nan"),
+        ({"free_bits": float("inf")}, "--free-bits must be at least 0, got inf"),
+        ({"warmup": -1}, "--warmup must be at least 0, got -1"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"updates": 0}, "--updates must be at least 1, got 0"),
+        ({"batch_size": 100}, "--batch-size 100 exceeds the 40 demonstrations"),
+        ({"device": "gpu"}, "device gpu cannot be used"),
+        ({"residual": True, "axis": "mlp"}, "--residual is for --axis time"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_options_are_refused(example: ModuleType, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        example.main(example.Arguments(out=tmp_path / "new", **given))
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_folder_of_another_run_is_refused(example: ModuleType, tmp_path: Path) -> None:
+    run(example, tmp_path / "out", mi="off", updates=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    with pytest.raises(SystemExit, match="--out .*out: "):
+        run(example, tmp_path / "out", mi="tied", updates=1)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+
+
+def test_what_is_assisted_is_said(example: ModuleType) -> None:
+    assert example.task_of("toy").assisted == ()
+    pytest.importorskip("pybullet")
+    assert example.task_of("spinkick").assisted == ("kick", "spin")
+    assert example.task_of("backflip").assisted == ("roll",)

@@ -110,7 +110,7 @@ def main(arguments: Arguments) -> None:
         with pc.inference.claim_folder(arguments.out, whole):
             learnt = [baseline(arguments)] if arguments.learner in BASELINES else latent_space_policies(arguments)
     except (ValueError, FloatingPointError) as error:  # most of all, OUT holds another run
-        raise SystemExit(str(error)) from error
+        raise SystemExit("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
     if learnt is None:
         print("stopped; the same command goes on from there")
         return

@@ -115,7 +115,7 @@ def main(arguments: Arguments) -> None:
             lowest, moving = learnt_to_move(arguments) if arguments.pretrain else (None, 0.0)
             learnt = None if arguments.pretrain and lowest is None else learnt_the_maze(arguments, lowest)
     except (ValueError, FloatingPointError) as error:  # most of all, OUT holds another run
-        raise SystemExit(str(error)) from error
+        raise SystemExit("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
     if learnt is None:
         print("stopped; the same command goes on from there")
         return

@@ -2,7 +2,8 @@
 
 from .._verify import claim_folder, verify_device, verify_folder
 from .control.critics import Critics, TargetCopy
-from .control.loop import Learner, LearnResult, evaluation, learn, learn_together
+from .control.evaluation import evaluation
+from .control.loop import Learner, LearnOptions, LearnResult, learn, learn_together
 from .control.replay import Replay, ReplayBatch
 from .control.seed_batch import SeedBatch
 from .control.soft_control import SoftActorCritic, SoftLearner
@@ -44,6 +45,7 @@ __all__ = [
     "InexactKLError",
     "InteractiveResult",
     "KLWeight",
+    "LearnOptions",
     "LearnResult",
     "Learner",
     "MutualInformation",

@@ -21,7 +21,8 @@ from gymnasium import spaces
 
 from ..._verify import verify_least, verify_seed
 from ..training import checkpoint
-from .loop import Body, learn, learn_together
+from .body import Body
+from .loop import learn, learn_together
 from .seed_batch import SeedBatch
 
 __all__ = ["Embed", "Evaluate", "MakeLearner", "StagewiseResult", "train_stagewise", "train_stagewise_together"]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from pyrocontrol.envs import Hierarchy, LatentActionEnv
 from pyrocontrol.guides import FlowPolicy
 from pyrocontrol.inference import load_checkpoint
-from pyrocontrol.inference.control.loop import evaluation, learn
+from pyrocontrol.inference.control.evaluation import evaluation
+from pyrocontrol.inference.control.loop import learn
 from pyrocontrol.inference.control.soft_control import SoftActorCritic
 from pyrocontrol.inference.control.soft_q_learning import SoftQLearning
 from pyrocontrol.inference.training import checkpoint
@@ -437,7 +438,7 @@ def test_squashing_goes_with_the_environment() -> None:
 
 def test_one_environment_at_a_time() -> None:
     envs = gymnasium.vector.SyncVectorEnv([Point])
-    with pytest.raises(TypeError, match="env must be one Gymnasium environment, not SyncVectorEnv"):
+    with pytest.raises(TypeError, match="one environment is acted in, not a vector of them"):
         learn(make(), envs, steps=5, **OPTIONS)  # type: ignore[arg-type]
     envs.close()
 
@@ -451,7 +452,7 @@ def test_numbers_of_the_environment_are_finite(tmp_path: Path, what: str, value:
             return super().step(action)
 
     with pytest.raises(
-        FloatingPointError, match=f"the environment's {what} is .*{value}.* at step 25, episode 2; .*holds all"
+        FloatingPointError, match=f"the {what} is .*{value}.*\nat step 25, episode 2; .*holds all"
     ):
         learn(make(), Bad(), steps=40, out=tmp_path, **OPTIONS)
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
@@ -467,7 +468,7 @@ def test_observations_and_rewards_are_numbers_that_can_be_kept() -> None:
         def step(self, action: Any) -> Any:
             return self.observe(), None, False, False, {}
 
-    with pytest.raises(TypeError, match="the environment's reward is None, not a number"):
+    with pytest.raises(TypeError, match="the reward is None, not a number"):
         learn(Recorder(), Rewardless(), steps=30, **OPTIONS)
 
 
@@ -478,7 +479,7 @@ def test_observations_keep_their_shape(tmp_path: Path, size: int) -> None:
             return np.zeros(size) if len(self.actions) == 25 else super().observe()
 
     with pytest.raises(
-        ValueError, match=rf"observation has shape \[{size}\], not \[2\] at step 25, episode 2; .*holds"
+        ValueError, match=rf"observation has shape \[{size}\], not \[2\]\nat step 25, episode 2; .*holds"
     ):
         learn(make(), Bad(), steps=40, out=tmp_path, **OPTIONS)
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
@@ -494,7 +495,7 @@ def test_an_evaluation_that_raises_leaves_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"the policy's action is \[nan\] at step 1, episode 0"):
+    with pytest.raises(FloatingPointError, match=r"the policy's action is \[nan\]\nat step 1, episode 0"):
         learn(Recorder(math.nan), Point(), steps=5, **OPTIONS)
 
     class Diverged(Recorder):
@@ -518,7 +519,7 @@ def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
         ("start must be at least 0, not -1", {"start": -1}),
         ("steps must be at least 1, not 0", {"steps": 0}),
         ("device nowhere cannot be used", {"device": "nowhere"}),
-        (".*test_control_loop.py is a file, not a folder", {"out": Path(__file__) / "new"}),
+        (".*test_loop.py is a file, not a folder", {"out": Path(__file__) / "new"}),
         ("checkpoint_every must be at least 1, not 0", {"checkpoint_every": 0}),
         ("seed must be less than 2\\*\\*32", {"seed": 2**32}),
         ("evaluate_every is 5, but there is no evaluate to call", {"evaluate_every": 5}),

@@ -15,6 +15,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
+from pyrocontrol._random_state import random_state, set_random_state
 from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.inference import load_checkpoint
 from pyrocontrol.inference.objectives.stepwise import StepwiseKL_ELBO
@@ -233,10 +234,10 @@ def test_every_random_generator_is_restored():
 
     random.gauss(0, 1)
     np.random.randn()
-    state = checkpoint.random_state()
+    state = random_state()
     expected = draw()
     draw()
-    checkpoint.set_random_state(state)
+    set_random_state(state)
     assert draw() == expected
 
 

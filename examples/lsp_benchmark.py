@@ -159,6 +159,8 @@ def checked(arguments: Arguments) -> None:
     for name, number in (least | {"steps": arguments.levels}).items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
+    if arguments.particles is not None and arguments.particles < 1:
+        raise SystemExit(f"--particles must be at least 1, got {arguments.particles}")
     seeds = set(arguments.seed)
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(seeds) < len(arguments.seed):
         raise SystemExit(f"--seed must be from 0 to 2**32 - 1, and several be different, got {arguments.seed}")
@@ -236,17 +238,16 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     )
     if arguments.learner == "sql":
         return pc.inference.SoftQLearning(policy, observations, actions, **common)
-    first = arguments.learner == "sac-first"
-    temperature: Any = None if first else 1.0 if arguments.temperature == "fixed" else "learned"
+    if arguments.learner == "sac-first":
+        return pc.inference.FirstSoftActorCritic(
+            policy, observations, actions, draws=arguments.particles or 1, **common
+        )
+    pathwise = arguments.gradient == "pathwise" or (arguments.gradient is None and policy.has_rsample)
+    estimator = pc.inference.Pathwise if pathwise else pc.inference.Score
+    gradient = estimator() if arguments.particles is None else estimator(arguments.particles)
+    temperature: Any = 1.0 if arguments.temperature == "fixed" else "learned"
     return pc.inference.SoftActorCritic(
-        policy,
-        observations,
-        actions,
-        first=first,
-        gradient=arguments.gradient,
-        particles=arguments.particles,
-        temperature=temperature,
-        **common,
+        policy, observations, actions, temperature=temperature, gradient=gradient, **common
     )
 
 

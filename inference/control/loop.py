@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
@@ -232,7 +232,12 @@ def learn_together(
     for number in seeds:
         verify_seed(number)
     _verify_each(learners, envs=envs, seeds=seeds, outs=outs, evaluates=evaluates)
-    sizes: dict[str, Any] = {"batch_size": batch_size, "replay": replay, "start": start, "updates_per_step": updates_per_step}
+    sizes: dict[str, Any] = {
+        "batch_size": batch_size,
+        "replay": replay,
+        "start": start,
+        "updates_per_step": updates_per_step,
+    }
     for name, value in (sizes | {"steps": steps, "checkpoint_every": checkpoint_every}).items():
         verify_least(0 if name == "start" else 1, **{name: value})
     if alone := len(learners) == 1 and not isinstance(batch, SeedBatch):

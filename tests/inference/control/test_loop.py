@@ -451,9 +451,7 @@ def test_numbers_of_the_environment_are_finite(tmp_path: Path, what: str, value:
             self.gives = {what: value} if len(self.actions) == 24 else {}
             return super().step(action)
 
-    with pytest.raises(
-        FloatingPointError, match=f"the {what} is .*{value}.*\nat step 25, episode 2; .*holds all"
-    ):
+    with pytest.raises(FloatingPointError, match=f"the {what} is .*{value}.*\nat step 25, episode 2; .*holds all"):
         learn(make(), Bad(), steps=40, out=tmp_path, **OPTIONS)
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
 

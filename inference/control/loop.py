@@ -178,7 +178,7 @@ def learn(
     return learn_together([learner], [env], seeds=[seed], outs=outs, evaluates=evaluates, **options)[0]
 
 
-def learn_together(
+def learn_together(  # noqa: D417
     batch: SeedBatch | Sequence[Learner],
     envs: Sequence[Env],
     *,
@@ -213,9 +213,8 @@ def learn_together(
         seeds: S of them, for episodes and replays.
         outs: S folders, no two the same; None writes nothing.
         evaluates: S functions.
-        steps, batch_size, replay, start, updates_per_step, resume, device, evaluate_every, on_evaluation,
-            checkpoint_every, log, log_every, progress: see `LearnOptions`. The bar is of the first run;
-            ``on_evaluation`` and ``log`` are called for each, and find its ``seed`` among the numbers.
+        steps: this and all that follows: see `LearnOptions`. The bar is of the first run; ``on_evaluation`` and
+            ``log`` are called for each, and find its ``seed`` among the numbers.
 
     Returns:
         Where each run got to; ``seconds`` are those of all runs together.

@@ -1,9 +1,8 @@
 """The gradient of soft actor-critic's policy: an ELBO's, by one of several estimators.
 
-What is to be as small as it can be is, at a state, ``E_{a ~ pi}[alpha log pi(a | s) - alpha log p(a) - Q(s, a)]``, Q the
-minimum of the critics. An estimator is called with the learner, observations ``[B, O]`` and alpha. It returns a scalar
-of which gradients are taken, None if it has taken them itself; the loss, to report; and ``log pi - log p [..., B]``,
-the last two without a graph.
+At a state ``E_{a ~ pi}[alpha log pi(a | s) - alpha log p(a) - Q(s, a)]`` is to be small, Q the minimum of the critics.
+An estimator is called with the learner, observations ``[B, O]`` and alpha. It returns a scalar of which gradients are
+taken, or None if it has taken them itself; the loss, to report; and ``log pi - log p [..., B]``, both without a graph.
 
 Shapes: B batch, O observation numbers, A action numbers, P draws of one state.
 """

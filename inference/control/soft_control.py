@@ -276,9 +276,10 @@ class SoftActorCritic(SoftLearner):
         observation_size: O.
         action_size: A.
         temperature: alpha: a `Temperature`, or short for one, a number or ``"learned"``.
-        gradient: how the policy's gradient is estimated: `Pathwise`, `Score`, or by a Pyro ELBO such as ``Trace_ELBO()``,
-            for which the prior has to be given; see `ByELBO`. None for pathwise where the policy can be reparametrised,
-            and else the score. The direct estimators are faster than the same by Pyro.
+        gradient: how the policy's gradient is estimated: `Pathwise`, `Score`, or by a Pyro ELBO such as
+            ``Trace_ELBO()``, which needs a prior that is given; see
+            :class:`~pyrocontrol.inference.control.policy_gradient.ByELBO`. None for pathwise where the policy can be
+            reparametrised, and the score elsewhere. Both are faster than the same by Pyro.
         **options: see `SoftOptions`.
 
     Raises:

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..._files import replacing
 from ..._progress import ProgressBar
-from ..acting.collect import Actor
+from ...models.policies.controller import Controller
 from ..data.demonstrations import Demonstrations
 from ..data.episodes import Episode
 from .deep_mimic import ACTION_HIGH, ACTION_LOW, CONTROL_RATE, DeepMimicEnv
@@ -253,7 +253,7 @@ def _record(
 ) -> tuple[list[Episode], SkillRecord]:
     """The demonstrations of one skill."""
     assisted = skill not in EXPERT_SKILLS
-    actor: Actor = AssistedPlayback(clip) if assisted else DeepMimicExpert(skill)
+    actor: Controller = AssistedPlayback(clip) if assisted else DeepMimicExpert(skill)
     env = DeepMimicEnv(clip, assisted=assisted)
     phase, began = busiest_phase(clip, steps), time.perf_counter()
     episodes: list[Episode] = []
@@ -293,7 +293,7 @@ def _record(
 
 
 def _window(
-    env: DeepMimicEnv, actor: Actor, phase: float, steps: int, noise: float, rng: np.random.Generator
+    env: DeepMimicEnv, actor: Controller, phase: float, steps: int, noise: float, rng: np.random.Generator
 ) -> tuple[Episode | None, float]:
     """One demonstration, None if it fell, and its mean tracking error."""
     # Slower only: a clip that does not loop would be over before the window.

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...envs.acting.collect import as_actor
 from ...envs.data.demonstrations import Demonstrations
+from ...models.policies.controller import as_controller
 
 __all__ = ["Cycle", "SkillMeasures", "play_cycle", "state_mse"]
 
@@ -261,7 +261,7 @@ def play_cycle(env: gymnasium.Env[Any, Any], policy: Any) -> Cycle:
         TypeError: if the policy cannot act.
         ValueError: if the environment does not say ``cycles`` and ``tracking_error``.
     """
-    actor = as_actor(policy)
+    actor = as_controller(policy)
     frames: list[np.ndarray] = []
     errors: list[float] = []
     observation, _ = env.reset(seed=0)

@@ -66,7 +66,7 @@ def evaluation(
                 body.begin(own)
             while running := [body for _, body in group if not body.over]:
                 seen = np.stack([body.observation for body in running])
-                actions, _ = acting.predict(seen, deterministic=deterministic)
+                actions = acting.act(seen, deterministic)
                 for body, action in zip(running, actions, strict=True):
                     body.step(action)
             rewards += sum(body.total for _, body in group)

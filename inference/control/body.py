@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 from ...models.policies.episodes import Episodes, Step
+from ...models.policies.level import check_box, to_box
 from ..training.checkpoint import described
 
 __all__ = ["Body", "environment_of"]
@@ -29,7 +30,7 @@ class Body(Episodes):
     Raises:
         TypeError: if the environment is none, its actions are no Box of floats, or the policy does not say what it acts
             on.
-        ValueError: if the policy does not fit into it.
+        ValueError: if the policy does not fit into it, or actions have no bounds.
     """
 
     def __init__(self, env: Any, policy: Any) -> None:
@@ -46,22 +47,15 @@ class Body(Episodes):
                 f"the environment's observations are {seen}, not a Box of the {policy.observation_size} numbers "
                 f"that the {type(policy).__name__} takes"
             )
-        if not isinstance(acted, spaces.Box) or not np.issubdtype(acted.dtype, np.floating):
-            raise TypeError(f"continuous control needs a Box of float actions, not {acted}")
-        if acted.shape != (policy.action_size,):
-            raise ValueError(
-                f"the environment's actions are {acted}, not the {policy.action_size} numbers of the "
-                f"{type(policy).__name__}"
-            )
         self.latent = env.has_wrapper_attr("latent") and env.get_wrapper_attr("latent") is True
-        with np.errstate(over="ignore"):
-            self.half = (acted.high - acted.low) / 2
-        if not self.latent and not np.isfinite(self.half).all():
-            raise ValueError(f"actions must be bounded, or the environment marked latent: {acted}")
+        if not self.latent:
+            check_box(acted, policy.action_size)
+        elif getattr(acted, "shape", None) != (policy.action_size,):
+            raise ValueError(f"the environment's latents are {acted}, not the {policy.action_size} of the policy")
         if self.latent == bool(policy.squash):
             kind = "latents of any size: the policy needs squash=False"
             raise ValueError(f"the environment takes {kind if self.latent else 'bounded actions: squash=True'}")
-        self.low, self.high, self.dtype, self.shape = acted.low, acted.high, acted.dtype, seen.shape
+        self.box, self.shape = acted, seen.shape
 
     def begin(self, seed: int | None = None, options: dict[str, Any] | None = None) -> np.ndarray:
         """Begin an episode; return the observation ``[O]``.
@@ -81,12 +75,10 @@ class Body(Episodes):
             TypeError: for a reward that is no number.
             FloatingPointError: for what is not finite.
         """
-        action = executed = np.asarray(action, self.precision)  # as a replay keeps it, which brings episodes back
+        action = np.asarray(action, self.precision)  # as a replay keeps it, which brings episodes back
         if not np.isfinite(action).all():
             raise FloatingPointError(f"the policy's action is {action}")
-        if not self.latent:
-            executed = np.clip(self.low + (action + 1) * self.half, self.low, self.high)
-        step = super().step(executed.astype(self.dtype))
+        step = super().step(action.astype(self.box.dtype) if self.latent else to_box(action, self.box))
         self.observation = self._seen(step.next_observation)
         return step._replace(action=action, next_observation=self.observation)
 

@@ -151,11 +151,13 @@ class Run:
         self._began = self._logged = self.history.step, self.history.seconds
 
     def open_board(self) -> None:
-        """Open TensorBoard's file."""
+        """Make the folder what it should be, and open TensorBoard's file."""
         if self.path is not None:
             from torch.utils.tensorboard import SummaryWriter  # here, because it takes a second
 
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            for left in self.path.parent.glob(f".*-{self.path.name}"):  # by a process that was killed while it wrote
+                left.unlink()
             # What a run that was cut short logged beyond its last checkpoint comes again.
             self._board = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=self.history.step + 1)
 

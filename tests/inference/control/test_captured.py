@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy, ZukoPolicy
-from pyrocontrol.inference import SeedBatch, SoftActorCritic, SoftQLearning
+from pyrocontrol.inference import FirstSoftActorCritic, Pathwise, SeedBatch, SoftActorCritic, SoftQLearning
 from pyrocontrol.inference.control import captured, soft_control
 from pyrocontrol.inference.control.captured import CapturedCall, CapturedStep
 from pyrocontrol.inference.control.replay import ReplayBatch
@@ -27,13 +27,13 @@ from pyrocontrol.models import GaussianPrior
 
 LEARNERS: dict[str, Callable[[], Any]] = {
     "flow": lambda: SoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, hidden=(8, 8)),
-    "flow, 4 draws": lambda: SoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, particles=4),
+    "flow, 4 draws": lambda: SoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, gradient=Pathwise(4)),
     "splines": lambda: SoftActorCritic(ZukoPolicy(3, 2, hidden=(8,)), 3, 2),
     "normal, upper level": lambda: SoftActorCritic(
         GaussianPolicy(3, 2, squash=False), 3, 2, prior=GaussianPrior(2), temperature=1.0
     ),
     "mixture": lambda: SoftActorCritic(MixturePolicy(3, 2, hidden=(8,)), 3, 2, target_every=3, smoothing=1.0),
-    "first form": lambda: SoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, first=True, reward_scale=3.0),
+    "first form": lambda: FirstSoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, reward_scale=3.0),
     "soft Q-learning": lambda: SoftQLearning(FlowPolicy(3, 2, hidden=(8,)), 3, 2, target_every=4),
 }
 

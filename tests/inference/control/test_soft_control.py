@@ -14,7 +14,6 @@ import torch
 from pyro.infer import (
     JitTrace_ELBO,
     RenyiELBO,
-    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
@@ -25,9 +24,12 @@ from torch import Tensor, nn
 from pyrocontrol.guides.policies.flow_policy import FlowPolicy
 from pyrocontrol.guides.policies.gaussian_policy import GaussianPolicy, MixturePolicy
 from pyrocontrol.inference.control.critics import Critics
+from pyrocontrol.inference.control.first_form import FirstSoftActorCritic
+from pyrocontrol.inference.control.policy_gradient import Pathwise, Score
 from pyrocontrol.inference.control.replay import ReplayBatch
 from pyrocontrol.inference.control.soft_control import SoftActorCritic
 from pyrocontrol.inference.control.soft_q_learning import SoftQLearning, stein_direction
+from pyrocontrol.inference.control.temperature import Temperature
 from pyrocontrol.inference.objectives.stepwise import StepwiseKL_ELBO
 from pyrocontrol.models.optimality import GaussianPrior, UniformPrior
 from tanh_gaussian import ScoreTanhGaussian, TanhGaussian
@@ -75,7 +77,9 @@ def test_the_policy_step_is_an_svi_step_and_that_of_the_paper(name: str, prior: 
     if prior == "uniform" and not policy.squash:
         pytest.skip("unbounded actions have no uniform prior")
     learner = SoftActorCritic(policy, 3, 2, prior=PRIORS[prior](2), hidden=(16,), temperature=0.3)
-    by_elbo = SoftActorCritic(policy, 3, 2, prior=PRIORS[prior](2), hidden=(16,), temperature=0.3, elbo=Trace_ELBO())
+    by_elbo = SoftActorCritic(
+        policy, 3, 2, prior=PRIORS[prior](2), hidden=(16,), temperature=0.3, gradient=Trace_ELBO()
+    )
     by_elbo.critics.load_state_dict(learner.critics.state_dict())
     observations = torch.randn(5, 3)
 
@@ -123,7 +127,7 @@ def test_whole_updates_are_the_same_by_pyro(given: Any) -> None:
     for elbo in (None, given):
         pyro.set_rng_seed(3)
         policy = TanhGaussian(3, 2, hidden=8)
-        learner = SoftActorCritic(policy, 3, 2, prior=UniformPrior(2), hidden=(16,), temperature=0.2, elbo=elbo)
+        learner = SoftActorCritic(policy, 3, 2, prior=UniformPrior(2), hidden=(16,), temperature=0.2, gradient=elbo)
         for _ in range(3):
             torch.manual_seed(learner.updates)
             learner.update(batch_of(6))
@@ -131,7 +135,7 @@ def test_whole_updates_are_the_same_by_pyro(given: Any) -> None:
     for name, value in learners[0].policy.state_dict().items():
         torch.testing.assert_close(learners[1].policy.state_dict()[name], value)
     torch.testing.assert_close(learners[1].critics.state_dict(), learners[0].critics.state_dict())
-    report = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=UniformPrior(2), elbo=given).update(batch_of(6))
+    report = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=UniformPrior(2), gradient=given).update(batch_of(6))
     assert all(value.isfinite() and not value.requires_grad for value in report.values())
 
 
@@ -168,13 +172,13 @@ def z_scores(samples: Tensor, exact: Tensor) -> Tensor:
 
 ESTIMATES: dict[str, dict[str, Any]] = {
     "path": {},
-    "path, three draws": {"particles": 3},
+    "path, three draws": {"gradient": Pathwise(3)},
     "score": {},
-    "score, one draw": {"particles": 1},
-    "by the ratio where a path is": {"gradient": "score"},
-    "score by Pyro": {"elbo": Trace_ELBO(), "prior": UniformPrior(1)},
-    "first form": {"first": True},
-    "first form, score": {"first": True},
+    "score, one draw": {"gradient": Score(1)},
+    "by the ratio where a path is": {"gradient": Score()},
+    "score by Pyro": {"gradient": Trace_ELBO(), "prior": UniformPrior(1)},
+    "first form": {},
+    "first form, score": {"draws": 2},
 }
 
 
@@ -182,7 +186,8 @@ ESTIMATES: dict[str, dict[str, Any]] = {
 def test_every_estimate_of_the_gradient_is_the_exact_one_in_expectation(kind: str) -> None:
     count = 20_000
     policy = rows(ScoreTanhGaussian if "score" in kind else TanhGaussian, count)
-    learner = SoftActorCritic(policy, 2, 1, hidden=(16,), **{"temperature": 0.4, **ESTIMATES[kind]})
+    make = FirstSoftActorCritic if "first" in kind else SoftActorCritic
+    learner = make(policy, 2, 1, hidden=(16,), temperature=0.4, **ESTIMATES[kind])
     observation = torch.randn(2)
     exact = quadrature(learner, observation, 0.4)
     assert exact.abs().min() > 0.02
@@ -197,10 +202,10 @@ def test_every_estimate_of_the_gradient_is_the_exact_one_in_expectation(kind: st
 
 def test_a_baseline_from_other_draws_leaves_less_variance() -> None:
     deviations = []
-    for options in ({"particles": 1}, {"particles": 4}):
+    for draws in (1, 4):
         policy = rows(ScoreTanhGaussian, 4000)
         torch.manual_seed(1)
-        learner = SoftActorCritic(policy, 2, 1, hidden=(16,), temperature=0.4, **options)
+        learner = SoftActorCritic(policy, 2, 1, hidden=(16,), temperature=0.4, gradient=Score(draws))
         for bias in learner.critics.biases:
             bias.data += 3  # a large value that all actions share
         learner.policy_loss(torch.ones(4000, 2), learner.alpha)[0].backward()  # type: ignore[union-attr]
@@ -256,7 +261,7 @@ class Exact(TanhGaussian):  # type: ignore[misc, valid-type]
             self.net[0].weight.copy_(torch.stack([scale * LINEAR[:, 0] / alpha, torch.zeros(3)]))
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize("scale", [2.5])
 def test_the_critics_target_is_the_soft_bellman_backup(scale: float) -> None:
     """With the best policy every sample of the backup is exact: Q* of soft value iteration is its fixed point."""
     alpha, discount = 0.7, 0.9
@@ -328,8 +333,8 @@ def test_soft_q_learning_needs_no_best_policy_for_the_backup(prior: str) -> None
 
 
 def test_the_first_form_follows_a_state_value() -> None:
-    learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, hidden=(8,), first=True, reward_scale=3.0)
-    assert learner.critics.count == 1 and float(learner.alpha) == 1 and not learner.learned
+    learner = FirstSoftActorCritic(TanhGaussian(3, 2), 3, 2, hidden=(8,), reward_scale=3.0)
+    assert learner.critics.count == 1 and float(learner.alpha) == 1 and not learner.temperature.is_learned
     batch = batch_of(6)
     expected = 3 * batch.rewards + 0.99 * (1 - batch.terminated) * learner.target(batch.next_observations)[0]
     torch.testing.assert_close(learner.soft_target(batch), expected)
@@ -378,7 +383,8 @@ def test_the_policy_becomes_the_posterior(kind: str, prior: str) -> None:
     if kind == "stein":
         learner = SoftQLearning(policy, 1, 1, prior=GaussianPrior(1), temperature=alpha, particles=32)
     else:
-        learner = SoftActorCritic(policy, 1, 1, prior=GaussianPrior(1), temperature=alpha, particles=8)
+        learner = SoftActorCritic(policy, 1, 1, prior=GaussianPrior(1), temperature=alpha)
+        learner.gradient = Score(8) if kind == "score" else Pathwise(8)
     learner.critics = Quadratic(c)
     if prior == "none":
         learner.prior = None  # exp(Q / alpha) is a density here without one
@@ -441,8 +447,10 @@ def test_the_temperature_falls_while_the_policy_is_too_random_and_rises_otherwis
 
 
 def test_the_temperatures_gradient_is_that_of_its_bound() -> None:
+    temperature = Temperature.learned(0.5, target_entropy=-1.5)
     for prior, shift in ((None, 0.0), (UniformPrior(2), 2 * math.log(2))):
-        learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=prior, target_entropy=-1.5)
+        learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=prior, temperature=temperature)
+        assert float(learner.alpha) == pytest.approx(0.5)
         learner.update(batch_of(64))
         torch.manual_seed(5)
         batch = batch_of(64)
@@ -528,12 +536,11 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
         (ValueError, r"smoothing must be in \(0, 1\], not 0", {"smoothing": 0}),
         (ValueError, "target_every must be at least 1, not 0", {"target_every": 0}),
         (ValueError, "temperature must be positive and finite, not 0", {"temperature": 0}),
-        (ValueError, "temperature must be a number or 'learned', not 'auto'", {"temperature": "auto"}),
-        (ValueError, "target_entropy goes with a learned", {"temperature": 1.0, "target_entropy": -1.0}),
-        (ValueError, "target_entropy must be finite, not nan", {"target_entropy": math.nan}),
-        (ValueError, "particles must be at least 1, not 0", {"particles": 0}),
-        (ValueError, "gradient must be 'pathwise' or 'score', not 'none'", {"gradient": "none"}),
-        (ValueError, "neither goes with gradient", {"gradient": "score", "first": True}),
+        (ValueError, "temperature must be a Temperature, a number or 'learned', not 'auto'", {"temperature": "auto"}),
+        (TypeError, "temperature must be a number, not None", {"temperature": None}),
+        (TypeError, r"has no target_entropy: use temperature=Temperature.learned\(target", {"target_entropy": -1.0}),
+        (TypeError, "has no first: use FirstSoftActorCritic", {"first": True}),
+        (TypeError, "unexpected keyword argument 'target_evry'", {"target_evry": 1}),
         (ValueError, r"value_range must be the least and the greatest return, not \(1, 0\)", {"value_range": (1, 0)}),
         (ValueError, r"value_range must be .*, not \(0, inf\)", {"value_range": (0, math.inf)}),
         (ValueError, "value_range must be .*, not 1000", {"value_range": 1000}),
@@ -545,20 +552,17 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
             {"value_range": (0, 1), "prior": GaussianPrior(2)},
         ),
         (TypeError, "lr must be a number, not '1e-3'", {"lr": "1e-3"}),
-        (TypeError, "particles must be a whole number, not 1.5", {"particles": 1.5}),
         (TypeError, "target_every must be a whole number, not 1.5", {"target_every": 1.5}),
         (TypeError, "prior must be one of actions, such as GaussianPrior.*, not 'gaussian'", {"prior": "gaussian"}),
         (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
-        (TypeError, r"elbo must be an ELBO such as Trace_ELBO\(\), not int", {"elbo": 3}),
-        (TypeError, "elbo must be linear in the log joint and .*, not RenyiELBO", {"elbo": RenyiELBO()}),
-        (TypeError, "elbo must be linear .* not ReweightedWakeSleep", {"elbo": ReweightedWakeSleep()}),
-        (TypeError, "elbo must be linear .* not JitTrace_ELBO", {"elbo": JitTrace_ELBO()}),
-        (ValueError, "an elbo needs the prior that makes its model", {"elbo": Trace_ELBO()}),
-        (ValueError, "elbo and first exclude each other", {"elbo": Trace_ELBO(), "first": True}),
+        (TypeError, r"gradient must be a Pathwise\(\), a Score\(\) or an ELBO .*, not str", {"gradient": "score"}),
+        (TypeError, "an elbo must be linear in the log joint and .*, not RenyiELBO", {"gradient": RenyiELBO()}),
+        (TypeError, "an elbo must be linear .* not JitTrace_ELBO", {"gradient": JitTrace_ELBO()}),
+        (ValueError, "an elbo needs the prior that makes its model", {"gradient": Trace_ELBO()}),
         (
             ValueError,
-            "give them to it as num_particles",
-            {"elbo": Trace_ELBO(), "prior": UniformPrior(2), "particles": 2},
+            "an elbo gives its loss to Python.*: no capture with it",
+            {"gradient": Trace_ELBO(), "prior": UniformPrior(2), "capture": True},
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -566,6 +570,66 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
 def test_bad_arguments_are_refused(error: type[Exception], message: str, options: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):
         SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "make"),
+    [
+        (ValueError, "target_entropy must be finite, not nan", lambda: Temperature.learned(target_entropy=math.nan)),
+        (ValueError, "draws must be at least 1, not 0", lambda: Score(0)),
+        (TypeError, "draws must be a whole number, not 1.5", lambda: Pathwise(1.5)),
+        (
+            ValueError,
+            "a TraceMeanField_ELBO needs a policy that can be reparam.* a Mixture",
+            lambda: SoftActorCritic(MixturePolicy(3, 2), 3, 2, prior=UniformPrior(2), gradient=TraceMeanField_ELBO()),
+        ),
+        (
+            ValueError,
+            r"a ScoreTanhGaussian cannot be reparametrised: gradient must be a Score\(\)",
+            lambda: SoftActorCritic(ScoreTanhGaussian(3, 2), 3, 2, gradient=Pathwise()),
+        ),
+        (
+            ValueError,
+            "those of a ScoreTanhGaussian are no function of its parameters",
+            lambda: SoftQLearning(ScoreTanhGaussian(3, 2), 3, 2),
+        ),
+        (ValueError, "particles must be at least 4", lambda: SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)),
+        (
+            TypeError,
+            "temperature must be a number, not 'learned'",
+            lambda: SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature="learned"),
+        ),
+        (
+            ValueError,
+            "the policy has 3 observation and 2 action numbers, the learner 4 and 2",
+            lambda: SoftActorCritic(TanhGaussian(3, 2), 4, 2),
+        ),
+        (
+            TypeError,
+            "policy must be a module such as FlowPolicy, not function",
+            lambda: SoftActorCritic(lambda: None, 3, 2),
+        ),
+        (
+            TypeError,
+            "a Linear is no policy to learn: it has no observation_size",
+            lambda: SoftActorCritic(nn.Linear(3, 2), 3, 2),
+        ),
+        (
+            ValueError,
+            "the TanhGaussian is frozen: call requires_grad_",
+            lambda: SoftActorCritic(TanhGaussian(3, 2).requires_grad_(False), 3, 2),
+        ),
+        (
+            ValueError,
+            "a TanhGaussian has no latent that could be fixed for an episode",
+            lambda: SoftActorCritic(TanhGaussian(2, 1), 2, 1, fixed_latent=True),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_parts_that_do_not_go_together_are_refused(error: type[Exception], message: str, make: Any) -> None:
+    with pytest.raises(error, match=message):
+        make()
 
 
 class Narrow(GaussianPrior):
@@ -576,21 +640,6 @@ class Narrow(GaussianPrior):
     def __init__(self, action_size: int, scale: float) -> None:
         super().__init__(action_size)
         self.scale = scale
-
-
-def test_priors_and_elbos_tell_learners_apart() -> None:
-    def signature(**options: Any) -> str:
-        return SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options).signature()
-
-    assert signature(prior=Narrow(2, 1.0)) == signature(prior=Narrow(2, 1.0))
-    assert signature(prior=Narrow(2, 1.0)) != signature(prior=Narrow(2, 0.1))
-    one, four = (signature(prior=UniformPrior(2), elbo=Trace_ELBO(num_particles=count)) for count in (1, 4))
-    assert one != four
-
-
-def test_mean_field_needs_paths() -> None:
-    with pytest.raises(ValueError, match="a TraceMeanField_ELBO needs a policy that can be reparam.* a Mixture"):
-        SoftActorCritic(MixturePolicy(3, 2), 3, 2, prior=UniformPrior(2), elbo=TraceMeanField_ELBO())
 
 
 def test_a_prior_with_weights_moves_as_one() -> None:
@@ -611,27 +660,6 @@ def test_a_prior_with_weights_moves_as_one() -> None:
     learner = SoftActorCritic(FlowPolicy(3, 2, squash=False), 3, 2, prior=prior).to(torch.float32)
     for critics in (learner.critics, learner.target):
         assert critics.coordinates(torch.ones(2, dtype=torch.float32)).dtype == torch.float32
-
-
-def test_bad_policies_are_refused() -> None:
-    with pytest.raises(ValueError, match="the policy has 3 observation and 2 action numbers, the learner 4 and 2"):
-        SoftActorCritic(TanhGaussian(3, 2), 4, 2)
-    with pytest.raises(TypeError, match="policy must be a module such as FlowPolicy, not function"):
-        SoftActorCritic(lambda: None, 3, 2)  # type: ignore[arg-type, misc]
-    with pytest.raises(TypeError, match="a Linear is no policy to learn: it has no observation_size"):
-        SoftActorCritic(nn.Linear(3, 2), 3, 2)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="those of a ScoreTanhGaussian are no function of its parameters"):
-        SoftQLearning(ScoreTanhGaussian(3, 2), 3, 2)
-    with pytest.raises(ValueError, match="a ScoreTanhGaussian cannot be reparametrised: gradient must be 'score'"):
-        SoftActorCritic(ScoreTanhGaussian(3, 2), 3, 2, gradient="pathwise")
-    with pytest.raises(ValueError, match="particles must be at least 4"):
-        SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature=0)
-    with pytest.raises(TypeError, match="temperature must be a number, not 'learned'"):
-        SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature="learned")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the TanhGaussian is frozen: call requires_grad_"):
-        SoftActorCritic(TanhGaussian(3, 2).requires_grad_(False), 3, 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)
@@ -660,10 +688,25 @@ def test_signatures_tell_learners_apart() -> None:
     def make(**options: Any) -> str:
         return SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options).signature()
 
-    assert make() == make()
-    for options in ({"lr": 1e-3}, {"first": True}, {"temperature": 1.0}, {"prior": GaussianPrior(2)}, {"hidden": (4,)}):
-        assert make(**options) != make()
     prior = UniformPrior(2)
-    ranges = {make(prior=prior, value_range=bounds) for bounds in (None, (0, 1), (0, 2))}
-    assert len(ranges) == 3 and make(prior=prior, value_range=(0.0, 1.0)) in ranges
+    elbos = [Trace_ELBO(num_particles=count) for count in (1, 4)]
+    different: list[dict[str, Any]] = [
+        {},
+        {"lr": 1e-3},
+        {"hidden": (4,)},
+        {"temperature": 1.0},
+        {"temperature": Temperature.learned(0.5)},
+        {"temperature": Temperature.learned(target_entropy=-3.0)},
+        {"gradient": Pathwise(2)},
+        {"gradient": Score()},
+        *({"prior": Narrow(2, scale)} for scale in (1.0, 0.1)),
+        *({"prior": prior, "value_range": bounds} for bounds in (None, (0, 1), (0, 2))),
+        *({"prior": prior, "gradient": elbo} for elbo in elbos),
+    ]
+    assert len({make(**options) for options in different}) == len(different)
+    first = FirstSoftActorCritic(TanhGaussian(3, 2), 3, 2).signature()
+    assert first.removeprefix("First") != make(temperature=1.0)
+    assert make() == make(temperature=Temperature.learned(), gradient=Pathwise())
+    assert make(prior=Narrow(2, 1.0)) == make(prior=Narrow(2, 1.0))
+    assert make(prior=prior, value_range=(0.0, 1.0)) == make(prior=prior, value_range=(0, 1))
     assert Critics(3, 2).signature() == "Critics(3, 2, hidden=(128, 128), count=2)"

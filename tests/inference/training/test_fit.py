@@ -86,6 +86,10 @@ class Pair:
         data = settings.pop("data", DATA)
         return fit(self.loss, data, steps=steps, out=out, **settings)
 
+    def fitted(self, steps: int, out: Path | None = None, **options) -> dict[str, Tensor]:
+        self.fit(steps, out, **options)
+        return self.state()
+
     def state(self) -> dict[str, Tensor]:
         state = {f"{i}.{k}": v.clone() for i, m in enumerate(self.modules) for k, v in m.state_dict().items()}
         loose = dict(pyro.get_param_store().named_parameters())
@@ -138,8 +142,7 @@ def test_training_lowers_the_loss_and_keeps_a_curve():
     assert result.step == 402 and not result.interrupted and result.seconds > 0
 
 
-@pytest.mark.parametrize("how", ["svi", "schedule", "torch"])
-@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(("how", "clip"), [("svi", None), ("svi", 0.5), ("schedule", None), ("torch", 0.5)])
 def test_a_resumed_run_equals_one_that_was_never_stopped(how, clip, tmp_path):
     straight = Pair(how)
     whole = straight.fit(26, tmp_path / "straight", clip=clip)
@@ -153,28 +156,6 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(how, clip, tmp_path):
     finals = [checkpoint.read(tmp_path / name / "checkpoint.pt") for name in ("straight", "halves")]
     assert str(finals[0]["optimizer"]) == str(finals[1]["optimizer"])
     assert torch.equal(finals[0]["random"]["torch"], finals[1]["random"]["torch"])
-
-
-def test_a_second_process_resumes_to_the_same_bits(tmp_path):
-    straight = Pair()
-    straight.fit(20)
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(int(sys.argv[4]))\n"
-        "from test_fit import Pair; from pathlib import Path; Pair().fit(int(sys.argv[2]), Path(sys.argv[3]))"
-    )
-    for steps in (9, 20):
-        run_python(script, str(steps), str(tmp_path), str(torch.get_num_threads()), check=True)
-    loaded = Pair()
-    assert load_checkpoint(tmp_path / "checkpoint.pt", *loaded.modules) == 20
-    expected = straight.state()
-    for name, value in loaded.state().items():
-        assert torch.equal(value, expected[name])
-
-
-def run_python(script: str, *arguments: str, check: bool = False) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.run(command, check=check, env=environment, timeout=300)
 
 
 def test_a_model_made_anew_in_one_process_resumes_itself_and_not_the_old_one(tmp_path):
@@ -250,8 +231,7 @@ def test_every_epoch_visits_every_example_in_an_order_of_its_own():
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
 
 
-@pytest.mark.parametrize("how", ["svi", "torch"])
-@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize(("how", "presses"), [("svi", 1), ("svi", 2), ("torch", 2)])
 def test_ctrl_c_saves_the_last_finished_step(how, presses, tmp_path):
     def press(step, indices):
         if step == 6:
@@ -259,9 +239,7 @@ def test_ctrl_c_saves_the_last_finished_step(how, presses, tmp_path):
             for _ in range(presses):
                 signal.raise_signal(signal.SIGINT)
 
-    straight = Pair(how)
-    straight.fit(12)
-    expected = straight.state()
+    expected = Pair(how).fitted(12)
     handler = signal.getsignal(signal.SIGINT)
     result = Pair(how).fit(12, tmp_path, data=Watched(press))
     finished = 6 if presses == 1 else 5  # the first press waits for the step, the second drops it
@@ -273,9 +251,7 @@ def test_ctrl_c_saves_the_last_finished_step(how, presses, tmp_path):
 
 
 def test_ctrl_c_during_an_update_waits_for_it(tmp_path):
-    straight = Pair()
-    straight.fit(12)
-    expected = straight.state()
+    expected = Pair().fitted(12)
     pair = Pair()
     step, calls = torch.optim.Adam.step, []
 
@@ -290,15 +266,11 @@ def test_ctrl_c_during_an_update_waits_for_it(tmp_path):
         patch.setattr(torch.optim.Adam, "step", step_with_ctrl_c)
         assert pair.fit(12, tmp_path).interrupted
     assert len(calls) == 42 and checkpoint.read(tmp_path / "checkpoint.pt")["step"] == 6
-    resumed = Pair()
-    resumed.fit(12, tmp_path)
-    assert_same(expected, resumed.state())
+    assert_same(expected, Pair().fitted(12, tmp_path))
 
 
 def test_keyboard_interrupt_out_of_the_model_drops_the_step(tmp_path):
-    straight = Pair()
-    straight.fit(9)
-    expected = straight.state()
+    expected = Pair().fitted(9)
     pair = Pair()
     prior, calls = pair.chain.prior.forward, []
 
@@ -310,9 +282,7 @@ def test_keyboard_interrupt_out_of_the_model_drops_the_step(tmp_path):
 
     pair.chain.prior.forward = interrupted
     assert pair.fit(9, tmp_path)[0] == 4
-    resumed = Pair()
-    resumed.fit(9, tmp_path)
-    assert_same(expected, resumed.state())
+    assert_same(expected, Pair().fitted(9, tmp_path))
 
 
 def test_ctrl_c_during_an_evaluation_stops_at_once_and_the_evaluation_is_made_up_for(tmp_path):
@@ -329,9 +299,7 @@ def test_ctrl_c_during_an_evaluation_stops_at_once_and_the_evaluation_is_made_up
 
 
 def test_evaluations_come_at_their_steps_and_the_end_and_do_not_change_the_training(tmp_path):
-    plain = Pair()
-    plain.fit(10)
-    expected = plain.state()
+    expected = Pair().fitted(10)
     evaluated = Pair()
     result = evaluated.fit(10, tmp_path, evaluate=lambda step: {"score": step + 0 * np.random.rand()}, evaluate_every=4)
     assert result.evaluations == [(4, {"score": 4.0}), (8, {"score": 8.0}), (10, {"score": 10.0})]
@@ -339,21 +307,37 @@ def test_evaluations_come_at_their_steps_and_the_end_and_do_not_change_the_train
     assert Pair().fit(10, tmp_path, evaluate=lambda step: {"score": -1.0}) == result
 
 
-def test_an_evaluation_that_raises_loses_no_step(tmp_path):
-    whole = Pair()
-    whole.fit(9)
-    expected = whole.state()
+@pytest.mark.parametrize("which", ["evaluate", "on_evaluation", "log"])
+def test_what_is_called_changes_nothing_and_loses_no_step_when_it_raises(which, tmp_path):
+    expected = Pair().fitted(9)
 
-    def evaluate(step):
-        torch.rand(3)
-        raise RuntimeError("nothing to see")
+    def called(step, values=None):
+        torch.rand(3), np.random.rand()
+        calls.append((step, values))
+        if which == failing and step >= 5:
+            raise RuntimeError("nothing to see")
+        return {"score": np.float32(0.5)}
 
-    with pytest.raises(RuntimeError, match="nothing to see"):
-        Pair().fit(9, tmp_path, evaluate=evaluate, evaluate_every=5)
-    assert load_checkpoint(tmp_path / "checkpoint.pt", *Pair().modules) == 5
-    resumed = Pair()
-    resumed.fit(9, tmp_path)
-    assert_same(expected, resumed.state())
+    for failing in (which, None):
+        calls: list = []
+        given = {"evaluate": lambda step: {"score": np.float32(0.5)}, "evaluate_every": 5, which: called}
+        if failing:
+            with pytest.raises(RuntimeError, match="nothing to see"):
+                Pair().fit(9, tmp_path, log_every=5, **given)
+            assert load_checkpoint(tmp_path / "checkpoint.pt", *Pair().modules) == 5
+        else:
+            assert_same(expected, Pair().fitted(9, tmp_path / "new", log_every=3, **given))
+    assert_same(expected, Pair().fitted(9, tmp_path))
+    if which == "log":
+        assert [step for step, _ in calls] == [3, 6, 9] and set(calls[0][1]) == {"loss", "steps_per_second"}
+    else:
+        assert calls == [(step, {"score": 0.5} if which == "on_evaluation" else None) for step in (5, 9)]
+
+
+@pytest.mark.parametrize("which", ["evaluate", "on_evaluation", "log"])
+def test_what_is_called_is_a_function(which):
+    with pytest.raises(TypeError, match=f"{which} must be a function of .* got 5"):
+        Pair().fit(9, **{which: 5})
 
 
 def test_clip_bounds_the_norm_of_the_gradient():
@@ -419,12 +403,12 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
         pair.fit(9, tmp_path, evaluate=spoil, evaluate_every=5, checkpoint_every=1)
 
 
-@pytest.mark.parametrize("size", [0, 1, 300, 0.5, -1])
+@pytest.mark.parametrize("size", [0, 300, -1])
 def test_a_truncated_checkpoint_gets_one_clear_error(size, tmp_path):
     Pair().fit(3, tmp_path)
     path = tmp_path / "checkpoint.pt"
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(size * len(whole)) if isinstance(size, float) else size])
+    path.write_bytes(whole[:size])
     cut = path.read_bytes()
     fresh = Pair()
     before = fresh.state()
@@ -455,12 +439,13 @@ def test_a_checkpoint_cannot_execute_code(tmp_path, monkeypatch):
     assert not Path("executed").exists()
 
 
-def test_a_process_killed_while_writing_leaves_the_previous_checkpoint(tmp_path):
+def test_a_process_killed_while_writing_leaves_the_previous_checkpoint_to_another(tmp_path):
     script = """
 import sys; sys.path.insert(0, sys.argv[1])
 import io, os, signal, torch
 from pathlib import Path
 from test_fit import Pair
+torch.set_num_threads(int(sys.argv[3]))
 save, saves = torch.save, []
 def killed(content, file):
     saves.append(content)
@@ -474,29 +459,12 @@ def killed(content, file):
 torch.save = killed
 Pair().fit(12, Path(sys.argv[2]), checkpoint_every=3)
 """
-    assert run_python(script, str(tmp_path)).returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path), str(torch.get_num_threads())]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run(command, env=environment, timeout=300).returncode == -signal.SIGKILL
     assert load_checkpoint(tmp_path / "checkpoint.pt", *Pair().modules) == 6
-    straight = Pair()
-    straight.fit(12)
-    expected = straight.state()
-    resumed = Pair()
-    resumed.fit(12, tmp_path)
-    assert_same(expected, resumed.state())
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.pt", "tensorboard"]
-
-
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
-    Pair().fit(3, tmp_path)
-
-    def full(content, file):
-        file.write(b"half")
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        with pytest.raises(OSError, match="no space"):
-            Pair().fit(6, tmp_path)
-    assert load_checkpoint(tmp_path / "checkpoint.pt", Chain()) == 3
+    expected = Pair().fitted(12)
+    assert_same(expected, Pair().fitted(12, tmp_path))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.pt", "tensorboard"]
 
 
@@ -529,10 +497,8 @@ def load_into(path: Path, module: nn.Module) -> nn.Module:
     ("how", "options", "message"),
     [
         ("svi", {"seed": 8}, "seed=7, not 8"),
-        ("svi", {"batch_size": 5}, "batch_size=4, not 5"),
-        ("svi", {"clip": 1.0}, "clip=None, not 1.0"),
         ("svi", {"data": DATA[:8]}, "examples=10, not 8"),
-        ("torch", {}, "optimizer=Adam, not torch Adam"),
+        ("torch", {"clip": 1.0}, "clip=None, not 1.0|optimizer=Adam, not torch Adam"),
     ],
 )
 def test_a_checkpoint_made_under_other_settings_is_refused(how, options, message, tmp_path):
@@ -608,7 +574,7 @@ class Recurrent:
         self.fit = lambda data, **options: fit(svi, data, steps=2, batch_size=2, progress=False, **options)
 
 
-@pytest.mark.parametrize("given", [[1, 2, 3], (1, 2, 3), {0: 1, 1: 2, 2: 3}, 3, None, iter("abc")])
+@pytest.mark.parametrize("given", [[1, 2, 3], {0: 1, 1: 2, 2: 3}, 3])
 def test_what_is_no_dataset_is_refused(given):
     with pytest.raises(TypeError, match=f"data must be a dataset .* Demonstrations, not {type(given).__name__}"):
         Pair().fit(2, data=given)
@@ -680,9 +646,9 @@ def test_one_elbo_can_go_on_training(tmp_path):
     assert [Recurrent(demos, elbo).fit(demos, out=tmp_path).step for _ in range(2)] == [2, 2]
 
 
-def test_numpy_numbers_among_settings_and_results_can_be_saved(tmp_path):
-    Pair(lr=np.float64(0.01)).fit(3, tmp_path, seed=np.int64(7), evaluate=lambda step: {"a": np.float32(0.5)})
-    assert Pair().fit(4, tmp_path).evaluations == [(3, {"a": 0.5})]
+def test_numpy_numbers_among_settings_can_be_saved(tmp_path):
+    Pair(lr=np.float64(0.01)).fit(3, tmp_path, seed=np.int64(7))
+    assert Pair().fit(4, tmp_path).step == 4
 
 
 def test_tensorboard_gets_loss_rate_gradient_and_evaluations(tmp_path):
@@ -698,18 +664,15 @@ def test_tensorboard_gets_loss_rate_gradient_and_evaluations(tmp_path):
     assert scores == [(4, 0.25), (8, 0.25), (12, 0.75)]
 
 
-def test_off_a_terminal_progress_is_a_line_every_tenth(capfd):
-    Pair().fit(40, progress=True)
+def test_off_a_terminal_progress_is_a_line_at_once_and_every_tenth(capfd, tmp_path):
+    Pair().fit(40, tmp_path, progress=True)
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 10 and lines[-1].startswith("step 40/40  loss ") and "steps/s" in lines[-1]
+    assert len(lines) == 11 and lines[0] == "step 0/40"
+    assert lines[-1].startswith("step 40/40  loss ") and "steps/s" in lines[-1]
+    Pair().fit(40, tmp_path, progress=True)
+    assert capfd.readouterr().err == "step 40/40: finished before; nothing to do\n"
     Pair().fit(40, progress=False)
     assert capfd.readouterr() == ("", "")
-
-
-def test_on_a_terminal_progress_is_a_bar(capfd, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    Pair().fit(40, progress=True)
-    assert "40/40" in capfd.readouterr().err
 
 
 def test_modules_and_batches_move_to_the_device():

@@ -27,9 +27,6 @@ class _ValueBaseline(Score):
         loss = 0.5 * (values + cost).square().mean()
         return loss + (log_prob * (cost + values.detach())).mean(), cost.mean(), ratio
 
-    def settings(self, policy: Any) -> dict[str, Any]:
-        return {"first": True, "particles": self.draws, "elbo": None}
-
 
 class FirstSoftActorCritic(SoftActorCritic):
     """One Q, a state value V and its target Vbar, and the likelihood ratio with baseline V for any policy.
@@ -69,7 +66,7 @@ class FirstSoftActorCritic(SoftActorCritic):
         super().__init__(policy, observation_size, action_size, temperature=temperature, gradient=score, **options)
         self.values = Critics(observation_size, 0, self.critics.hidden, 1).to(self.log_alpha.dtype)
         self.target = copy.deepcopy(self.values).requires_grad_(False)
-        self.learn_also(self.values)
+        self.learn_also(self.values, first=True)
 
     @property
     def followed(self) -> nn.Module:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..._verify import verify_least, verify_seed
 from ..training import checkpoint
 from ..training.run import Evaluate, Log, Run, Training
-from ..training.updates import all_finite
 from .body import Body, environment_of
 from .replay import Replay, ReplayBatch
 from .seed_batch import SeedBatch
@@ -359,7 +358,7 @@ class _Acting(Run):
         if not self.file.exists():
             raise ValueError(f"{self.path} belongs to {self.file}, which is not there; {checkpoint.ANEW}")
 
-    def prepare(self, device: str | torch.device | None) -> None:
+    def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
         self.learner.to(device)  # before states are loaded, which go where the parameters are
         if self.path is not None and self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -379,20 +378,18 @@ class _Acting(Run):
         )
         if self.path is not None:  # when the spare rows are used up, the next checkpoint is due
             self.room = max(self.spare, 1)
+        if content is not None:
+            self.memory.restore(content["replay"])
+            checkpoint.apply(self.matched)
+            self._take_up(content["episodes"])
 
-    def restore(self, content: dict[str, Any]) -> None:
-        self.memory.restore(content["replay"])
-        checkpoint.apply(self.matched)
-        episode = content["episodes"]
-        self.returns, self.body.number = episode["returns"], episode["number"] - 1
-        if episode["steps"] or episode["broken"]:
-            self._bring_back(episode["steps"], episode["broken"])
-            self.body.total = episode["rewards"]
-
-    def _bring_back(self, steps: int, broken: bool) -> None:
+    def _take_up(self, episode: dict[str, Any]) -> None:
         """Have the environment where it was in its episode; where it does not come there, that episode is given up."""
-        number = self.body.number + 1
-        if not broken and steps <= len(self.memory):
+        number, steps = episode["number"], episode["steps"]
+        self.returns, self.body.number = episode["returns"], number - 1
+        if not (steps or episode["broken"]):
+            return
+        if not episode["broken"] and steps <= len(self.memory):
             past = self.memory.latest(steps)
             self.observe()
             for action, expected in zip(past.actions.numpy(), past.next_observations.numpy(), strict=True):
@@ -400,6 +397,7 @@ class _Acting(Run):
                 if not np.array_equal(seen.astype(expected.dtype), expected) or self.body.over:
                     break
             else:
+                self.body.total = episode["rewards"]
                 return
             warnings.warn(
                 f"the environment did not come back to step {steps} of episode {number}: a new episode begins",
@@ -422,9 +420,6 @@ class _Acting(Run):
             "replay": self.memory.state(),
             "file": None if self.file is None else self.file.name,
         }
-
-    def finite(self) -> bool:
-        return all_finite([*self.learner.parameters()])
 
     def was_saved(self) -> None:
         assert self.path is not None

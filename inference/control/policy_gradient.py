@@ -1,4 +1,4 @@
-"""The gradient of soft actor-critic's policy: an ELBO's, by one of several estimators.
+"""How the gradient of soft actor-critic's policy is estimated.
 
 At a state ``E_{a ~ pi}[alpha log pi(a | s) - alpha log p(a) - Q(s, a)]`` is to be small, Q the minimum of the critics.
 An estimator is called with the learner, observations ``[B, O]`` and alpha. It returns a scalar of which gradients are
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -26,23 +26,6 @@ __all__ = ["ByELBO", "Estimate", "Pathwise", "PolicyGradient", "Score", "policy_
 _LINEAR = (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO)  # of Pyro's own, in the log joint
 
 Estimate = tuple[Tensor | None, Tensor, Tensor]
-
-
-class PolicyGradient(Protocol):
-    """An estimator of the policy's gradient."""
-
-    def __call__(self, learner: Any, observations: Tensor, alpha: Tensor, /) -> Estimate:
-        """Return a loss to take gradients of or None, the loss to report, and log pi - log p ``[..., B]``."""
-
-    def verify(self, policy: Any, prior: ActionPrior | None) -> None:
-        """Refuse a policy and a prior for which it is none.
-
-        Raises:
-            ValueError: for those.
-        """
-
-    def settings(self, policy: Any) -> dict[str, Any]:
-        """Return what a signature says of it; of those that version 0.1 had, what it said."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +47,6 @@ class Pathwise:
         ratio = learner.log_ratio(actions, log_prob)
         loss = (alpha * ratio - learner.critics.value_of_frozen(observations, actions)).mean()
         return loss, loss.detach(), ratio.detach()
-
-    def verify(self, policy: Any, prior: ActionPrior | None) -> None:
-        """See `PolicyGradient`."""
-        if not policy.has_rsample:
-            raise ValueError(f"a {type(policy).__name__} cannot be reparametrised: gradient must be a Score()")
-
-    def settings(self, policy: Any) -> dict[str, Any]:
-        """See `PolicyGradient`."""
-        return {"first": False, "particles": self.draws, "elbo": None}
 
 
 @dataclass(frozen=True)
@@ -107,15 +81,6 @@ class Score:
             ratio = learner.log_ratio(actions, log_prob)
             return log_prob, alpha * ratio - learner.critics.minimum(observations, actions), ratio
 
-    def verify(self, policy: Any, prior: ActionPrior | None) -> None:
-        """See `PolicyGradient`; there is nothing to refuse."""
-
-    def settings(self, policy: Any) -> dict[str, Any]:
-        """See `PolicyGradient`."""
-        return {"first": False, "particles": self.draws, "elbo": None} | (
-            {"gradient": "score"} if policy.has_rsample else {}
-        )
-
 
 class ByELBO:
     """The step of a Pyro ELBO, ``loss_and_grads`` on the Pyro model of one step, which the prior makes.
@@ -123,22 +88,14 @@ class ByELBO:
     Model and guide are scaled by alpha / B, so that the ELBO must be linear in the log joint, and change, so that it
     must not be compiled: ``Trace_ELBO``, ``TraceGraph_ELBO``, ``TraceEnum_ELBO``, ``TraceMeanField_ELBO`` or
     `StepwiseKL_ELBO`; ``RenyiELBO`` and other bounds of several particles are not linear.
-
-    Args:
-        elbo: how many draws it takes is its own.
-
-    Raises:
-        TypeError: for what is no such ELBO.
     """
 
     def __init__(self, elbo: Any) -> None:
+        kind = type(elbo).__name__
         if not callable(getattr(elbo, "loss_and_grads", None)):
-            raise TypeError(
-                f"gradient must be a Pathwise(), a Score() or an ELBO such as Trace_ELBO(), not {type(elbo).__name__}"
-            )
+            raise TypeError(f"gradient must be a Pathwise(), a Score() or an ELBO such as Trace_ELBO(), not {kind}")
         if type(elbo).__module__.startswith("pyro.") and type(elbo) not in _LINEAR:
-            names = ", ".join([*(kind.__name__ for kind in _LINEAR), "StepwiseKL_ELBO"])
-            kind = type(elbo).__name__
+            names = ", ".join([*(linear.__name__ for linear in _LINEAR), "StepwiseKL_ELBO"])
             raise TypeError(f"an elbo must be linear in the log joint and not compiled, as {names}, not {kind}")
         self.elbo = elbo
 
@@ -153,18 +110,11 @@ class ByELBO:
         with torch.no_grad():
             return None, alpha.new_tensor(report), learner.log_ratio(*learner.policy.draw(observations))
 
-    def verify(self, policy: Any, prior: ActionPrior | None) -> None:
-        """See `PolicyGradient`."""
-        if isinstance(self.elbo, TraceMeanField_ELBO) and not policy.has_rsample:
-            kind = type(policy).__name__
-            raise ValueError(f"a TraceMeanField_ELBO needs a policy that can be reparametrised, which a {kind} cannot")
-        if prior is None:
-            raise ValueError("an elbo needs the prior that makes its model, such as UniformPrior(action_size)")
+    def __repr__(self) -> str:
+        return f"{type(self.elbo).__name__}({getattr(self.elbo, 'num_particles', 1)})"
 
-    def settings(self, policy: Any) -> dict[str, Any]:
-        """See `PolicyGradient`."""
-        elbo = f"{type(self.elbo).__name__}({getattr(self.elbo, 'num_particles', 1)})"
-        return {"first": False, "particles": 1, "elbo": elbo}
+
+PolicyGradient = Pathwise | Score | ByELBO
 
 
 def policy_gradient(given: PolicyGradient | ELBO | None, policy: Any, prior: ActionPrior | None) -> PolicyGradient:
@@ -174,8 +124,16 @@ def policy_gradient(given: PolicyGradient | ELBO | None, policy: Any, prior: Act
         TypeError: for what is no estimator and no ELBO.
         ValueError: for one that the policy or the prior excludes.
     """
+    kind = type(policy).__name__
     if given is None:
-        given = Pathwise() if policy.has_rsample else Score()
-    estimator: Any = given if callable(getattr(given, "settings", None)) else ByELBO(given)
-    estimator.verify(policy, prior)
+        return Pathwise() if policy.has_rsample else Score()
+    if isinstance(given, Pathwise) and not policy.has_rsample:
+        raise ValueError(f"a {kind} cannot be reparametrised: gradient must be a Score()")
+    if isinstance(given, Pathwise | Score):
+        return given
+    estimator = given if isinstance(given, ByELBO) else ByELBO(given)
+    if isinstance(estimator.elbo, TraceMeanField_ELBO) and not policy.has_rsample:
+        raise ValueError(f"a TraceMeanField_ELBO needs a policy that can be reparametrised, which a {kind} cannot")
+    if prior is None:
+        raise ValueError("an elbo needs the prior that makes its model, such as UniformPrior(action_size)")
     return estimator

@@ -24,7 +24,7 @@ from ...models.optimality import ActionGuide, ActionPrior
 from ..training.checkpoint import described
 from .captured import CapturedStep
 from .critics import Critics, TargetCopy
-from .policy_gradient import ByELBO, Estimate, PolicyGradient, policy_gradient
+from .policy_gradient import ByELBO, Estimate, PolicyGradient, Score, policy_gradient
 from .replay import ReplayBatch
 from .temperature import Temperature, as_temperature
 
@@ -307,16 +307,30 @@ class SoftActorCritic(SoftLearner):
         self.gradient = policy_gradient(gradient, policy, self.prior)
         if self.capture and isinstance(self.gradient, ByELBO):
             raise ValueError("an elbo gives its loss to Python, which waits for the device: no capture with it")
-        #: What E[log pi - log p] of a learned temperature aims at, with the opposite sign.
-        self.shift = self.temperature.target(action_size) - (0 if self.prior is None else action_size * math.log(2))
+        goal = self.temperature.target_entropy
+        self.target_entropy = float(-action_size if goal is None else goal)
+        self.shift = self.target_entropy - (0 if self.prior is None else action_size * math.log(2))
         log_alpha = torch.tensor(math.log(self.temperature.initial), dtype=self.critics.biases[0].dtype)
         self.log_alpha: Tensor
         if self.temperature.is_learned:
             self.log_alpha = nn.Parameter(log_alpha)
+            self.learnt += (self.log_alpha,)
         else:
             self.register_buffer("log_alpha", log_alpha)
-        learned = [self.log_alpha] if isinstance(self.log_alpha, nn.Parameter) else []
-        self.learn_also(*learned, **self.temperature.settings(action_size), **self.gradient.settings(policy))
+        self.learn_also(**self._told_apart_by())
+
+    def _told_apart_by(self) -> dict[str, Any]:
+        """What tells it from others, as version 0.1 said it as far as there were such."""
+        learned, initial, gradient = self.temperature.is_learned, self.temperature.initial, self.gradient
+        return {
+            "temperature": "learned" if learned else initial,
+            "target_entropy": self.target_entropy if learned else None,
+            "first": False,
+            "particles": 1 if isinstance(gradient, ByELBO) else gradient.draws,
+            "elbo": gradient if isinstance(gradient, ByELBO) else None,
+            **({"gradient": "score"} if type(gradient) is Score and self.policy.has_rsample else {}),
+            **({"initial_temperature": initial} if learned and initial != 1 else {}),
+        }
 
     @property
     def alpha(self) -> Tensor:

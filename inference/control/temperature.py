@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..._verify import verify_positive
 
@@ -46,32 +46,14 @@ class Temperature:
 
     @classmethod
     def learned(cls, initial: float = 1.0, target_entropy: float | None = None) -> Temperature:
-        """Return one that is learnt, by which the policy's entropy comes to ``target_entropy`` nats; None for -A."""
+        """Return one by which the policy's entropy comes to ``target_entropy`` nats; None for -A."""
         return cls(initial, True, target_entropy)
-
-    def target(self, action_size: int) -> float:
-        """Return the entropy that a learned one aims at, nats."""
-        return float(-action_size if self.target_entropy is None else self.target_entropy)
-
-    def settings(self, action_size: int) -> dict[str, Any]:
-        """Return what a signature says of it."""
-        begins = {} if self.initial == 1 or not self.is_learned else {"initial_temperature": self.initial}
-        return {
-            "temperature": "learned" if self.is_learned else self.initial,
-            "target_entropy": self.target(action_size) if self.is_learned else None,
-        } | begins
 
 
 def as_temperature(given: Temperature | float | Literal["learned"]) -> Temperature:
-    """Return a number as a fixed temperature, and ``"learned"`` as the usual learned one.
-
-    Raises:
-        TypeError, ValueError: for something else.
-    """
-    if isinstance(given, Temperature):
-        return given
+    """Return a number as a fixed temperature, and ``"learned"`` as the usual learned one."""
     if isinstance(given, str):
         if given != "learned":
             raise ValueError(f"temperature must be a Temperature, a number or 'learned', not {given!r}")
         return Temperature.learned()
-    return Temperature.fixed(given)
+    return given if isinstance(given, Temperature) else Temperature.fixed(given)

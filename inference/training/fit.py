@@ -178,14 +178,12 @@ class _Fitting(Run):
         self.update, self.data, self.device = update, data, device
         self.size, self.clip = self.settings["batch_size"], self.settings["clip"]
 
-    def prepare(self, device: str | torch.device | None) -> None:
+    def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
         for module in self.modules:
             module.to(device)
-        self.batches = self._batches(0)
-
-    def restore(self, content: dict[str, Any]) -> None:
-        assert self.path is not None
-        self.update.restore(self.path, content, lambda: self._batch(torch.arange(self.size)))
+        if content is not None:
+            assert self.path is not None
+            self.update.restore(self.path, content, lambda: self._batch(torch.arange(self.size)))
         self.batches = self._batches(self.history.step)
 
     def state(self) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..._random_state import random_state, set_random_state
 from ..._verify import verify_device, verify_folder, verify_least
 from . import checkpoint
 from .interrupts import Interrupts
+from .updates import all_finite
 
 __all__ = ["Evaluate", "History", "Log", "Run", "Training"]
 
@@ -67,7 +68,6 @@ class Run:
         evaluate: see `fit`.
 
     Attributes:
-        modules, settings, out, evaluate: as given.
         path: of the checkpoint.
         content: of the checkpoint that the run goes on from, if there is one.
         history: where the run is.
@@ -99,20 +99,17 @@ class Run:
         self.numbers: dict[str, float | Tensor] = {}
         self.values: dict[str, float] = {}
         self.room = math.inf
-        self._saved, self._wrote = (0, 0), False
         self._began = self._logged = (0, 0.0)  # step and seconds
-        self._board: Any = None
+        self._saved: tuple[int, int] | None = None  # step and evaluations
 
     # What a kind of training has to say
 
     def verify_content(self, content: dict[str, Any]) -> None:
         """Refuse a checkpoint that cannot be gone on from; nothing is changed."""
 
-    def prepare(self, device: str | torch.device | None) -> None:
-        """Move to the device, and open files."""
-
-    def restore(self, content: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds; the history is there already."""
+    def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
+        """Move to the device, open files, and take up what the checkpoint holds beside the history."""
+        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint holds beside what it does of every run."""
@@ -120,7 +117,7 @@ class Run:
 
     def finite(self) -> bool:
         """Whether all parameters are finite."""
-        raise NotImplementedError
+        return all_finite([parameter for module in self.modules for parameter in module.parameters()])
 
     def was_saved(self) -> None:
         """Give up files that only the checkpoint before needed."""
@@ -143,31 +140,31 @@ class Run:
 
     def begin(self, device: str | torch.device | None) -> None:
         """Be where the checkpoint is, or at the start."""
-        self.prepare(device)
         if self.content is not None:
             self.history = History(**self.content["history"])
-            self.restore(self.content)
-        self._saved, self._wrote = self._reached(), self.content is not None
+            self._saved = self._reached()
         self._began = self._logged = self.history.step, self.history.seconds
+        self.open(device, self.content)
 
-    def open_board(self) -> None:
-        """Make the folder what it should be, and open TensorBoard's file."""
-        if self.path is not None:
-            from torch.utils.tensorboard import SummaryWriter  # here, because it takes a second
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Have a folder, with TensorBoard's file open."""
+        self._board: Any = None
+        if self.path is None:
+            yield
+            return
+        from torch.utils.tensorboard import SummaryWriter  # here, because it takes a second
 
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            for left in self.path.parent.glob(f".*-{self.path.name}"):  # by a process that was killed while it wrote
-                left.unlink()
-            # What a run that was cut short logged beyond its last checkpoint comes again.
-            self._board = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=self.history.step + 1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for left in self.path.parent.glob(f".*-{self.path.name}"):  # by a process that was killed while it wrote
+            left.unlink()
+        # What a run that was cut short logged beyond its last checkpoint comes again.
+        self._board = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=self.history.step + 1)
+        with closing(self._board):
+            yield
 
-    def close_board(self) -> None:
-        """Close it."""
-        if self._board is not None:
-            self._board.close()
-
-    def write_board(self, values: dict[str, float]) -> None:
-        """Log numbers to TensorBoard."""
+    def write(self, values: dict[str, float]) -> None:
+        """Give numbers to TensorBoard."""
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, self.history.step)
@@ -188,24 +185,24 @@ class Run:
 
     def not_finite(self, what: str) -> FloatingPointError:
         """The error for a number that is not finite, which says what is kept."""
-        return FloatingPointError(f"the {what}" + (f"; {self.path} holds step {self._saved[0]}" if self._wrote else ""))
+        return FloatingPointError(f"the {what}" + (f"; {self.path} holds step {self._saved[0]}" if self._saved else ""))
 
     def since_saved(self) -> int:
-        """Steps since the checkpoint."""
-        return self.history.step - self._saved[0]
+        """Steps that the checkpoint does not hold."""
+        return self.history.step - (self._saved or (0, 0))[0]
 
-    def content_to_save(self, always: bool) -> dict[str, Any] | None:
-        """What the checkpoint has to hold, None if what it holds is the same.
+    def to_save(self, always: bool) -> dict[Path, dict[str, Any]]:
+        """The content of the checkpoint by its path, unless what is there is the same.
 
         Raises:
             FloatingPointError: if that is not finite.
         """
-        if self.path is None or (self._saved == self._reached() and not always):
-            return None
+        if self.path is None or ((self._saved or (0, 0)) == self._reached() and not always):
+            return {}
         window = float(self.history.window)
         if not (math.isfinite(window) and self.finite()):
             raise self.not_finite(f"loss or a parameter is not finite at step {self.history.step}")
-        return {
+        content = {
             "step": self.history.step,
             "modules": [checkpoint.snapshot(module) for module in self.modules],
             **self.state(),
@@ -213,10 +210,11 @@ class Run:
             "random": random_state(),
             "settings": self.settings,
         }
+        return {self.path: content}
 
     def note_saved(self) -> None:
         """Remember that the checkpoint holds all there is."""
-        self._saved, self._wrote = self._reached(), True
+        self._saved = self._reached()
         self.was_saved()
 
     def _reached(self) -> tuple[int, int]:
@@ -298,8 +296,7 @@ class Training:
             bar = stack.enter_context(ProgressBar("step", self.steps, self.progress, first.history.step))
             told = lambda: "  ".join(first.told())  # noqa: E731
             for run in self.runs:
-                run.open_board()
-                stack.callback(run.close_board)
+                stack.enter_context(run.writing())
             self._evaluate()
             while first.history.step < self.steps and not self.interrupts.requests:
                 started = time.perf_counter()
@@ -322,10 +319,10 @@ class Training:
 
     def save(self, always: bool = False) -> None:
         """Write the checkpoints of all runs, or none; `always` also where nothing is new."""
-        contents = {run.path: run.content_to_save(always) for run in self.runs}
-        checkpoint.write_all({path: content for path, content in contents.items() if path and content})
-        for run in self.runs:
-            if contents[run.path] is not None:
+        contents = [run.to_save(always) for run in self.runs]
+        checkpoint.write_all({path: content for each in contents for path, content in each.items()})
+        for run, content in zip(self.runs, contents, strict=True):
+            if content:
                 run.note_saved()
 
     def _report(self) -> None:
@@ -333,7 +330,7 @@ class Training:
         for run, names in zip(self.runs, self.names, strict=True):
             if run.values:
                 values, run.values = run.values, {}
-                run.write_board(values)
+                run.write(values)
                 if self.log is not None:
                     self._call(self.log, run.history.step, names | values)
 
@@ -350,7 +347,7 @@ class Training:
             if found is None:  # interrupted
                 continue
             run.history.evaluations.append((step, found))
-            run.write_board(found)
+            run.write(found)
             if self.on_evaluation is not None:
                 self._call(self.on_evaluation, step, names | found)
 

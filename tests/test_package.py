@@ -14,7 +14,6 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -31,11 +30,6 @@ FLOORS = ("root", "models", "guides", "envs", "inference")
 PRIVATE = sorted(path.relative_to(ROOT) for path in ROOT.glob("_*.py") if path.name != "__init__.py")
 FILES = PRIVATE + sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 MODULES = {".".join(("pyrocontrol", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}
-
-
-def import_module(name: str) -> ModuleType:
-    """Import a module, or skip the test where it is a NumPyro twin and its extra is not installed."""
-    return pytest.importorskip(name) if name.endswith("_numpyro") else importlib.import_module(name)
 
 
 def run_python(*arguments: str, **environment: str) -> str:
@@ -200,7 +194,7 @@ def test_public_names_exist_and_are_documented(room: str) -> None:
 @pytest.mark.parametrize("name", ["pyrocontrol", *MODULES])
 def test_docstring_examples(name: str) -> None:
     results = doctest.testmod(
-        import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
+        importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
     )
     assert not results.failed
 
@@ -250,7 +244,7 @@ def test_common_form_of_results_is_checked(check_results: Callable[[dict[str, An
 def test_extras_are_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"numpyro", "mujoco", "bullet", "robots", "data", "flows", "scale", "docs", "test", "all"}
+    assert set(extras) == {"mujoco", "bullet", "data", "flows", "docs", "test", "all"}
     assert extras["all"][0] == f"pyrocontrol[{','.join(name for name in extras if name != 'all')}]"
 
 

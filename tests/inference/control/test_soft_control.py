@@ -261,10 +261,9 @@ class Exact(TanhGaussian):  # type: ignore[misc, valid-type]
             self.net[0].weight.copy_(torch.stack([scale * LINEAR[:, 0] / alpha, torch.zeros(3)]))
 
 
-@pytest.mark.parametrize("scale", [2.5])
-def test_the_critics_target_is_the_soft_bellman_backup(scale: float) -> None:
+def test_the_critics_target_is_the_soft_bellman_backup() -> None:
     """With the best policy every sample of the backup is exact: Q* of soft value iteration is its fixed point."""
-    alpha, discount = 0.7, 0.9
+    alpha, discount, scale = 0.7, 0.9, 2.5
     values = soft_values(alpha, discount, scale, lambda t: 0.5 * t**2)  # log E_{N(0, 1)} exp(t a)
     learner = SoftActorCritic(
         Exact(alpha, scale), 3, 1, prior=GaussianPrior(1), discount=discount, temperature=alpha, reward_scale=scale
@@ -280,9 +279,8 @@ def test_the_critics_target_is_the_soft_bellman_backup(scale: float) -> None:
     assert not torch.allclose(learner.soft_target(batch), expected, atol=0.1)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_a_range_of_values_keeps_what_is_within_and_bounds_what_follows(scale: float) -> None:
-    alpha, discount = 0.7, 0.9
+def test_a_range_of_values_keeps_what_is_within_and_bounds_what_follows() -> None:
+    alpha, discount, scale = 0.7, 0.9, 2.5
     values = soft_values(alpha, discount, scale, lambda t: 0.5 * t**2)
     batch = transitions()
     given: dict[str, Any] = {"prior": GaussianPrior(1), "discount": discount, "temperature": alpha}
@@ -494,8 +492,7 @@ def test_a_learner_goes_on_from_its_state(make: Any, tmp_path: Path) -> None:
             assert torch.equal(other.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("squash", [True, False])
-@pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("make", "squash"), [(SoftActorCritic, True), (SoftQLearning, False)])
 def test_single_precision_and_acting(make: Any, squash: bool) -> None:
     torch.set_default_dtype(torch.float32)
     policy = FlowPolicy(3, 2, hidden=(8,), squash=squash)
@@ -527,109 +524,59 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "options"),
-    [
-        (ValueError, r"discount must be in \[0, 1\), not 1", {"discount": 1}),
-        (ValueError, "lr must be positive and finite, not 0", {"lr": 0}),
-        (ValueError, "reward_scale must be positive and finite, not inf", {"reward_scale": math.inf}),
-        (ValueError, r"smoothing must be in \(0, 1\], not 0", {"smoothing": 0}),
-        (ValueError, "target_every must be at least 1, not 0", {"target_every": 0}),
-        (ValueError, "temperature must be positive and finite, not 0", {"temperature": 0}),
-        (ValueError, "temperature must be a Temperature, a number or 'learned', not 'auto'", {"temperature": "auto"}),
-        (TypeError, "temperature must be a number, not None", {"temperature": None}),
-        (TypeError, r"has no target_entropy: use temperature=Temperature.learned\(target", {"target_entropy": -1.0}),
-        (TypeError, "has no first: use FirstSoftActorCritic", {"first": True}),
-        (TypeError, "unexpected keyword argument 'target_evry'", {"target_evry": 1}),
-        (ValueError, r"value_range must be the least and the greatest return, not \(1, 0\)", {"value_range": (1, 0)}),
-        (ValueError, r"value_range must be .*, not \(0, inf\)", {"value_range": (0, math.inf)}),
-        (ValueError, "value_range must be .*, not 1000", {"value_range": 1000}),
-        (ValueError, r"value_range must be .*, not \('a', 'b'\)", {"value_range": ("a", "b")}),
-        (ValueError, "value_range needs a prior with its density", {"value_range": (0, 1)}),
-        (
-            ValueError,
-            r"value_range needs a prior that is normalised within \(-1, 1\), which a GaussianPrior\(2\) is not",
-            {"value_range": (0, 1), "prior": GaussianPrior(2)},
-        ),
-        (TypeError, "lr must be a number, not '1e-3'", {"lr": "1e-3"}),
-        (TypeError, "target_every must be a whole number, not 1.5", {"target_every": 1.5}),
-        (TypeError, "prior must be one of actions, such as GaussianPrior.*, not 'gaussian'", {"prior": "gaussian"}),
-        (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
-        (TypeError, r"gradient must be a Pathwise\(\), a Score\(\) or an ELBO .*, not str", {"gradient": "score"}),
-        (TypeError, "an elbo must be linear in the log joint and .*, not RenyiELBO", {"gradient": RenyiELBO()}),
-        (TypeError, "an elbo must be linear .* not JitTrace_ELBO", {"gradient": JitTrace_ELBO()}),
-        (ValueError, "an elbo needs the prior that makes its model", {"gradient": Trace_ELBO()}),
-        (
-            ValueError,
-            "an elbo gives its loss to Python.*: no capture with it",
-            {"gradient": Trace_ELBO(), "prior": UniformPrior(2), "capture": True},
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_bad_arguments_are_refused(error: type[Exception], message: str, options: dict[str, Any]) -> None:
-    with pytest.raises(error, match=message):
-        SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options)
+def sac(policy: Any = None, sizes: tuple[int, int] = (3, 2), **options: Any) -> SoftActorCritic:
+    return SoftActorCritic(TanhGaussian(3, 2) if policy is None else policy, *sizes, **options)
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "make"),
-    [
-        (ValueError, "target_entropy must be finite, not nan", lambda: Temperature.learned(target_entropy=math.nan)),
-        (ValueError, "draws must be at least 1, not 0", lambda: Score(0)),
-        (TypeError, "draws must be a whole number, not 1.5", lambda: Pathwise(1.5)),
-        (
-            ValueError,
-            "a TraceMeanField_ELBO needs a policy that can be reparam.* a Mixture",
-            lambda: SoftActorCritic(MixturePolicy(3, 2), 3, 2, prior=UniformPrior(2), gradient=TraceMeanField_ELBO()),
-        ),
-        (
-            ValueError,
-            r"a ScoreTanhGaussian cannot be reparametrised: gradient must be a Score\(\)",
-            lambda: SoftActorCritic(ScoreTanhGaussian(3, 2), 3, 2, gradient=Pathwise()),
-        ),
-        (
-            ValueError,
-            "those of a ScoreTanhGaussian are no function of its parameters",
-            lambda: SoftQLearning(ScoreTanhGaussian(3, 2), 3, 2),
-        ),
-        (ValueError, "particles must be at least 4", lambda: SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)),
-        (
-            TypeError,
-            "temperature must be a number, not 'learned'",
-            lambda: SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature="learned"),
-        ),
-        (
-            ValueError,
-            "the policy has 3 observation and 2 action numbers, the learner 4 and 2",
-            lambda: SoftActorCritic(TanhGaussian(3, 2), 4, 2),
-        ),
-        (
-            TypeError,
-            "policy must be a module such as FlowPolicy, not function",
-            lambda: SoftActorCritic(lambda: None, 3, 2),
-        ),
-        (
-            TypeError,
-            "a Linear is no policy to learn: it has no observation_size",
-            lambda: SoftActorCritic(nn.Linear(3, 2), 3, 2),
-        ),
-        (
-            ValueError,
-            "the TanhGaussian is frozen: call requires_grad_",
-            lambda: SoftActorCritic(TanhGaussian(3, 2).requires_grad_(False), 3, 2),
-        ),
-        (
-            ValueError,
-            "a TanhGaussian has no latent that could be fixed for an episode",
-            lambda: SoftActorCritic(TanhGaussian(2, 1), 2, 1, fixed_latent=True),
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_parts_that_do_not_go_together_are_refused(error: type[Exception], message: str, make: Any) -> None:
+UNIFORM, NORMAL = UniformPrior(2), GaussianPrior(2)
+BAD: list[tuple[type[Exception], str, Any]] = [
+    (ValueError, r"discount must be in \[0, 1\), not 1", {"discount": 1}),
+    (ValueError, "lr must be positive and finite, not 0", {"lr": 0}),
+    (TypeError, "lr must be a number, not '1e-3'", {"lr": "1e-3"}),
+    (ValueError, "reward_scale must be positive and finite, not inf", {"reward_scale": math.inf}),
+    (ValueError, r"smoothing must be in \(0, 1\], not 0", {"smoothing": 0}),
+    (TypeError, "target_every must be a whole number, not 1.5", {"target_every": 1.5}),
+    (ValueError, "temperature must be positive and finite, not 0", {"temperature": 0}),
+    (ValueError, "temperature must be a Temperature, a number or 'learned', not 'auto'", {"temperature": "auto"}),
+    (TypeError, "temperature must be a number, not None", {"temperature": None}),
+    (ValueError, "target_entropy must be finite, not nan", lambda: Temperature.learned(target_entropy=math.nan)),
+    (TypeError, r"no target_entropy: use temperature=Temperature.learned\(target", {"target_entropy": -1.0}),
+    (TypeError, "has no first: use FirstSoftActorCritic", {"first": True}),
+    (TypeError, "unexpected keyword argument 'target_evry'", {"target_evry": 1}),
+    (ValueError, r"value_range must be the least and the greatest return, not \(1, 0\)", {"value_range": (1, 0)}),
+    (ValueError, r"value_range must be .*, not \(0, inf\)", {"value_range": (0, math.inf)}),
+    (ValueError, "value_range must be .*, not 1000", {"value_range": 1000}),
+    (ValueError, r"value_range must be .*, not \('a', 'b'\)", {"value_range": ("a", "b")}),
+    (ValueError, "value_range needs a prior with its density", {"value_range": (0, 1)}),
+    (ValueError, "value_range .* normalised within .* which a GaussianPrior", {"value_range": (0, 1), "prior": NORMAL}),
+    (TypeError, "prior must be one of actions, such as GaussianPrior.*, not 'gaussian'", {"prior": "gaussian"}),
+    (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
+    (ValueError, "a TanhGaussian has no latent that could be fixed for an episode", {"fixed_latent": True}),
+    (TypeError, r"gradient must be a Pathwise\(\), a Score\(\) or an ELBO .*, not str", {"gradient": "score"}),
+    (TypeError, "an elbo must be linear in the log joint and .*, not RenyiELBO", {"gradient": RenyiELBO()}),
+    (TypeError, "an elbo must be linear .* not JitTrace_ELBO", {"gradient": JitTrace_ELBO()}),
+    (ValueError, "an elbo needs the prior that makes its model", {"gradient": Trace_ELBO()}),
+    (ValueError, "waits for the device: no capture", {"gradient": Trace_ELBO(), "prior": UNIFORM, "capture": True}),
+    (ValueError, "a TraceMeanField_ELBO needs a policy that can be reparam.* a Mixture", lambda: sac(
+        MixturePolicy(3, 2), prior=UNIFORM, gradient=TraceMeanField_ELBO()
+    )),
+    (ValueError, "cannot be reparametrised: gradient must be a", lambda: sac(ScoreTanhGaussian(3, 2), gradient=Pathwise())),
+    (ValueError, "draws must be at least 1, not 0", lambda: Score(0)),
+    (TypeError, "draws must be a whole number, not 1.5", lambda: Pathwise(1.5)),  # type: ignore[arg-type]
+    (ValueError, "the policy has 3 observation and 2 action numbers, the learner 4 and 2", lambda: sac(sizes=(4, 2))),
+    (TypeError, "policy must be a module such as FlowPolicy, not function", lambda: sac(lambda: None)),
+    (TypeError, "a Linear is no policy to learn: it has no observation_size", lambda: sac(nn.Linear(3, 2))),
+    (ValueError, "the TanhGaussian is frozen", lambda: sac(TanhGaussian(3, 2).requires_grad_(False))),
+    (ValueError, "no function of its parameters", lambda: SoftQLearning(ScoreTanhGaussian(3, 2), 3, 2)),
+    (ValueError, "particles must be at least 4", lambda: SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)),
+    (TypeError, "not 'learned'", lambda: SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature="learned")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "given"), BAD, ids=str)
+def test_bad_arguments_are_refused(error: type[Exception], message: str, given: Any) -> None:
     with pytest.raises(error, match=message):
-        make()
+        given() if callable(given) else sac(**given)
 
 
 class Narrow(GaussianPrior):
@@ -686,9 +633,8 @@ def test_without_a_prior_going_on_earns_more_than_under_the_uniform_one() -> Non
 
 def test_signatures_tell_learners_apart() -> None:
     def make(**options: Any) -> str:
-        return SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options).signature()
+        return sac(**options).signature()
 
-    prior = UniformPrior(2)
     elbos = [Trace_ELBO(num_particles=count) for count in (1, 4)]
     different: list[dict[str, Any]] = [
         {},
@@ -700,13 +646,13 @@ def test_signatures_tell_learners_apart() -> None:
         {"gradient": Pathwise(2)},
         {"gradient": Score()},
         *({"prior": Narrow(2, scale)} for scale in (1.0, 0.1)),
-        *({"prior": prior, "value_range": bounds} for bounds in (None, (0, 1), (0, 2))),
-        *({"prior": prior, "gradient": elbo} for elbo in elbos),
+        *({"prior": UNIFORM, "value_range": bounds} for bounds in (None, (0, 1), (0, 2))),
+        *({"prior": UNIFORM, "gradient": elbo} for elbo in elbos),
     ]
     assert len({make(**options) for options in different}) == len(different)
     first = FirstSoftActorCritic(TanhGaussian(3, 2), 3, 2).signature()
     assert first.removeprefix("First") != make(temperature=1.0)
     assert make() == make(temperature=Temperature.learned(), gradient=Pathwise())
     assert make(prior=Narrow(2, 1.0)) == make(prior=Narrow(2, 1.0))
-    assert make(prior=prior, value_range=(0.0, 1.0)) == make(prior=prior, value_range=(0, 1))
+    assert make(prior=UNIFORM, value_range=(0.0, 1.0)) == make(prior=UNIFORM, value_range=(0, 1))
     assert Critics(3, 2).signature() == "Critics(3, 2, hidden=(128, 128), count=2)"

@@ -406,10 +406,7 @@ def mode_return(arguments: Arguments, policy: Any) -> float:
     """Return the mean return without noise."""
     with closing(gymnasium.make(arguments.task)) as env:
         found = pc.envs.evaluate_policy(env, policy, arguments.episodes, seed=EVALUATION_SEED)
-    mean = float(np.mean(found["return"]))
-    if not math.isfinite(mean):
-        raise FloatingPointError(f"the mean return of {arguments.task} is {mean}")
-    return mean
+    return float(np.mean(found["return"]))
 
 
 def film(arguments: Arguments, seed: int, policy: Any) -> bool:

@@ -264,9 +264,10 @@ def learn_together(  # noqa: D417
         log=log,
         log_every=log_every,
         progress=progress,
-        names=[{} if alone else {"seed": run.seed} for run in runs],
     )
     training.interrupts.patience = 2
+    for run in runs:
+        run.label = {} if alone else {"seed": run.seed}
 
     def advance() -> bool:
         _act(batch, runs, training)

@@ -74,6 +74,8 @@ class Run:
         numbers: of the last step, logged beside the mean loss; tensors are read only then.
         values: to log when this step is over.
         room: steps that may pass without a checkpoint.
+        label: what callbacks find among the numbers to tell it from other runs.
+        saved_step: that the checkpoint is at, 0 if there is none.
 
     Raises:
         TypeError: if ``evaluate`` is no function.
@@ -99,8 +101,9 @@ class Run:
         self.numbers: dict[str, float | Tensor] = {}
         self.values: dict[str, float] = {}
         self.room = math.inf
+        self.label: dict[str, float] = {}
         self._began = self._logged = (0, 0.0)  # step and seconds
-        self._saved: tuple[int, int] | None = None  # step and evaluations
+        self.saved_step, self._saved_evaluations, self._wrote = 0, 0, False
 
     # What a kind of training has to say
 
@@ -142,7 +145,7 @@ class Run:
         """Be where the checkpoint is, or at the start."""
         if self.content is not None:
             self.history = History(**self.content["history"])
-            self._saved = self._reached()
+            self._remember()
         self._began = self._logged = self.history.step, self.history.seconds
         self.open(device, self.content)
 
@@ -185,11 +188,9 @@ class Run:
 
     def not_finite(self, what: str) -> FloatingPointError:
         """The error for a number that is not finite, which says what is kept."""
-        return FloatingPointError(f"the {what}" + (f"; {self.path} holds step {self._saved[0]}" if self._saved else ""))
-
-    def since_saved(self) -> int:
-        """Steps that the checkpoint does not hold."""
-        return self.history.step - (self._saved or (0, 0))[0]
+        return FloatingPointError(
+            f"the {what}" + (f"; {self.path} holds step {self.saved_step}" if self._wrote else "")
+        )
 
     def to_save(self, always: bool) -> dict[Path, dict[str, Any]]:
         """The content of the checkpoint by its path, unless what is there is the same.
@@ -197,7 +198,8 @@ class Run:
         Raises:
             FloatingPointError: if that is not finite.
         """
-        if self.path is None or ((self._saved or (0, 0)) == self._reached() and not always):
+        new = (self.history.step, len(self.history.evaluations)) != (self.saved_step, self._saved_evaluations)
+        if self.path is None or not (new or always):
             return {}
         window = float(self.history.window)
         if not (math.isfinite(window) and self.finite()):
@@ -214,11 +216,11 @@ class Run:
 
     def note_saved(self) -> None:
         """Remember that the checkpoint holds all there is."""
-        self._saved = self._reached()
+        self._remember()
         self.was_saved()
 
-    def _reached(self) -> tuple[int, int]:
-        return self.history.step, len(self.history.evaluations)
+    def _remember(self) -> None:
+        self.saved_step, self._saved_evaluations, self._wrote = self.history.step, len(self.history.evaluations), True
 
 
 class Training:
@@ -227,7 +229,6 @@ class Training:
     Args:
         runs: those.
         steps, resume, device, evaluate_every, on_evaluation, checkpoint_every, log, log_every, progress: see `fit`.
-        names: for each run, numbers that callbacks are given to tell it from others.
 
     Attributes:
         interrupts: how often Ctrl-C was pressed, and how patient it is.
@@ -250,7 +251,6 @@ class Training:
         log: Log | None,
         log_every: int,
         progress: bool,
-        names: Sequence[dict[str, float]] = ({},),
     ) -> None:
         verify_least(0, steps=steps, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
         verify_least(1, log_every=log_every)
@@ -263,7 +263,7 @@ class Training:
         self.runs, self.steps, self.resume, self.device = runs, steps, resume, device
         self.evaluate_every, self.on_evaluation = evaluate_every, on_evaluation
         self.checkpoint_every, self.log, self.log_every = checkpoint_every, log, log_every
-        self.progress, self.names = progress, names
+        self.progress = progress
         self.interrupts = Interrupts()
 
     def train(self, advance: Callable[[], bool], seed: int) -> None:
@@ -297,7 +297,8 @@ class Training:
             told = lambda: "  ".join(first.told())  # noqa: E731
             for run in self.runs:
                 stack.enter_context(run.writing())
-            self._evaluate()
+            if self._evaluation_is_due():
+                self._evaluate()
             while first.history.step < self.steps and not self.interrupts.requests:
                 started = time.perf_counter()
                 if not advance():
@@ -310,10 +311,13 @@ class Training:
                 seconds = time.perf_counter() - started
                 for run in self.runs:
                     run.history.seconds += seconds
+                    if run.values:
+                        self._log(run)
                 bar.show(step, told)
-                self._report()
-                self._evaluate()
-                if self._due(self.checkpoint_every) or first.since_saved() >= first.room:
+                if self._evaluation_is_due():
+                    self._evaluate()
+                due = self.checkpoint_every and step % self.checkpoint_every == 0
+                if due or step - first.saved_step >= first.room:
                     self.save()
             self.save()
 
@@ -325,22 +329,21 @@ class Training:
             if content:
                 run.note_saved()
 
-    def _report(self) -> None:
-        """Log the numbers of this step."""
-        for run, names in zip(self.runs, self.names, strict=True):
-            if run.values:
-                values, run.values = run.values, {}
-                run.write(values)
-                if self.log is not None:
-                    self._call(self.log, run.history.step, names | values)
+    def _log(self, run: Run) -> None:
+        """Log the numbers of a step."""
+        values, run.values = run.values, {}
+        run.write(values)
+        if self.log is not None:
+            self._call(self.log, run.history.step, run.label | values)
+
+    def _evaluation_is_due(self) -> bool:
+        step, every = self.runs[0].history.step, self.evaluate_every
+        return step == self.steps or (every > 0 and step % every == 0)
 
     def _evaluate(self) -> None:
-        """Evaluate every so often and at the last step, unless that was done; note the results."""
-        step = self.runs[0].history.step
-        if not (step == self.steps or self._due(self.evaluate_every)):
-            return
-        for run, names in zip(self.runs, self.names, strict=True):
-            done = run.history.evaluations[-1][0] if run.history.evaluations else 0
+        """Evaluate each run, unless that was done; note the results."""
+        for run in self.runs:
+            step, done = run.history.step, run.history.evaluations[-1][0] if run.history.evaluations else 0
             if run.evaluate is None or step == done or self.interrupts.requests:
                 continue
             found = self._call(_floats, run.evaluate, step)
@@ -349,10 +352,7 @@ class Training:
             run.history.evaluations.append((step, found))
             run.write(found)
             if self.on_evaluation is not None:
-                self._call(self.on_evaluation, step, names | found)
-
-    def _due(self, every: int) -> bool:
-        return bool(every) and self.runs[0].history.step % every == 0
+                self._call(self.on_evaluation, step, run.label | found)
 
     def _call(self, function: Callable[..., Any], *given: Any) -> Any:
         """Call what the user gave.

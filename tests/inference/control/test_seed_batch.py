@@ -17,38 +17,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import soft_learners
 from pyrocontrol.envs import LatentActionEnv, PointMove
-from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy, ZukoPolicy
-from pyrocontrol.inference import (
-    FirstSoftActorCritic,
-    Pathwise,
-    Score,
-    SeedBatch,
-    SoftActorCritic,
-    SoftQLearning,
-    learn,
-    learn_together,
-    train_stagewise_together,
-)
+from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy
+from pyrocontrol.inference import SeedBatch, SoftActorCritic, learn, learn_together, train_stagewise_together
 from pyrocontrol.inference.control.replay import ReplayBatch
 from pyrocontrol.inference.training import checkpoint
 from pyrocontrol.models import GaussianPrior, UniformPrior
+from soft_learners import LEARNERS, assert_alike, learner_of, part
 
 S, B, O, A = 3, 8, 3, 2  # noqa: E741
-
-KINDS: dict[str, Callable[[], Any]] = {
-    "flow": lambda: SoftActorCritic(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8, 8)),
-    "flow, 4 draws": lambda: SoftActorCritic(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8,), gradient=Pathwise(4)),
-    "splines": lambda: SoftActorCritic(ZukoPolicy(O, A, hidden=(8,)), O, A, hidden=(8,)),
-    "upper level": lambda: SoftActorCritic(
-        GaussianPolicy(O, A, hidden=(8,), squash=False), O, A, prior=GaussianPrior(A), temperature=0.5, hidden=(8,)
-    ),
-    "mixture of one": lambda: SoftActorCritic(MixturePolicy(O, A, hidden=(8,), components=1), O, A, hidden=(8,)),
-    "mixture": lambda: SoftActorCritic(MixturePolicy(O, A, hidden=(8,)), O, A, hidden=(8,), target_every=3),
-    "first form": lambda: FirstSoftActorCritic(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8,)),
-    "likelihood ratio": lambda: SoftActorCritic(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8,), gradient=Score()),
-    "soft Q-learning": lambda: SoftQLearning(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8,), target_every=4),
-}
 
 
 @pytest.fixture
@@ -71,42 +49,18 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(kind: str = "flow") -> list[Any]:
-    if kind == "splines":
-        pytest.importorskip("zuko")
-    learners = []
-    for seed in range(S):
-        torch.manual_seed(seed)
-        learners.append(KINDS[kind]())
-    return learners
+    return [learner_of(kind, seed) for seed in range(S)]
 
 
 def transitions(seed: int = 0) -> ReplayBatch:
-    torch.manual_seed(seed)
-    ended = (torch.rand(S, B) < 0.3).to(torch.get_default_dtype())
-    actions = 2 * torch.rand(S, B, A) - 1
-    noise = [torch.tensor(np.random.default_rng(seed).normal(size=(S, B, O))).to(actions) for _ in range(2)]
-    return ReplayBatch(noise[0], actions, actions.sum(-1), 2 * noise[1], ended)
-
-
-def part(batch: ReplayBatch, number: int) -> ReplayBatch:
-    return ReplayBatch(*(field[number] for field in batch))
-
-
-def tensors(learner: Any) -> list[Tensor]:
-    states = [learner.optimizer.state.get(parameter, {}) for parameter in learner.learnt]
-    return [*learner.parameters(), *learner.buffers(), *(state[name] for state in states for name in sorted(state))]
-
-
-def assert_alike(one: Any, other: Any, **tolerance: float) -> None:
-    for mine, theirs in zip(tensors(one), tensors(other), strict=True):
-        torch.testing.assert_close(mine, theirs, **tolerance)
+    return soft_learners.transitions(S, B, generator=torch.Generator().manual_seed(seed))
 
 
 # An update
 
 
 @pytest.mark.usefixtures("float64", "still")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LEARNERS)
 def test_an_update_is_the_updates_of_all(kind: str) -> None:
     alone, batch = make(kind), SeedBatch(make(kind))
     for number in range(5):
@@ -172,8 +126,7 @@ def test_a_state_that_is_loaded_counts() -> None:
         learner.load_state_dict(state)
     for number in (2, 3):
         other.update(transitions(number))
-    for one, two in zip(batch.learners, other.learners, strict=True):
-        assert_alike(two, one)
+    assert_alike(other, batch)
 
 
 @pytest.mark.usefixtures("float64", "still")
@@ -198,8 +151,7 @@ def test_learners_that_have_left_the_stack_are_stacked_anew(leave: Callable[[Any
     for number in (1, 2):
         for each in (batch, other):
             each.update(transitions(number))
-    for one, two in zip(other.learners, batch.learners, strict=True):
-        assert_alike(two, one, rtol=1e-4, atol=1e-6)  # what was single precision in between
+    assert_alike(batch, other, rtol=1e-4, atol=1e-6)  # what was single precision in between
 
 
 @pytest.mark.usefixtures("float64", "still")
@@ -284,8 +236,7 @@ def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(found[name], value)
     observations = np.ones((S, O))
     np.testing.assert_allclose(plain.act(observations), compiled.act(observations))
-    for one, two in zip(plain.learners, compiled.learners, strict=True):
-        assert_alike(two, one)
+    assert_alike(compiled, plain)
 
 
 def test_compiled_noise_is_of_each_learner_and_step() -> None:
@@ -342,8 +293,7 @@ def test_the_compiler_makes_the_same_of_it() -> None:
         given = transitions(number)
         plain.update(given)
         compiled.update(given)
-    for one, two in zip(plain.learners, compiled.learners, strict=True):
-        assert_alike(two, one, rtol=1e-3, atol=1e-5)
+    assert_alike(compiled, plain, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -361,8 +311,7 @@ def test_on_a_gpu_it_is_the_same(kind: str, options: dict[str, bool]) -> None:
         for name, value in expected.items():
             torch.testing.assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(other.act(observations), plain.act(observations), rtol=1e-3, atol=1e-4)
-    for one, two in zip(plain.learners, other.to("cpu").learners, strict=True):
-        assert_alike(two, one, rtol=1e-2, atol=1e-4)
+    assert_alike(other.to("cpu"), plain, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -484,9 +433,8 @@ def test_stopped_runs_come_to_the_same_bits(tmp_path: Path) -> None:
         return batch
 
     whole, stopped = run(tmp_path / "whole", 33), run(tmp_path / "stopped", 5, 19, 33)
-    for one, two in zip(whole.learners, stopped.learners, strict=True):
-        assert_alike(two, one, rtol=0, atol=0)
-    assert one.updates == 23
+    assert_alike(stopped, whole, rtol=0, atol=0)
+    assert stopped.learners[0].updates == 23
 
 
 def test_any_learners_learn_together_one_after_the_other() -> None:

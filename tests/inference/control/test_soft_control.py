@@ -32,6 +32,7 @@ from pyrocontrol.inference.control.soft_q_learning import SoftQLearning, stein_d
 from pyrocontrol.inference.control.temperature import Temperature
 from pyrocontrol.inference.objectives.stepwise import StepwiseKL_ELBO
 from pyrocontrol.models.optimality import GaussianPrior, UniformPrior
+from soft_learners import transitions
 from tanh_gaussian import ScoreTanhGaussian, TanhGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -47,16 +48,6 @@ POLICIES: dict[str, Callable[[], Any]] = {
 
 def gradients(policy: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in policy.parameters()]
-
-
-def batch_of(count: int, observation_size: int = 3, action_size: int = 2) -> ReplayBatch:
-    return ReplayBatch(
-        torch.randn(count, observation_size),
-        2 * torch.rand(count, action_size) - 1,
-        torch.randn(count),
-        torch.randn(count, observation_size),
-        (torch.rand(count) < 0.3).to(torch.float64),
-    )
 
 
 # The step of the policy
@@ -130,12 +121,12 @@ def test_whole_updates_are_the_same_by_pyro(given: Any) -> None:
         learner = SoftActorCritic(policy, 3, 2, prior=UniformPrior(2), hidden=(16,), temperature=0.2, gradient=elbo)
         for _ in range(3):
             torch.manual_seed(learner.updates)
-            learner.update(batch_of(6))
+            learner.update(transitions(6))
         learners.append(learner)
     for name, value in learners[0].policy.state_dict().items():
         torch.testing.assert_close(learners[1].policy.state_dict()[name], value)
     torch.testing.assert_close(learners[1].critics.state_dict(), learners[0].critics.state_dict())
-    report = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=UniformPrior(2), gradient=given).update(batch_of(6))
+    report = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=UniformPrior(2), gradient=given).update(transitions(6))
     assert all(value.isfinite() and not value.requires_grad for value in report.values())
 
 
@@ -242,7 +233,7 @@ def exact_critic(learner: Any, values: Tensor, discount: float, scale: float) ->
     learner.target.forward = forward
 
 
-def transitions() -> ReplayBatch:
+def chain() -> ReplayBatch:
     """Every state with two actions; the last state ends the task."""
     states = torch.eye(3).repeat(2, 1)
     following = torch.eye(3)[torch.tensor([1, 0, 2, 1, 0, 2])]
@@ -269,7 +260,7 @@ def test_the_critics_target_is_the_soft_bellman_backup() -> None:
         Exact(alpha, scale), 3, 1, prior=GaussianPrior(1), discount=discount, temperature=alpha, reward_scale=scale
     )
     exact_critic(learner, values, discount, scale)
-    batch = transitions()
+    batch = chain()
     expected = learner.target(batch.observations, batch.actions)[0]
     torch.testing.assert_close(learner.soft_target(batch), expected)
     # Time running out is no end: taking it for one gives other values, and so does leaving the prior out.
@@ -282,7 +273,7 @@ def test_the_critics_target_is_the_soft_bellman_backup() -> None:
 def test_a_range_of_values_keeps_what_is_within_and_bounds_what_follows() -> None:
     alpha, discount, scale = 0.7, 0.9, 2.5
     values = soft_values(alpha, discount, scale, lambda t: 0.5 * t**2)
-    batch = transitions()
+    batch = chain()
     given: dict[str, Any] = {"prior": GaussianPrior(1), "discount": discount, "temperature": alpha}
     given["reward_scale"] = scale
     wide = (float(values.min()) / scale - 0.1, float(values.max()) / scale + 0.1)  # before the scale, as rewards are
@@ -323,7 +314,7 @@ def test_soft_q_learning_needs_no_best_policy_for_the_backup(prior: str) -> None
         policy.net[0].weight.mul_(0.3)
         policy.net[0].bias.zero_()
     exact_critic(learner, values, discount, 1.0)
-    batch = transitions()
+    batch = chain()
     expected = learner.target(batch.observations, batch.actions)[0]
     torch.testing.assert_close(learner.soft_target(batch), expected, atol=0.01, rtol=0)
     ended = batch._replace(terminated=torch.ones(6))
@@ -333,7 +324,7 @@ def test_soft_q_learning_needs_no_best_policy_for_the_backup(prior: str) -> None
 def test_the_first_form_follows_a_state_value() -> None:
     learner = FirstSoftActorCritic(TanhGaussian(3, 2), 3, 2, hidden=(8,), reward_scale=3.0)
     assert learner.critics.count == 1 and float(learner.alpha) == 1 and not learner.temperature.is_learned
-    batch = batch_of(6)
+    batch = transitions(6)
     expected = 3 * batch.rewards + 0.99 * (1 - batch.terminated) * learner.target(batch.next_observations)[0]
     torch.testing.assert_close(learner.soft_target(batch), expected)
     observations = batch.observations
@@ -440,7 +431,7 @@ def test_the_temperature_falls_while_the_policy_is_too_random_and_rises_otherwis
         with torch.no_grad():
             policy.net[0].bias[2:] = math.log(scale)
         learner = SoftActorCritic(policy, 3, 2, lr=1e-3)
-        learner.update(batch_of(64))
+        learner.update(transitions(64))
         assert math.copysign(1, float(learner.alpha) - 1) == sign
 
 
@@ -449,9 +440,9 @@ def test_the_temperatures_gradient_is_that_of_its_bound() -> None:
     for prior, shift in ((None, 0.0), (UniformPrior(2), 2 * math.log(2))):
         learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=prior, temperature=temperature)
         assert float(learner.alpha) == pytest.approx(0.5)
-        learner.update(batch_of(64))
+        learner.update(transitions(64))
         torch.manual_seed(5)
-        batch = batch_of(64)
+        batch = transitions(64)
         state = torch.get_rng_state()
         report = learner.update(batch)
         torch.set_rng_state(state)
@@ -475,7 +466,7 @@ def test_soft_q_learning_moves_actions_that_are_at_their_bounds() -> None:
 
 @pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)
 def test_a_learner_goes_on_from_its_state(make: Any, tmp_path: Path) -> None:
-    batches = [batch_of(8) for _ in range(6)]
+    batches = [transitions(8) for _ in range(6)]
     learner = make(FlowPolicy(3, 2, hidden=(8,)), 3, 2, hidden=(8,), smoothing=0.3, target_every=2)
     for batch in batches[:3]:
         learner.update(batch)
@@ -497,7 +488,7 @@ def test_single_precision_and_acting(make: Any, squash: bool) -> None:
     torch.set_default_dtype(torch.float32)
     policy = FlowPolicy(3, 2, hidden=(8,), squash=squash)
     learner = make(policy, 3, 2, prior=None if squash else GaussianPrior(2))
-    batch = ReplayBatch(*(part.float() for part in batch_of(8)))
+    batch = ReplayBatch(*(part.float() for part in transitions(8)))
     for _ in range(3):
         report = learner.update(batch)
     assert all(value.isfinite() and not value.requires_grad for value in report.values())
@@ -512,7 +503,7 @@ def test_single_precision_and_acting(make: Any, squash: bool) -> None:
 def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
     learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, hidden=(8,), smoothing=0.25)
     before = {name: value.clone() for name, value in learner.state_dict().items() if isinstance(value, Tensor)}
-    learner.update(batch_of(8))
+    learner.update(transitions(8))
     after = learner.state_dict()
     for name, value in before.items():
         assert not torch.equal(after[name], value) or (name.startswith("target") and "bias" in name), name
@@ -620,7 +611,7 @@ def test_unbounded_actions_need_a_prior_over_them(make: Any) -> None:
 
 
 def test_without_a_prior_going_on_earns_more_than_under_the_uniform_one() -> None:
-    batch = batch_of(6)
+    batch = transitions(6)
     for make in (SoftActorCritic, SoftQLearning):
         targets = []
         for prior in (None, UniformPrior(2)):

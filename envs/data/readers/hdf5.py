@@ -78,12 +78,10 @@ def open_hdf5(path: PATH) -> Iterator[Hdf5]:
         if not h5py.is_hdf5(path):
             raise ValueError(f"it is no HDF5 file{begins_like(path)}")
         with h5py.File(path, "r") as file:
-
-            def refuse(name: bytes, link: Any) -> None:
-                if link.type not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
-                    raise ValueError(f"{name.decode()} is a link to another file, which is not followed")
-
-            file.id.links.visit(refuse, info=True)
+            inside = (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT)
+            outside = file.id.links.visit(lambda name, link: None if link.type in inside else name, info=True)
+            if outside is not None:
+                raise ValueError(f"{outside.decode()} is a link to another file, which is not followed")
             yield Hdf5(file, Budget(path))
 
 
@@ -96,14 +94,13 @@ def verify_hdf5(path: Path) -> None:
     """
     h5py = imported("h5py")
     with open_hdf5(path) as file:
-
-        def visit(name: bytes) -> None:
+        names: list[bytes] = []
+        h5py.h5o.visit(file._file.id, names.append)
+        for name in names:
             found = h5py.h5o.open(file._file.id, name)
             if isinstance(found, h5py.h5d.DatasetID):
                 _refuse_outside(found, name.decode())
                 file._budget.take(math.prod(found.shape or ()) * found.dtype.itemsize)
-
-        h5py.h5o.visit(file._file.id, visit)
 
 
 def _refuse_outside(array: Any, name: str) -> None:

@@ -35,9 +35,10 @@ def from_lerobot(
     """Return the demonstrations in a folder of LeRobot's data sets, of version 2.0, 2.1 or 3.0.
 
     It holds ``meta/info.json``, with the features and their shapes, and parquet files of one row a frame: one file an
-    episode (``data/chunk-000/episode_000000.parquet``, versions 2) or one of several (``data/chunk-000/file-000.parquet``,
-    version 3). Their columns are the features, ``observation.state`` `[S]`, ``action`` `[A]`, ``episode_index``,
-    ``frame_index`` and maybe ``next.reward`` and ``next.done``. Tasks, time stamps and statistics are not kept.
+    episode (``data/chunk-000/episode_000000.parquet``, versions 2) or one of several
+    (``data/chunk-000/file-000.parquet``, version 3). Their columns are the features: ``observation.state`` `[S]`,
+    ``action`` `[A]`, ``episode_index``, ``frame_index`` and maybe ``next.reward`` and ``next.done``. Tasks, time stamps
+    and statistics are not kept.
 
     Nothing follows the last action of an episode, which is left away: N frames are N observations and N - 1 actions.
     The episode terminated if ``next.done`` says so of the last action that is kept, and is a fragment otherwise.
@@ -65,6 +66,7 @@ def from_lerobot(
         >>> from_lerobot("pusht", ("observation.state", "observation.image"), episodes=[0, 1])  # doctest: +SKIP
     """
     imported("pyarrow.parquet")
+    numbered = action_space is not None and isinstance(as_action_space(action_space), spaces.Discrete)
     folder = existing(folder, folder=True)
     names = [observations] if isinstance(observations, str) else list(observations)
     info = _info(folder, [*names, action])
@@ -84,28 +86,30 @@ def from_lerobot(
             raise ValueError(
                 f"meta/info.json says {info.episodes} episodes, {len(found)} are there: choose some, episodes=[...]"
             )
-        if missing := [number for number in episodes or () if number not in found]:
+        wanted = sorted(found) if episodes is None else list(episodes)
+        if missing := [number for number in wanted if number not in found]:
             raise ValueError(f"it has no episode {missing[0]}")
         # One frame alone has no action that is kept.
-        frames = {number: found[number] for number in episodes or sorted(found) if len(found[number][action]) > 1}
+        frames = {number: found[number] for number in wanted if len(found[number][action]) > 1}
+        if not frames:
+            raise ValueError("no demonstrations: the data set is empty")
         for name in videos:
             for number, images in _videos(folder, name, {key: len(one[action]) for key, one in frames.items()}, info):
                 frames[number][name] = images
-        if not frames:
-            raise ValueError("no demonstrations: the data set is empty")
-        acted = [one[action] for one in frames.values()]
-        if acted[0].ndim == 1 and (action_space is None or as_action_space(action_space).shape):
-            acted = [one[:, None] for one in acted]
-        if action_space is None:
-            action_space = spaces.Box(-np.inf, np.inf, acted[0].shape[1:], acted[0].dtype)
+    for one in frames.values():
+        for name in names if numbered else [*names, action]:
+            one[name] = one[name][:, None] if one[name].ndim == 1 else one[name]
+    parts = list(frames.values())
+    if action_space is None:
+        action_space = spaces.Box(-np.inf, np.inf, parts[0][action].shape[1:], parts[0][action].dtype)
     given: dict[str, Any] = {
-        "observations": [chosen(observations, one) for one in frames.values()],
-        "actions": [one[:-1] for one in acted],
-        "terminated": [False] * len(acted),
+        "observations": [chosen(observations, one) for one in parts],
+        "actions": [one[action][:-1] for one in parts],
+        "terminated": [False] * len(parts),
     }
     for column, name in (("rewards", "next.reward"), ("terminated", "next.done")):
         if name in columns:
-            given[column] = [one[name][:-1] for one in frames.values()]
+            given[column] = [one[name][:-1] for one in parts]
     return demonstrations_of(given, action_space, observation_space, path=folder)
 
 

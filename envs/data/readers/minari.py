@@ -62,7 +62,7 @@ def from_minari(
     """
     minari = imported("minari")
     if isinstance(dataset, str):
-        with naming(f"the Minari data set {dataset}"):
+        with naming(importlib.import_module("minari.storage").get_dataset_path(dataset)):
             dataset = minari.load_dataset(dataset, download=download)
     elif not isinstance(dataset, minari.MinariDataset):
         raise TypeError(f"a Minari data set is given by its id or as a MinariDataset, got {type(dataset).__name__}")

@@ -152,12 +152,14 @@ def _table(path: Path, columns: Sequence[str]) -> Any:
         there = file.schema_arrow.names
         if missing := [name for name in columns if name not in there]:
             raise ValueError(f"it has no column {missing[0]!r}: it has {sorted(there)}")
-        budget = Budget(path)
-        for group in range(file.metadata.num_row_groups):
-            for index in range(file.metadata.num_columns):
-                column = file.metadata.row_group(group).column(index)
-                budget.take(max(8 * column.num_values, column.total_uncompressed_size))
-        return file.read(columns=list(columns)).select(list(columns))
+        budget, batches = Budget(path), []
+        # By batches, so that what has a wrong size is found out soon. Metadata of columns are not asked for: pyarrow 26
+        # ends the process where they are damaged.
+        for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
+            budget.take(batch.nbytes)
+            batches.append(batch)
+        whole = imported("pyarrow").Table.from_batches(batches) if batches else file.schema_arrow.empty_table()
+        return whole.select(list(columns))
 
 
 def _read_episodes(

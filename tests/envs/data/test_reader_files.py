@@ -585,7 +585,7 @@ def test_hdf5_stays_within_its_file(tmp_path: Path, datasets: Path) -> None:
         refused(READERS["d4rl"][1], path, path.name, fault)
     path = write_robomimic(tmp_path, recorded()[:1] * 3, **{"next_obs/object": None})
     with h5py.File(path, "a") as file:  # one array, in every demonstration
-        file.create_dataset("large", data=np.zeros((4, 10**6)), compression="gzip", compression_opts=9)
+        file.create_dataset("large", data=np.zeros((4, 10**6)), chunks=(4, 10**6), compression="gzip")
         for demo in file["data"].values():
             del demo["obs/object"]
             demo["obs/object"] = file["large"]

@@ -19,7 +19,7 @@ from ..episodes import Episode
 from ..flat_traces import TraceError
 from .files import PATH, naming
 
-__all__ = ["demonstrations_of", "from_arrays"]
+__all__ = ["as_flags", "demonstrations_of", "from_arrays"]
 
 Space = spaces.Space[Any]
 
@@ -110,6 +110,8 @@ def demonstrations_of(
     with naming(path):
         columns = {name: value for name, value in columns.items() if value is not None}
         apart = isinstance(columns["actions"], list | tuple)
+        if apart and isinstance(columns["observations"], Mapping):
+            raise ValueError("the actions are a list of one array an episode: so must be the observations")
         if observation_space is None and len(columns["observations"]):
             observation_space = _space_of(columns["observations"][0] if apart else columns["observations"])
         fragment = False
@@ -223,7 +225,7 @@ def _episode_lengths(total: int, columns: Mapping[str, Any]) -> tuple[np.ndarray
     name = "lengths" if "lengths" in columns else "episode_ends"
     given = columns.get(name)
     if given is None:
-        flags = [_flags(kind, columns[kind]) for kind in ("terminated", "truncated") if kind in columns]
+        flags = [as_flags(kind, columns[kind]) for kind in ("terminated", "truncated") if kind in columns]
         if not flags or any(flag.shape != (total,) for flag in flags):
             raise ValueError(
                 f"where do episodes end? Give lengths, episode_ends, or terminated and truncated of all {total} actions"
@@ -250,8 +252,12 @@ def _are_flags(given: np.ndarray) -> bool:
     return given.dtype.kind in "biuf" and bool(((given == 0) | (given == 1)).all())
 
 
-def _flags(name: str, given: Any) -> np.ndarray:
-    """Flags of any number type as bools, a column of them as ``[N]``."""
+def as_flags(name: str, given: Any) -> np.ndarray:
+    """Return flags of any number type as bools, a column of them as ``[N]``.
+
+    Raises:
+        ValueError: by the name, if they are not all zeros and ones.
+    """
     flags = np.asarray(given)
     if not _are_flags(flags):
         raise ValueError(f"{name} must be flags, true or false, 1 or 0, got {flags.dtype}")
@@ -267,11 +273,11 @@ def _ended(name: str, given: Any, counts: Sequence[int]) -> np.ndarray | None:
     if given is None:
         return None
     if isinstance(given, list | tuple) and any(np.ndim(one) for one in given):
-        given = [_flags(name, one) for one in given]
+        given = [as_flags(name, one) for one in given]
         if [one.shape for one in given] != [(count,) for count in counts]:
             raise ValueError(f"{name} must have one flag an episode, or one an action")
         given = np.concatenate(given)
-    flags, total = _flags(name, given), sum(counts)
+    flags, total = as_flags(name, given), sum(counts)
     if flags.shape == (len(counts),):
         return flags
     if flags.shape != (total,):
@@ -364,6 +370,8 @@ def _leaves(space: Space | None, value: Any, name: str = "") -> Iterator[tuple[s
 
 def _mapped(function: Callable[..., Any], space: Space | None, *values: Any) -> Any:
     """Apply a function to each part of batches of observations."""
+    if not any(isinstance(value, Mapping | tuple | list) for value in values):  # they may come flattened
+        return function(*(np.asarray(value) for value in values))
     if isinstance(space, spaces.Dict) and all(isinstance(value, Mapping) for value in values):
         if all(value.keys() >= space.spaces.keys() for value in values):
             parts = space.spaces.items()
@@ -371,7 +379,7 @@ def _mapped(function: Callable[..., Any], space: Space | None, *values: Any) -> 
     elif isinstance(space, spaces.Tuple) and all(isinstance(value, tuple | list) for value in values):
         if all(len(value) == len(space.spaces) for value in values):
             return tuple(_mapped(function, *both) for both in zip(space.spaces, *values, strict=True))
-    elif not isinstance(space, spaces.Dict | spaces.Tuple):
+    elif not isinstance(space, spaces.Dict | spaces.Tuple) and not any(isinstance(value, Mapping) for value in values):
         return function(*(np.asarray(value) for value in values))
     raise ValueError(f"the observations are not of the form of their space {space}")
 

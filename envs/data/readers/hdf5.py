@@ -53,7 +53,7 @@ class Hdf5:
             yield text.decode() if isinstance(text, bytes) else str(text)
 
     def _array(self, name: str) -> Any:
-        group, _, last = name.rpartition("/")
+        group = name.rpartition("/")[0]
         if name not in self._file:
             raise ValueError(f"it has no array {name!r}: {group or 'the file'} holds {self.names(group or '/')}")
         array = self._file[name]

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from numpy.lib import format as npy
 
 from ..demonstrations import Demonstrations
-from .arrays import demonstrations_of
+from .arrays import as_flags, demonstrations_of
 from .files import PATH, Budget, begins_like, existing, naming
 
 __all__ = ["from_npz", "usual_columns"]
@@ -132,8 +132,8 @@ def usual_columns(
         for column, name in found.items()
     }
     if found.get("episode_ends") == "dones":  # of episodes that terminated; those that were cut off end too
-        flags = [columns[name] for name in ("episode_ends", "terminated", "truncated") if name in columns]
-        columns["episode_ends"] = np.logical_or.reduce([np.asarray(one).reshape(-1) for one in flags])
+        names_of_flags = [name for name in ("episode_ends", "terminated", "truncated") if name in columns]
+        columns["episode_ends"] = np.logical_or.reduce([as_flags(name, columns[name]) for name in names_of_flags])
     return columns
 
 

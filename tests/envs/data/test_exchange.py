@@ -311,7 +311,15 @@ GOOD: dict[str, Any] = {
         ({"observations": np.array([[{}, {}]] * 7)}, "trace 0, step 0: observations must be numbers, got object"),
         ({"actions": np.array([{}] * 5)}, "trace 0, step 0: actions must be numbers, got object"),
         ({"observations": {"a": np.zeros(7, "S1")}}, "observations must be arrays of numbers, got .S1"),
-        ({"observation_space": spaces.Dict(a=spaces.Discrete(2))}, "not of the form of their space"),
+        (
+            {"observation_space": spaces.Dict(a=spaces.Discrete(3))},
+            "trace 0, step 0: .* must be a dict of .'a'., got nd",
+        ),
+        (
+            {"observation_space": spaces.Dict(a=spaces.Discrete(2)), "observations": {"b": np.zeros(7, int)}},
+            "not of the form of their space",
+        ),
+        ({"actions": [np.zeros(2, int)], "observations": {"a": [np.zeros(3)]}, "lengths": None}, "so must be the obs"),
         (
             {
                 "observation_space": spaces.Dict(a=spaces.Discrete(2), b=spaces.Discrete(2)),

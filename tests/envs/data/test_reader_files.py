@@ -351,7 +351,6 @@ def read_flat(reader: Callable[..., Demonstrations]) -> Callable[[Path], Demonst
 
 def write_minari(folder: Path, episodes: list[Rows], **changes: Any) -> Path:
     pytest.importorskip("minari")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
     to_minari(wanted(episodes), "a-v0")
     return folder / "a-v0"
 
@@ -379,6 +378,7 @@ def refused(read: Callable[[Path], Demonstrations], path: Path, named: str, faul
 
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, in which Minari keeps its data sets too."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     return tmp_path
 
@@ -572,8 +572,8 @@ def test_spoilt_videos(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- files that mean harm
 
 
-def test_hdf5_stays_within_its_file(tmp_path: Path, datasets: Path) -> None:
-    h5py = pytest.importorskip("h5py")
+def test_hdf5_stays_within_its_file(datasets: Path) -> None:
+    h5py, tmp_path = pytest.importorskip("h5py"), datasets
     (tmp_path / "secret").write_bytes(bytes(72))
     layout = h5py.VirtualLayout((9, 2), "f8")
     layout[:] = h5py.VirtualSource(str(tmp_path / "other.hdf5"), "x", (9, 2))

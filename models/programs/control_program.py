@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..._saved import Saved
 from ..process import Sequence
 from ..registration import register
 from .call_stack import CallStack, CallStackContext
@@ -40,7 +41,7 @@ class Execution(NamedTuple):
     info: dict[str, Any]
 
 
-class ControlProgram(nn.Module):
+class ControlProgram(Saved, nn.Module):
     r"""A control program as a generative model of traces.
 
     ``calls ~ Sequence(call stack prior)``, and the actions are those that the calls take: the joint

@@ -200,9 +200,9 @@ def load(
     content = read_content(path, "a file that can be loaded", *_readers)
     try:
         return _made(_readers[content["format"]](content, kind), given, device)
-    except KeyError as error:
-        raise ValueError(f"{path} is not whole: it has no {error}") from error
-    except (ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError) as error:
+    except LookupError as error:
+        raise ValueError(f"{path} is not whole ({type(error).__name__}: {error})") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
@@ -371,7 +371,8 @@ def _fill(module: nn.Module, state: dict[str, Any]) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"the weights are not those of such a {kind}: {str(error).split(':', 1)[-1]}") from error
+        why = " ".join(str(error).split(":", 1)[-1].split())
+        raise ValueError(f"the weights are not those of such a {kind}: {why}") from error
     for name, value in module.state_dict().items():
         if isinstance(value, Tensor) and value.dtype != tensors[name].dtype:
             raise ValueError(f"{name} of the {kind} is {tensors[name].dtype}, and is made as {value.dtype}")

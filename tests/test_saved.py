@@ -21,6 +21,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from gymnasium import spaces
@@ -410,9 +411,25 @@ def trained_by_fit() -> Any:
     return [policy], lambda: pc.inference.fit(made, data, steps=next(steps), batch_size=2, progress=False)
 
 
+def trained_elbo() -> Any:
+    """Of functions, whose sites are in another order in the guide, which the ELBO remembers."""
+
+    def model(data: Any) -> None:
+        pyro.sample("one", dist.Normal(0.0, 1.0))
+        pyro.sample("two", dist.Normal(0.0, 1.0))
+
+    def guide(data: Any) -> None:
+        pyro.sample("two", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+        pyro.sample("one", dist.Normal(0.0, 1.0))
+
+    elbo = StepwiseKL_ELBO()
+    return [elbo], svi(model, guide, None, elbo)
+
+
 def trained_learner(**options: Any) -> Callable[[], Any]:
     def make() -> Any:
         made = learner(prior=m.UniformPrior(2), **options)
+        made._captured = lambda batch: None  # on a GPU, a CUDA graph
         return [made, made.policy, made.critics], lambda: made.update(transitions(made))
 
     return make
@@ -445,6 +462,7 @@ TRAINED = {
     "policy": trained_policy, "program": trained_program, "memory": trained_memory, "skills": trained_skills,
     "fit": trained_by_fit, "learner": trained_learner(), "elbo": trained_learner(elbo=StepwiseKL_ELBO()),
     "first": trained_learner(first=True), "together": trained_together, "levels": trained_levels,
+    "functions": trained_elbo,
     "environment": trained_environment,
 }  # fmt: skip
 
@@ -511,21 +529,26 @@ def test_what_is_kept_is_what_was_given(tmp_path: Path) -> None:
     hidden = [4]
     data = demonstrations(actions=spaces.Discrete(2))
     policy = m.ReactivePolicy(VECTOR, spaces.Discrete(2), hidden=hidden, normalize=data)
+    array = np.zeros(2)
+    both = Both(policy.eval(), array)
     hidden.append(5)
-    policy.save(tmp_path / "policy.pt")
-    assert pc.load(tmp_path / "policy.pt").hidden == (4,)
-    assert data not in [thing for thing in vars(policy).values()] and len(pickle.dumps(policy)) < 5000
+    array += 1
+    both.save(tmp_path / "both.pt")
+    again: Any = pc.load(tmp_path / "both.pt")
+    assert again.one.hidden == (4,) and not again.one.training and again.other.tolist() == [0, 0]
+    assert len(pickle.dumps(policy)) < 5000
 
 
 def test_loading_changes_nothing_else(tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float64)  # the fixture of all tests puts it back
-    policy = m.ReactivePolicy(VECTOR, BOX, head="squashed")
+    policy = m.ReactivePolicy(VECTOR, spaces.Box(-0.1, 0.3, (2,), np.float64), head="squashed")
     policy.save(tmp_path / "policy.pt")
     torch.set_default_dtype(torch.float32)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     again = pc.load(tmp_path / "policy.pt")
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
-    assert torch.get_default_dtype() == torch.float32 and precision(again) == again.head.reach.dtype == torch.float64
+    assert torch.get_default_dtype() == torch.float32 and precision(again) == torch.float64
+    same(again.head.reach, policy.head.reach)  # which single precision would have rounded
     with pytest.raises(ValueError, match="device meta cannot be used"):
         pc.load(tmp_path / "policy.pt", device="meta")
 
@@ -563,8 +586,22 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the weights .* of the FlowPolicy are NaN or infinite"):
         policy.save(tmp_path / "policy.pt")
     assert not [*tmp_path.iterdir()]
+    for name in ("policy", "policy.v1", ".hidden"):  # torch reads a kind of file off a name
+        m.UniformPrior(2).save(tmp_path / "new" / name)
+        assert pc.load(tmp_path / "new" / name).action_size == 2
     with pytest.raises(OSError, match="director"):
-        m.UniformPrior(2).save(tmp_path)
+        m.UniformPrior(2).save(tmp_path / "new")
+    assert len([*(tmp_path / "new").iterdir()]) == 3 and len([*tmp_path.iterdir()]) == 1
+
+
+def test_of_a_hierarchy_its_own_levels_are_saved(tmp_path: Path) -> None:
+    policy = g.FlowPolicy(3, 2)
+    levels = pc.envs.Hierarchy([policy])
+    nn.init.constant_(next(policy.parameters()), math.nan)  # whoever goes on with the policy does not change them
+    levels.save(tmp_path / "levels.pt")
+    again = pc.envs.Hierarchy.load(tmp_path / "levels.pt")
+    same(again.state_dict(), levels.state_dict())
+    assert not again.levels[0].training and not any(weight.requires_grad for weight in again.parameters())
 
 
 def test_a_class_that_was_not_imported_is_named(tmp_path: Path) -> None:
@@ -688,9 +725,14 @@ def test_a_checkpoint_of_learning_gives_what_acts(tmp_path: Path) -> None:
     assert again.updates == made.updates == 4
 
 
-def test_what_version_0_1_wrote_is_loaded_or_refused_in_a_line() -> None:
+def test_what_version_0_1_wrote_is_loaded_or_refused_in_a_line(tmp_path: Path) -> None:
     with np.load(OLD / "expected.npz") as expected:
         action, _ = pc.load(OLD / "hierarchy.pt").predict(np.array([0.1, -0.2, 0.3], np.float32), deterministic=True)
         assert np.allclose(action, expected["hierarchy"])
+    content = torch.load(OLD / "hierarchy.pt", weights_only=True)
+    content["levels"].pop()
+    torch.save(content, tmp_path / "levels.pt")
+    with pytest.raises(ValueError, match=r"levels.pt is not whole \(KeyError: 1\)"):
+        pc.load(tmp_path / "levels.pt")
     with pytest.raises(ValueError, match=r"does not say how its ReactivePolicy was made .*load_checkpoint\(path, it\)"):
         pc.load(OLD / "clone" / "checkpoint.pt", "ReactivePolicy")

@@ -116,6 +116,16 @@ def program(**options: Any) -> m.ControlProgram:
     return m.ControlProgram(bubble_sort.BUBBLE_SORT_TREE, 22, arg_size=1, hidden=(4,), **options)
 
 
+def walk() -> m.ControlProgram:
+    return m.ControlProgram(TREE, 3, hidden=(4,))
+
+
+class Still(gymnasium.Env[Any, Any]):
+    """Spaces, and nothing to do."""
+
+    observation_space, action_space = VECTOR, spaces.Discrete(2, start=1)
+
+
 def memories(**options: Any) -> m.LatentMemoryPolicy:
     return m.LatentMemoryPolicy(VECTOR, BOX, size=3, hidden=(4,), **options)
 
@@ -162,6 +172,10 @@ def acting(space: Any = VECTOR, **given: Any) -> Callable[[Any], Any]:
         return taken
 
     return run
+
+
+def normalised(thing: Any) -> Any:
+    return [torch.as_tensor(thing.act(numbers(thing, 4, 2), greedy)) for greedy in (True, False)]
 
 
 def called(*shapes: tuple[int, ...]) -> Callable[[Any], Any]:
@@ -236,7 +250,6 @@ def squashed() -> m.Head:
 CHOICE = spaces.Discrete(2, start=1)
 FIVE = spaces.Box(-1, 1, (5,), np.float32)
 LIT = spaces.Box(np.float32([1, 0, 0, 0]), np.float32([1, 0, 0, 0]))
-AT = acting(spaces.Box(-1, 1, (2,), np.float32))
 
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     # controllers
@@ -251,11 +264,12 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "skill": (lambda: cvae().acting(torch.tensor([0.3, -2.0])), acting()),
     "baseline": (lambda: m.RecurrentController(22, 5, hidden=4, layers=1), lambda thing: thing.logits(sorting())),
     "program": (lambda: program(sparsity=0.1, num_traces=5), lambda thing: thing.greedy_actions(sorting())),
-    "flow": (lambda: g.FlowPolicy(2, 2, units=3, hidden=(4,)), AT),
-    "flow of the paper": (lambda: g.FlowPolicy.paper(2, 2, hidden=(4,)).double(), AT),
-    "gaussian": (lambda: g.GaussianPolicy(2, 2, hidden=(4,)), AT),
-    "mixture": (lambda: g.MixturePolicy(2, 2, components=3, hidden=(4,)), AT),
-    "spline": (lambda: pytest.importorskip("zuko") and g.ZukoPolicy(2, 2, hidden=(4,), units=(4,)), AT),
+    "program in a space": (lambda: walk().within(Still()), acting()),
+    "flow": (lambda: g.FlowPolicy(2, 2, units=3, hidden=(4,)), normalised),
+    "flow of the paper": (lambda: g.FlowPolicy.paper(2, 2, hidden=(4,)).double(), normalised),
+    "gaussian": (lambda: g.GaussianPolicy(2, 2, hidden=(4,)), normalised),
+    "mixture": (lambda: g.MixturePolicy(2, 2, components=3, hidden=(4,)), normalised),
+    "spline": (lambda: pytest.importorskip("zuko") and g.ZukoPolicy(2, 2, hidden=(4,), units=(4,)), normalised),
     "hierarchy": (hierarchy, acting(FIVE)),
     "double hierarchy": (lambda: hierarchy(torch.float64), acting(FIVE)),
     "teacher of the pole": (lambda: pc.envs.CartPoleTeacher(position_weight=2.0), acting(spaces.Box(-1, 1, (4,)))),
@@ -707,7 +721,7 @@ def test_a_checkpoint_of_training_is_loaded_as_well(tmp_path: Path) -> None:
     guide = g.CallStackGuide(made, encoder_size=4)
     trained = SVI(made.model, guide, pyro.optim.Adam({"lr": 1e-2}), StepwiseKL_ELBO())
     pc.inference.fit(trained, sorting(), steps=2, batch_size=3, out=path.parent, progress=False)
-    again = pc.load(path, "ControlProgram", encoder=Twice())
+    again = pc.load(path, encoder=Twice())  # of the two the one that acts
     same(again.state_dict(), made.state_dict())
     both = pc.load(path, "CallStackGuide", **{"program.encoder": Twice()})
     same([both.state_dict(), both.program.state_dict()], [guide.state_dict(), made.state_dict()])

@@ -33,8 +33,10 @@ ANEW = "pass resume=False to start anew, or another out"  # what to do about one
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
     """What a checkpoint holds of one module: what `match` compares, its state, and what `load` makes it anew of."""
-    about = {"acts": callable(getattr(module, "predict", None))}
-    return _compared(module) | about | ({"objects": objects_of(module)} if isinstance(module, Saved) else {})
+    about: dict[str, Any] = {"acts": any(hasattr(module, name) for name in ("predict", "within"))}
+    if isinstance(module, Saved):
+        about["objects"] = objects_of(module)
+    return _compared(module) | about
 
 
 def _compared(module: nn.Module) -> dict[str, Any]:

@@ -95,16 +95,16 @@ class Saved:
         policy.save("policy.pt")
         policy = pyrocontrol.load("policy.pt")  # also elsewhere, later
 
-    A class that inherits it needs nothing else: the arguments that an object was made with are kept, by whichever
-    subclass, and saved with the state of the module. What is set on an object afterwards is not. Arguments may be
+    A class that inherits it needs nothing else. The arguments that an object was made with, of whichever subclass, are
+    kept, and saved with its ``state_dict`` where it is a module; attributes set afterwards are not. Arguments may be
     numbers, strings, None, arrays, tensors, dtypes, spaces, procedure trees, other objects that can be saved (one that
     two share stays one), and lists, tuples and dictionaries of these.
 
-    It can be pickled and copied, also after training by Pyro.
+    Such an object can also be pickled and copied after training by Pyro.
     """
 
-    #: Arguments that are not saved, such as data that a constructor computes statistics of: the state has what came of
-    #: them, and loading leaves them at their defaults.
+    #: Arguments that are not saved, such as data that a constructor computes statistics of: the state holds what came
+    #: of them, and loading leaves them at their defaults.
     not_saved: ClassVar[tuple[str, ...]] = ()
 
     __signature__ = _Signature()
@@ -182,8 +182,8 @@ def load(
 
     Args:
         path: the file.
-        kind: class name of the module of a checkpoint that is wanted; by default the only one, or the only one that
-            acts, by ``predict``.
+        kind: class name of what is wanted. Of the modules in a checkpoint it is by default the only one, or the only
+            one that acts (has ``predict`` or ``within``).
         device: where to put it.
         **given: arguments of its constructor that the file does not hold, or instead of those that it holds.
 
@@ -238,7 +238,11 @@ def objects_of(thing: Saved, without: Iterable[str] | None = None) -> list[dict[
 
 
 class _Writing:
-    """Objects as data, each once; the arguments of one refer to others by their places."""
+    """Objects as data, each once; the arguments of one refer to others by their places.
+
+    In arguments, what is neither plain nor a list or tuple is a dictionary of one entry: the name of its form, or of
+    an object or something left out.
+    """
 
     def __init__(self, without: set[str] | None) -> None:
         self.without, self.lenient = without or set(), without is None
@@ -284,9 +288,10 @@ class _Writing:
             )
         name, form = next(found for found in _forms.items() if isinstance(value, found[1].kind))
         try:
-            return {name: self.value(form.write(value), where)}
-        except TypeError as error:
+            written = form.write(value)
+        except (TypeError, ValueError) as error:
             raise TypeError(f"the argument {where} cannot be written: {error}") from error
+        return {name: self.value(written, where)}
 
 
 def _kept(value: Any, instead: dict[int, Any] | None = None) -> Any:

@@ -57,11 +57,9 @@ def demonstrations(observations: Any = VECTOR, actions: Any = BOX, seed: int = 0
 
     def drawn(space: Any, count: int) -> Any:
         rows = [space.sample() for _ in range(count)]
-        return (
-            {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-            if isinstance(rows[0], dict)
-            else np.stack(rows)
-        )
+        if isinstance(rows[0], dict):
+            return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return np.stack(rows)
 
     episodes = [pc.envs.Episode(drawn(observations, n + 1), drawn(actions, n), truncated=True) for n in (4, 2, 5)]
     return pc.envs.Demonstrations.from_episodes(episodes, actions, observations)
@@ -320,9 +318,7 @@ ABSTRACT = (
 def outputs(name: str, thing: Any) -> Any:
     torch.manual_seed(0)
     np.random.seed(0)
-    with (
-        torch.no_grad() if not isinstance(thing, pc.inference.SoftActorCritic | SoftQLearning) else torch.enable_grad()
-    ):
+    with torch.set_grad_enabled(isinstance(thing, SoftActorCritic | SoftQLearning)):
         return CASES[name][1](thing)
 
 
@@ -412,10 +408,16 @@ def trained_memory() -> Any:
 
 
 def trained_skills() -> Any:
-    skills, data = cvae(), demonstrations(actions=BOX)
+    skills, rng = cvae(), np.random.default_rng(0)
+    episodes = [
+        pc.envs.Episode(rng.normal(size=(3, 3)).astype(np.float32), np.ones((2, 2), np.float32), task=task)
+        for task in np.eye(2, dtype=np.float32)
+    ]
+    data = pc.envs.Demonstrations.from_episodes(episodes, BOX)
     guide = g.TrajectoryGuide(skills, encoder_size=4)
     elbo = pc.inference.KLWeight("z", StepwiseKL_ELBO(), warmup=5)
-    return [elbo, guide, skills.acting(torch.zeros(2)), elbo(skills, guide)], svi(skills.model, guide, data, elbo)
+    both = pc.inference.MutualInformation(skills, guide, data, ("a", "b"), names=("a", "b"), tuples=2)
+    return [elbo, guide, both, skills.acting(torch.zeros(2)), elbo(both, guide)], svi(both.model, guide, data, elbo)
 
 
 def trained_by_fit() -> Any:

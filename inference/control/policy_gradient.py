@@ -18,6 +18,7 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from ..._saved import Saved
 from ..._verify import verify_least
 from ...models.optimality import ActionPrior
 
@@ -29,7 +30,7 @@ Estimate = tuple[Tensor | None, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Pathwise:
+class Pathwise(Saved):
     """The gradient through the actions of a policy that can be reparametrised.
 
     Args:
@@ -50,7 +51,7 @@ class Pathwise:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Saved):
     """The likelihood ratio, for any policy, with the mean over the other draws of the state as the baseline.
 
     Args:

@@ -19,6 +19,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from ..._saved import Saved
 from ..._verify import verify_positive
 from ...models.optimality import ActionGuide, ActionPrior
 from ..training.checkpoint import described
@@ -68,7 +69,7 @@ class SoftOptions(TypedDict, total=False):
     capture: bool
 
 
-class SoftLearner(nn.Module):
+class SoftLearner(Saved, nn.Module):
     """What maximum-entropy learners share: a policy that acts, critics, target critics, one optimiser.
 
     Its ``state_dict`` is all of it, the optimiser's state and the number of updates included. A kind of learner calls
@@ -147,6 +148,9 @@ class SoftLearner(nn.Module):
             "target_every": target_every,
             "fixed_latent": fixed_latent,
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_captured": None}  # a graph of where the tensors are
 
     def learn_also(self, *others: nn.Parameter | nn.Module, **settings: Any) -> None:
         """Learn more than policy and critics, and make the optimiser of it all.

@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ..._saved import Saved
 from ..._verify import verify_positive
 
 __all__ = ["Temperature", "as_temperature"]
 
 
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(Saved):
     """alpha, reward units a nat: `Temperature.fixed` or `Temperature.learned`.
 
     A learned one is the Lagrange multiplier of a bound on how far the policy may be from its prior,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,6 @@ from .soft_control import SoftActorCritic, SoftOptions
 from .temperature import Temperature
 
 __all__ = ["FirstSoftActorCritic"]
-
-
-class _ValueBaseline(Score):
-    """The likelihood ratio, with the state value as the baseline; its loss is learnt by the same draws."""
-
-    def __call__(self, learner: Any, observations: Tensor, alpha: Tensor) -> Estimate:
-        log_prob, cost, ratio = self.costs(learner, observations, alpha)
-        values = learner.values.minimum(observations)  # [B]
-        loss = 0.5 * (values + cost).square().mean()
-        return loss + (log_prob * (cost + values.detach())).mean(), cost.mean(), ratio
 
 
 class FirstSoftActorCritic(SoftActorCritic):
@@ -51,6 +41,7 @@ class FirstSoftActorCritic(SoftActorCritic):
     """
 
     critic_count = 1
+    gradient: Score
 
     def __init__(
         self,
@@ -62,10 +53,11 @@ class FirstSoftActorCritic(SoftActorCritic):
         draws: int = 1,
         **options: Unpack[SoftOptions],
     ) -> None:
-        score = _ValueBaseline(draws)
+        score = Score(draws)
         super().__init__(policy, observation_size, action_size, temperature=temperature, gradient=score, **options)
         self.values = Critics(observation_size, 0, self.critics.hidden, 1).to(self.log_alpha.dtype)
         self.target = copy.deepcopy(self.values).requires_grad_(False)
+        self._settings.pop("gradient", None)  # there is no other
         self.learn_also(self.values, first=True)
 
     @property
@@ -77,3 +69,10 @@ class FirstSoftActorCritic(SoftActorCritic):
     def soft_target(self, batch: ReplayBatch, alpha: Tensor | None = None) -> Tensor:
         """Return what Q(s, a) is drawn towards, ``[B]``."""
         return self.bellman(batch.rewards, batch.terminated, self.target.minimum(batch.next_observations))
+
+    def policy_loss(self, observations: Tensor, alpha: Tensor) -> Estimate:
+        """Return the loss of policy and state value, the policy's to report, and log pi - log p ``[P, B]``."""
+        log_prob, cost, ratio = self.gradient.costs(self, observations, alpha)
+        values = self.values.minimum(observations)  # [B]
+        loss = 0.5 * (values + cost).square().mean()
+        return loss + (log_prob * (cost + values.detach())).mean(), cost.mean(), ratio

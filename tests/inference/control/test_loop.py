@@ -25,6 +25,7 @@ from pyrocontrol.inference.control.soft_control import SoftActorCritic
 from pyrocontrol.inference.control.soft_q_learning import SoftQLearning
 from pyrocontrol.inference.training import checkpoint
 from pyrocontrol.models import GaussianPrior
+from soft_learners import tensors
 from tanh_gaussian import TanhGaussian
 
 
@@ -34,9 +35,9 @@ class Point(gymnasium.Env[Any, Any]):
     Bounds of the action are -5..10, of which a normalised action of -1/3 stands still.
     """
 
-    def __init__(self, length: int = 12, noise: bool = False) -> None:
-        self.observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-        self.action_space: spaces.Space[Any] = spaces.Box(-5.0, 10.0, (1,), np.float64)
+    def __init__(self, length: int = 12, noise: bool = False, seen: Any = None, acted: Any = None) -> None:
+        self.observation_space: spaces.Space[Any] = seen or spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.action_space: spaces.Space[Any] = acted or spaces.Box(-5.0, 10.0, (1,), np.float64)
         self.length, self.noise = length, noise
         self.seeds: list[int | None] = []
         self.actions: list[float] = []
@@ -71,15 +72,8 @@ def make(**options: Any) -> SoftActorCritic:
 OPTIONS: dict[str, Any] = {"batch_size": 16, "replay": 1000, "start": 20, "progress": False, "log_every": 10}
 
 
-def state_of(learner: nn.Module) -> dict[str, Tensor]:
-    state = {name: value.clone() for name, value in learner.state_dict().items() if isinstance(value, Tensor)}
-    optimizer = learner.get_extra_state()["optimizer"]["state"]
-    return state | {f"adam.{i}.{n}": v.clone() for i, entry in optimizer.items() for n, v in entry.items()}
-
-
-def same(first: nn.Module, second: nn.Module) -> bool:
-    one, two = state_of(first), state_of(second)
-    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+def same(first: Any, second: Any) -> bool:
+    return all(torch.equal(*pair) for pair in zip(tensors(first), tensors(second), strict=True))
 
 
 # What reaches the environment and the replay
@@ -107,9 +101,9 @@ class Recorder(nn.Module):
 class Latent(gymnasium.ActionWrapper[Any, Any, Any]):
     latent = True
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, size: int = 1) -> None:
         super().__init__(env)
-        self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     def action(self, action: Any) -> Any:
         return np.asarray(action, np.float64)
@@ -188,17 +182,12 @@ def test_counts() -> None:
 # Learning
 
 
-@pytest.mark.parametrize("kind", ["sac", "first", "sql"])
-def test_it_learns_to_stay(kind: str) -> None:
+@pytest.mark.parametrize("kind", [SoftActorCritic, FirstSoftActorCritic, SoftQLearning])
+def test_it_learns_to_stay(kind: Any) -> None:
     torch.manual_seed(0)
     policy = TanhGaussian(2, 1, hidden=16)
     options: dict[str, Any] = {"hidden": (32, 32), "lr": 7e-3, "discount": 0.9, "smoothing": 0.05, "target_every": 1}
-    learner: Any
-    if kind == "sql":
-        learner = SoftQLearning(policy, 2, 1, temperature=0.1, particles=8, **options)
-    else:
-        kinds = {"sac": SoftActorCritic, "first": FirstSoftActorCritic}
-        learner = kinds[kind](policy, 2, 1, temperature=0.1, **options)
+    learner = kind(policy, 2, 1, temperature=0.1, **options | ({"particles": 8} if kind is SoftQLearning else {}))
     evaluate = evaluation(policy, Point(), episodes=10, deterministic=True)
     before = evaluate(0)["return"]
     result = learn(learner, Point(), steps=400, evaluate=evaluate, batch_size=64, start=100, progress=False)
@@ -366,79 +355,71 @@ def box(low: float, high: float, size: int = 1, dtype: Any = np.float32) -> spac
     return spaces.Box(low, high, (size,), dtype)
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "observed", "acted"),
-    [
-        (TypeError, "the actions must be a Box of floats in one row", None, box(0, 3, dtype=np.int64)),
-        (ValueError, "the actions have no bounds to scale to", None, box(-np.inf, 1)),
-        (ValueError, "the policy acts with 1 numbers, the space .* is of another size", None, box(-1, 1, 2)),
-        (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", box(-1, 1, 3), None),
-        (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", spaces.Discrete(2), None),
-    ],
-    ids=["whole numbers", "unbounded", "two actions", "three observations", "other observations"],
-)
-def test_environments_that_do_not_fit_are_refused_at_once(
-    tmp_path: Path, error: type[Exception], message: str, observed: Any, acted: Any
-) -> None:
-    env = Point()
-    env.observation_space, env.action_space = observed or env.observation_space, acted or env.action_space
-    with pytest.raises(error, match=message):
-        learn(make(), env, steps=5, out=tmp_path / "out", **OPTIONS)
-    assert not env.seeds and not (tmp_path / "out").exists()
-    with pytest.raises(error, match=message):
-        evaluation(make().policy, env)
-
-
-def test_what_does_not_go_together_is_refused() -> None:
-    env, latent = Point(), Latent(Point())
-    for learner, given, message in (
-        (Recorder(squash=False), env, "the environment takes bounded actions: squash=True"),
-        (Recorder(), latent, "the environment takes latents of any size: the policy needs squash=False"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            learn(learner, given, steps=5, **OPTIONS)
-    latent.action_space = box(-np.inf, np.inf, 2)
-    with pytest.raises(ValueError, match="latents are Box.*, not the 1 of the policy"):
-        learn(Recorder(squash=False), latent, steps=5, **OPTIONS)
-    learner, wrapped = Recorder(), gymnasium.wrappers.TimeLimit(env, 5)
-    with pytest.raises(ValueError, match="evaluate runs episodes in the environment that is learnt in"):
-        learn(learner, wrapped, evaluate=evaluation(learner.policy, env), steps=30, **OPTIONS)
-    envs: Any = gymnasium.vector.SyncVectorEnv([Point])
-    with pytest.raises(TypeError, match="one environment is acted in, not a vector of them"):
-        learn(make(), envs, steps=5, **OPTIONS)
-    envs.close()
-    with pytest.raises(TypeError, match="a Hierarchy is no policy that acts with normalised actions: no squash"):
-        evaluation(Hierarchy([make().policy]), env)
-    assert not env.seeds
-
-
-def without(name: str) -> Any:
-    learner = Recorder()
-    setattr(learner, name, None)
+def recorder(**given: Any) -> Any:
+    learner = Recorder(squash=given.pop("squash", True))
+    for name, value in given.items():
+        setattr(learner, name, value)
     return learner
 
 
-@pytest.mark.parametrize(
-    ("message", "learner"),
-    [
-        ("learner must be a module such as SoftActorCritic, not int", 3),
-        ("a Linear is no learner such as SoftActorCritic: it has no policy", nn.Linear(2, 1)),
-        ("the policy of the Recorder is no module with parameters", without("policy")),
-        ("its update cannot be called", without("update")),
-    ],
-    ids=["number", "module", "policy", "update"],
-)
-def test_what_is_no_learner_is_refused_at_once(tmp_path: Path, message: str, learner: Any) -> None:
-    with pytest.raises(TypeError, match=message):
-        learn(learner, Point(), steps=30, out=tmp_path / "run", **OPTIONS)
-    assert not (tmp_path / "run").exists()
+SHARED = Point()
+BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    # the environment
+    (TypeError, "the actions must be a Box of floats in one row", {"env": Point(acted=box(0, 3, dtype=np.int64))}),
+    (ValueError, "the actions have no bounds to scale to", {"env": Point(acted=box(-np.inf, 1))}),
+    (ValueError, "the policy acts with 1 numbers, the space .* is of another size", {"env": Point(acted=box(-1, 1, 2))}),
+    (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", {"env": Point(seen=box(-1, 1, 3))}),
+    (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", {"env": Point(seen=spaces.Discrete(2))}),
+    (ValueError, "the environment takes bounded actions: squash=True", {"learner": recorder(squash=False)}),
+    (ValueError, "takes latents of any size: the policy needs squash=False", {"env": Latent(Point())}),
+    (ValueError, "latents are Box.*, not the 1 of", {"env": Latent(Point(), 2), "learner": recorder(squash=False)}),
+    (TypeError, "one environment is acted in, not a vector", {"env": gymnasium.vector.SyncVectorEnv([Point])}),
+    (ValueError, "evaluate runs episodes in the environment that is learnt in", {
+        "env": gymnasium.wrappers.TimeLimit(SHARED, 5), "evaluate": evaluation(TanhGaussian(2, 1), SHARED),
+    }),
+    # the learner
+    (TypeError, "learner must be a module such as SoftActorCritic, not int", {"learner": 3}),
+    (TypeError, "a Linear is no learner such as SoftActorCritic: it has no policy", {"learner": nn.Linear(2, 1)}),
+    (TypeError, "the policy of the Recorder is no module with parameters", {"learner": recorder(policy=None)}),
+    (TypeError, "its update cannot be called", {"learner": recorder(update=None)}),
+    # numbers
+    (ValueError, "batch_size must be at least 1, not 0", {"batch_size": 0}),
+    (ValueError, "replay must be at least 1, not 0", {"replay": 0}),
+    (ValueError, "start must be at least 0, not -1", {"start": -1}),
+    (ValueError, "steps must be at least 1, not 0", {"steps": 0}),
+    (ValueError, "checkpoint_every must be at least 1, not 0", {"checkpoint_every": 0}),
+    (ValueError, "seed must be less than 2\\*\\*32", {"seed": 2**32}),
+    (TypeError, "steps must be a whole number, not 5.0", {"steps": 5.0}),
+    (TypeError, "seed must be a whole number, not True", {"seed": True}),
+    (TypeError, "start must be a whole number, not None", {"start": None}),
+    (TypeError, "unexpected keyword argument 'stepz'", {"stepz": 3}),
+]  # fmt: skip
 
 
-def test_an_update_returns_its_loss() -> None:
-    learner: Any = Recorder()
-    learner.update = lambda batch: {}
-    with pytest.raises(TypeError, match="update must return a critic_loss, not nothing"):
-        learn(learner, Point(), steps=30, **OPTIONS)
+@pytest.mark.parametrize(("error", "message", "given"), BAD, ids=range(len(BAD)))
+def test_what_makes_no_sense_is_refused_at_once(
+    error: type[Exception], message: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {"learner": make(), "env": Point(), "steps": 5} | OPTIONS | given
+    with pytest.raises(error, match=message):
+        learn(out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists() and not getattr(given["env"].unwrapped, "seeds", ())
+
+
+def test_what_cannot_be_evaluated_is_refused() -> None:
+    for env, policy, episodes, error, message in (
+        (Point(seen=box(-1, 1, 3)), make().policy, 1, ValueError, "not a Box of the 2 numbers"),
+        (
+            Point(),
+            Hierarchy([make().policy]),
+            1,
+            TypeError,
+            "a Hierarchy is no policy that acts with.*: no squash",
+        ),
+        (Point(), make().policy, 2.5, TypeError, "episodes must be a whole number, not 2.5"),
+    ):
+        with pytest.raises(error, match=message):
+            evaluation(policy, env, episodes=episodes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("what", "value"), [("observation", math.nan), ("reward", math.inf)])
@@ -453,18 +434,21 @@ def test_numbers_of_the_environment_are_finite(tmp_path: Path, what: str, value:
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
 
 
-def test_observations_and_rewards_are_numbers_that_can_be_kept() -> None:
-    env = Point()
-    env.gives = {"observation": 1e60}
-    with pytest.raises(FloatingPointError, match="observation is .*, not finite in float32"):
-        learn(Recorder(), env, steps=30, **OPTIONS)
-
+def test_what_is_given_can_be_kept() -> None:
     class Rewardless(Point):
         def step(self, action: Any) -> Any:
             return self.observe(), None, False, False, {}
 
-    with pytest.raises(TypeError, match="the reward is None, not a number"):
-        learn(Recorder(), Rewardless(), steps=30, **OPTIONS)
+    env = Point()
+    env.gives = {"observation": 1e60}
+    for learner, given, error, message in (
+        (Recorder(), env, FloatingPointError, "observation is .*, not finite in float32"),
+        (Recorder(), Rewardless(), TypeError, "the reward is None, not a number"),
+        (Recorder(math.nan), Point(), FloatingPointError, r"the policy's action is \[nan\]\nat step 1, episode 0$"),
+        (recorder(update=lambda batch: {}), Point(), TypeError, "update must return a critic_loss, not nothing"),
+    ):
+        with pytest.raises(error, match=message):
+            learn(learner, given, steps=30, **OPTIONS)
 
 
 @pytest.mark.parametrize("size", [1, 3])  # one would broadcast
@@ -479,10 +463,7 @@ def test_observations_keep_their_shape(tmp_path: Path, size: int) -> None:
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
 
 
-def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"the policy's action is \[nan\]\nat step 1, episode 0"):
-        learn(Recorder(math.nan), Point(), steps=5, **OPTIONS)
-
+def test_a_learner_that_diverges_is_not_saved(tmp_path: Path) -> None:
     class Diverged(Recorder):
         def update(self, batch: Any) -> dict[str, Tensor]:
             found = super().update(batch)
@@ -496,34 +477,7 @@ def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "checkpoint.pt", Recorder().policy) == 40
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "options"),
-    [
-        (ValueError, "batch_size must be at least 1, not 0", {"batch_size": 0}),
-        (ValueError, "replay must be at least 1, not 0", {"replay": 0}),
-        (ValueError, "start must be at least 0, not -1", {"start": -1}),
-        (ValueError, "steps must be at least 1, not 0", {"steps": 0}),
-        (ValueError, "checkpoint_every must be at least 1, not 0", {"checkpoint_every": 0}),
-        (ValueError, "seed must be less than 2\\*\\*32", {"seed": 2**32}),
-        (TypeError, "steps must be a whole number, not 5.0", {"steps": 5.0}),
-        (TypeError, "seed must be a whole number, not True", {"seed": True}),
-        (TypeError, "start must be a whole number, not None", {"start": None}),
-        (TypeError, "unexpected keyword argument 'stepz'", {"stepz": 3}),
-    ],
-    ids=str,
-)
-def test_arguments_that_make_no_sense_are_refused(
-    tmp_path: Path, error: type[Exception], message: str, options: dict[str, Any]
-) -> None:
-    env = Point()
-    with pytest.raises(error, match=message):
-        learn(make(), env, out=tmp_path / "out", **{"steps": 5} | OPTIONS | options)
-    assert not env.seeds and not (tmp_path / "out").exists()
-
-
 def test_numbers_may_be_numpys_and_no_update_is_no_surprise() -> None:
-    with pytest.raises(TypeError, match="episodes must be a whole number, not 2.5"):
-        evaluation(make().policy, Point(), episodes=2.5)  # type: ignore[arg-type]
     steps: Any = np.int64(20)
     with pytest.warns(UserWarning, match="steps=20 with start=20: nothing is learnt yet") as caught:
         assert learn(make(), Point(), steps=steps, **OPTIONS).losses == []
@@ -534,7 +488,7 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     learn(make(), Point(), steps=30, out=tmp_path, **OPTIONS)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     learner = make(discount=0.5)
-    state = state_of(learner)
+    state = [tensor.clone() for tensor in tensors(learner)]
     because = r"is a checkpoint of another model: its SoftActorCritic is\ndiscount=0.99\nand this one is\ndiscount=0.5$"
     with pytest.raises(ValueError, match=because):
         learn(learner, Point(), steps=40, out=tmp_path, **OPTIONS)
@@ -543,7 +497,7 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
         learn(make(hidden=(8, 4)), Point(), steps=40, out=tmp_path, **OPTIONS)
     with pytest.raises(ValueError, match=r"was made with replay=1000, not 30; pass resume=False"):
         learn(learner, Point(), steps=40, out=tmp_path, **OPTIONS | {"replay": 30})
-    assert all(torch.equal(value, state[name]) for name, value in state_of(learner).items())
+    assert all(map(torch.equal, tensors(learner), state))
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     (tmp_path / "replay-0.bin").unlink()
     with pytest.raises(ValueError, match=r"belongs to .*replay-0\.bin, which is not there"):

@@ -367,7 +367,7 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     # the environment
     (TypeError, "the actions must be a Box of floats in one row", {"env": Point(acted=box(0, 3, dtype=np.int64))}),
     (ValueError, "the actions have no bounds to scale to", {"env": Point(acted=box(-np.inf, 1))}),
-    (ValueError, "the policy acts with 1 numbers, the space .* is of another size", {"env": Point(acted=box(-1, 1, 2))}),
+    (ValueError, "acts with 1 numbers, the space .* is of another size", {"env": Point(acted=box(-1, 1, 2))}),
     (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", {"env": Point(seen=box(-1, 1, 3))}),
     (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", {"env": Point(seen=spaces.Discrete(2))}),
     (ValueError, "the environment takes bounded actions: squash=True", {"learner": recorder(squash=False)}),

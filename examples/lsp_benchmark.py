@@ -416,14 +416,9 @@ def film(arguments: Arguments, seed: int, policy: Any) -> bool:
             # Gymnasium's bodies run out of the picture unless the camera goes with them.
             camera: dict[str, Any] = {"camera_name": "track"} if hasattr(env.unwrapped, "mujoco_renderer") else {}
         with closing(gymnasium.make(arguments.task, render_mode="rgb_array", **camera)) as env:
-            frames: list[Any] = []
-            state, ended = None, False
-            observation, _ = env.reset(seed=seed)
-            while not ended and len(frames) < FILM_STEPS:
-                frames.append(env.render())
-                action, state = policy.predict(observation, state, deterministic=True)
-                observation, _, terminated, truncated, _ = env.step(action)
-                ended = terminated or truncated
+            acting = pc.models.Episodes(env, policy, deterministic=True, max_steps=FILM_STEPS)
+            acting.begin(seed=seed)
+            frames: list[Any] = [env.render(), *(env.render() for _ in acting)]
             rate = min(50, math.ceil(env.metadata.get("render_fps", 30) / 2))
         pc.envs.save_video(folder(arguments, seed) / "policy.gif", frames[::2], fps=rate)
     except Exception as error:  # a machine without OpenGL is no reason to lose a run

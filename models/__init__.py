@@ -1,5 +1,6 @@
 """What generates a demonstration: processes, sequence distributions, Pyro models."""
 
+from .causal import Causal
 from .dynamics import (
     ComponentDynamics,
     Dynamics,
@@ -20,6 +21,7 @@ from .heads import (
     SquashedHead,
     make_head,
 )
+from .observation_encoder import ObservationEncoder
 from .optimality import (
     ActionGuide,
     ActionPrior,
@@ -31,16 +33,17 @@ from .optimality import (
 )
 from .policies.controller import Controller, FunctionController, as_controller
 from .policies.episodes import Episodes, Step
-from .policies.memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
-from .policies.policy import (
-    GoalConditionedPolicy,
+from .policies.memory import (
+    DiscreteMemory,
+    GaussianMemory,
     LatentMemoryPolicy,
-    Policy,
-    ReactivePolicy,
-    RecurrentPolicy,
-    RecurrentState,
+    Memory,
+    MemoryContext,
+    MemoryState,
 )
-from .policies.recurrent import RecurrentController
+from .policies.policy import Policy
+from .policies.reactive import GoalConditionedPolicy, ReactivePolicy
+from .policies.recurrent import RecurrentController, RecurrentPolicy, RecurrentState
 from .process import Emission, Process, Sequence, Steps
 from .programs.call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack
@@ -75,6 +78,7 @@ __all__ = [
     "CallStackContext",
     "CallStackState",
     "CallTrace",
+    "Causal",
     "CategoricalHead",
     "ComponentDynamics",
     "ControlProgram",
@@ -103,6 +107,7 @@ __all__ = [
     "MemoryState",
     "MixtureHead",
     "MultiCategoricalHead",
+    "ObservationEncoder",
     "OneStepOptimality",
     "OptimalityModel",
     "PlacedField",

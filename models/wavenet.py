@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .causal import Causal
+
 __all__ = ["WaveNet", "WaveNetCache"]
 
 
@@ -38,7 +40,7 @@ class _Weights(NamedTuple):
     output: tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class WaveNet(nn.Module):
+class WaveNet(Causal):
     """A stack of gated causal convolutions of two taps, conditioned at every layer.
 
     Layer l, of dilation d, turns its input h into
@@ -99,7 +101,7 @@ class WaveNet(nn.Module):
                 hidden = hidden + gated[-1] @ residual
         return self.output(torch.cat(gated, -1))
 
-    def start(self, rows: int, condition: Tensor | None = None) -> WaveNetCache:
+    def begin(self, rows: int, condition: Tensor | None = None) -> WaveNetCache:
         """Return the cache before the first position of B = ``rows`` sequences, given a condition ``[B, C]``."""
         zero = self.embed.weight.new_zeros(rows, self.channels)
         return WaveNetCache(tuple((zero,) * dilation for dilation in self.dilations), self._added(condition))
@@ -112,7 +114,7 @@ class WaveNet(nn.Module):
 
     def reader(self, rows: int, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Return what maps positions ``[B, X]``, in turn, to outputs ``[B, F]``: :meth:`step` with the cache inside."""
-        past, added = self.start(rows, condition)
+        past, added = self.begin(rows, condition)
         queues, weights = [deque(before) for before in past], self._weights()
 
         def read(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def read_in_turn(net: WaveNet, x: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-    cache, outputs = net.start(len(x), condition), []
+    cache, outputs = net.begin(len(x), condition), []
     for t in range(x.shape[1]):
         output, cache = net.step(x[:, t], cache)
         outputs.append(output)
@@ -65,7 +65,7 @@ def test_the_second_layer_reads_the_residual() -> None:
 
 def test_every_layer_is_conditioned() -> None:
     net = WaveNet(1, 2, condition=3, channels=4, dilations=(1, 2))
-    added = net.start(1, torch.randn(1, 3)).added
+    added = net.begin(1, torch.randn(1, 3)).added
     assert len(added) == 2 and all(part.shape == (1, 8) for part in added)
     x = torch.randn(1, 6, 1)
     assert not torch.allclose(net(x, torch.zeros(1, 3)), net(x, torch.ones(1, 3)))

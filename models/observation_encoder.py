@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .spaces import _leaves, observation_size
 
-__all__ = ["ImageNetwork", "ObservationEncoder", "bounds_scaling", "make_observation_encoder"]
+__all__ = ["ImageNetwork", "ObservationEncoder", "as_floats", "bounds_scaling", "make_observation_encoder", "observed"]
 
 Space = spaces.Space[Any]
 
@@ -78,8 +78,7 @@ class ObservationEncoder(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return what a network reads of ``[..., O]``."""
-        if not observations.is_floating_point():
-            observations = observations.to(self.offset.dtype)
+        observations = as_floats(observations, self.offset)
         if self.factor is not None:
             observations = torch.addcmul(self.offset, observations, self.factor)
         if not self.places:
@@ -88,6 +87,11 @@ class ObservationEncoder(nn.Module):
         for place, network in zip(self.places, self.images, strict=True):
             parts[place] = network(parts[place])
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+    @property
+    def plain(self) -> bool:
+        """Whether all numbers pass as they are."""
+        return not self.places and self.factor is None
 
     def extra_repr(self) -> str:
         """Return the sizes."""
@@ -144,35 +148,49 @@ def bounds_scaling(space: Space) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(np.concatenate(factors), dtype=kind), torch.as_tensor(np.concatenate(offsets), dtype=kind)
 
 
-def make_observation_encoder(encoder: str | nn.Module, space: Space) -> tuple[nn.Module, int]:
-    """Return a module of scaled observations and how many numbers come out of it, X.
+def make_observation_encoder(
+    encoder: str | nn.Module | None, space: Space, scale_images: bool = True
+) -> tuple[nn.Module, int]:
+    """Return an encoder of observations, and how many numbers come out of it, X.
 
     Args:
-        encoder: ``"auto"``, ``"cnn"`` or ``"flat"``, as for an :class:`ObservationEncoder`; or a module
-            ``[..., O] -> [..., X]``, which is tried on an observation.
+        encoder: ``"auto"`` (or None), ``"cnn"`` or ``"flat"``, as for an :class:`ObservationEncoder`; or a module of
+            floats ``[..., O] -> [..., X]``, which is tried on an observation.
         space: of the observations.
+        scale_images: of a named encoder.
 
     Raises:
         ValueError: for another name, or a module that does not take such observations.
     """
-    if isinstance(encoder, str):
-        made = ObservationEncoder(space, encoder, scale_images=False)
+    if encoder is None or isinstance(encoder, str):
+        made = ObservationEncoder(space, encoder or "auto", scale_images=scale_images)
         return made, made.size
-    return encoder, output_size(encoder, observation_size(space))
-
-
-def output_size(encoder: nn.Module, size: int) -> int:
-    """Return how many numbers a module makes of observations of ``size`` numbers, after trying it on one.
-
-    Raises:
-        ValueError: if it does not take them.
-    """
-    like = next((p for p in encoder.parameters()), torch.empty(0))
+    like, size = next(encoder.parameters(), torch.empty(0)), observation_size(space)
     try:
         with torch.no_grad():
-            return encoder(like.new_zeros(1, size)).shape[-1]
+            return encoder, encoder(like.new_zeros(1, size)).shape[-1]
     except RuntimeError as error:
         raise ValueError(f"the encoder does not take observations of width {size}: {error}") from None
+
+
+def as_floats(observations: Tensor, like: Tensor) -> Tensor:
+    """Return whole numbers, such as bytes, as floats of the type of ``like``; floats as they are."""
+    return observations if observations.is_floating_point() else observations.to(like.dtype)
+
+
+def observed(size: int | None, space: Space | None) -> Space:
+    """Return the space of observations, given itself, or as that of all vectors of ``size`` numbers.
+
+    Raises:
+        ValueError: if neither is given, or they disagree.
+    """
+    if space is None:
+        if size is None:
+            raise ValueError("give obs_size, or the observation_space")
+        return spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    if size not in (None, found := observation_size(space)):
+        raise ValueError(f"obs_size={size}, but the observation space has {found}")
+    return space
 
 
 def _is_image(leaf: Space, side: int, whole: bool) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..causal import Causal
 from ..heads import Head, SquashedHead
-from ..observation_encoder import bounds_scaling, make_observation_encoder
+from ..observation_encoder import as_floats, bounds_scaling, make_observation_encoder
 from ..registration import register
 from ..spaces import action_size, check_action_space, decode_actions, flatten_observations, observation_size
 from .controller import carried
@@ -174,7 +174,7 @@ class Policy(Acting):
         factor, offset = bounds_scaling(space)
         self.register_buffer("factor", factor if scale_images else torch.ones_like(factor))
         self.register_buffer("offset", offset if scale_images else torch.zeros_like(offset))
-        self.encoder, self.encoded_size = make_observation_encoder(encoder, space)
+        self.encoder, self.encoded_size = make_observation_encoder(encoder, space, scale_images=False)
 
     # -- the data ---------------------------------------------------------------------------------------------------
 
@@ -233,9 +233,7 @@ class Policy(Acting):
 
     def scaled(self, inputs: Tensor) -> Tensor:
         """Return inputs ``[..., X]`` as floats: whole numbers within 0 to 1, or all as :meth:`normalize` has them."""
-        if not inputs.is_floating_point():
-            inputs = inputs.to(self.factor.dtype)
-        return torch.addcmul(self.offset, inputs, self.factor)
+        return torch.addcmul(self.offset, as_floats(inputs, self.factor), self.factor)
 
     def encoded(self, inputs: Tensor) -> Tensor:
         """Return what the core reads of inputs, ``[..., X] -> [..., C]``."""

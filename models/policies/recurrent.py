@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..causal import GRU, LSTM
 from ..heads import Head, action_features, action_features_size, make_head
-from ..observation_encoder import output_size
+from ..observation_encoder import ObservationEncoder, as_floats, make_observation_encoder, observed
 from ..programs.traces import Traces, check_stopped
 from ..registration import register
 from ..spaces import flatten_observations, observation_size
@@ -157,44 +157,55 @@ class RecurrentController(Acting):
     both. Actions with arguments are not supported: it models the action's index alone.
 
     Args:
-        obs_size: O, observation numbers.
-        num_actions: A, actions without the null.
+        obs_size: O, observation numbers; the observation space has it too.
+        num_actions: A, actions without the null; by default those of the action space.
         task_size: U, task numbers; needed if ``see_task``.
         see_task: feed the task at every step.
         see_previous_action: feed the previous action at every step, one-hot ``[A]``, zeros at step 0.
         hidden: nodes of every layer.
         layers: LSTM layers.
-        encoder: of observations, a module ``[..., O] -> [..., X]`` such as an
-            :class:`~pyrocontrol.models.ObservationEncoder`; by default they are read as they are.
+        encoder: of the observation: ``"auto"`` (the default), ``"cnn"`` or ``"flat"``, as for an
+            :class:`~pyrocontrol.models.ObservationEncoder` of the observation space; or a module of floats
+            ``[..., O] -> [..., X]``. A vector of floats is seen as it is by default.
+        observation_space: that :meth:`predict` reads; by default all vectors of ``obs_size`` numbers.
+        action_space: that :meth:`predict` acts in, a `Discrete`; by default the actions are numbered from 0. One with
+            an action more than ``num_actions`` has null; without null, the likeliest other action is taken.
 
     Raises:
-        ValueError: if a size is not positive, or ``see_task`` is asked for without a task.
+        ValueError: if a size is missing or not positive, spaces do not go with the sizes, or ``see_task`` is asked for
+            without a task.
     """
 
     def __init__(
         self,
-        obs_size: int,
-        num_actions: int,
+        obs_size: int | None = None,
+        num_actions: int | None = None,
         *,
         task_size: int = 0,
         see_task: bool = False,
         see_previous_action: bool = False,
         hidden: int = 64,
         layers: int = 4,
-        encoder: nn.Module | None = None,
+        encoder: str | nn.Module | None = None,
+        observation_space: Space | None = None,
+        action_space: Space | None = None,
     ) -> None:
         super().__init__()
+        self.observation_space = observed(obs_size, observation_space)
+        obs_size = observation_size(self.observation_space)
+        if num_actions is None and isinstance(action_space, spaces.Discrete):
+            num_actions = int(action_space.n)
+        if num_actions is None:
+            raise ValueError("give num_actions, or the action_space, a Discrete")
         if min(obs_size, num_actions, hidden, layers) < 1:
             raise ValueError("obs_size, num_actions, hidden and layers must be positive")
         if see_task and task_size < 1:
             raise ValueError("see_task needs task_size >= 1")
         self.obs_size, self.num_actions, self.task_size = obs_size, num_actions, task_size
+        self.action_space = self._acting_in(spaces.Discrete(num_actions) if action_space is None else action_space)
         self.see_task, self.see_previous_action = see_task, see_previous_action
         self.hidden, self.layers = hidden, layers
-        self.observation_space = spaces.Box(-np.inf, np.inf, (obs_size,))
-        self.action_space = spaces.Discrete(num_actions)
-        self.observation_encoder = nn.Identity() if encoder is None else encoder
-        seen = output_size(self.observation_encoder, obs_size)
+        self.observation_encoder, seen = make_observation_encoder(encoder, self.observation_space)
         inputs = seen + see_task * task_size + see_previous_action * num_actions
         self.encoder = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         # Padded and batch first, never packed: a packed sequence leaves the fused kernel, which is 7 times as
@@ -225,7 +236,7 @@ class RecurrentController(Acting):
         """One line that two controllers share exactly when they can share weights."""
         names = ("obs_size", "num_actions", "task_size", "see_task", "see_previous_action", "hidden", "layers")
         given = [f"{name}={getattr(self, name)}" for name in names]
-        if not isinstance(self.observation_encoder, nn.Identity):
+        if not (isinstance(self.observation_encoder, ObservationEncoder) and self.observation_encoder.plain):
             given.append(f"encoder={' '.join(str(self.observation_encoder).split())}")
         return f"RecurrentController({', '.join(given)})"
 
@@ -240,7 +251,7 @@ class RecurrentController(Acting):
 
     def encoded(self, inputs: Tensor) -> Tensor:
         """Return what the encoder makes of observations ``[..., O]``."""
-        return self.observation_encoder(inputs if inputs.is_floating_point() else inputs.to(self._like.dtype))
+        return self.observation_encoder(as_floats(inputs, self._like))
 
     def _beside(self, observations: Tensor, task: Tensor, previous: Tensor) -> Tensor:
         """What is seen at a step."""
@@ -288,21 +299,19 @@ class RecurrentController(Acting):
     def within(self, env: Any) -> RecurrentController:
         """Return the controller that it is in an environment: the same weights, the environment's spaces.
 
-        Where the environment has one action more than the controller, that is null; where it has no null, the
-        controller takes the likeliest other action.
-
         Raises:
             ValueError: for observations of another width, or actions that are not Discrete or too few.
         """
-        if not isinstance(env.action_space, spaces.Discrete) or env.action_space.n < self.num_actions:
-            raise ValueError(
-                f"the recurrent controller has {self.num_actions} actions, the space is {env.action_space}"
-            )
         if (found := observation_size(env.observation_space)) != self.obs_size:
             raise ValueError(f"the recurrent controller takes observations of {self.obs_size} numbers, got {found}")
         bound = copy.copy(self)
-        bound.observation_space, bound.action_space = env.observation_space, env.action_space
+        bound.observation_space, bound.action_space = env.observation_space, self._acting_in(env.action_space)
         return bound
+
+    def _acting_in(self, space: Space) -> Space:
+        if not isinstance(space, spaces.Discrete) or space.n < self.num_actions:
+            raise ValueError(f"the recurrent controller has {self.num_actions} actions, the action space is {space}")
+        return space
 
     def initial_state(self, info: dict[str, Any]) -> ControllerState:
         """Return the state of an episode's start, whose task is ``info["task"]`` if it is seen.

@@ -25,7 +25,7 @@ from ..heads import Head, SquashedHead
 from ..observation_encoder import as_floats, bounds_scaling, make_observation_encoder
 from ..registration import register
 from ..spaces import action_size, check_action_space, decode_actions, flatten_observations, observation_size
-from .controller import carried
+from .controller import carried, verify_rows
 
 __all__ = ["Acting", "Batch", "DirectPolicy", "Policy", "Space"]
 
@@ -109,13 +109,7 @@ class Acting(nn.Module):
     @torch.no_grad()
     def _act(self, inputs: np.ndarray, state: Any, episode_start: Any, deterministic: bool) -> tuple[np.ndarray, Any]:
         """Predict from inputs ``[O]`` or ``[B, O]``."""
-        if inputs.ndim > 2:
-            raise ValueError(f"predict takes one observation or a batch of them, got shape {inputs.shape[:-1]}")
-        if not len(inputs):
-            raise ValueError("predict takes at least one observation, the batch is empty")
-        if not (finite := np.isfinite(inputs)).all():
-            row = int(np.atleast_2d(finite).all(-1).argmin())
-            raise ValueError(f"the observation (or goal) of row {row} is not finite")
+        verify_rows(inputs)
         like = next(self.parameters())
         batch = torch.as_tensor(np.atleast_2d(inputs), dtype=like.dtype, device=like.device)
         state = self._begun(state, episode_start, len(batch))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .spaces import _leaves, observation_size
 
-__all__ = ["ImageNetwork", "ObservationEncoder", "as_floats", "bounds_scaling", "make_observation_encoder", "observed"]
+__all__ = ["ImageNetwork", "ObservationEncoder", "as_floats", "make_observation_encoder", "observed"]
 
 Space = spaces.Space[Any]
 
@@ -33,12 +33,14 @@ class ObservationEncoder(nn.Module):
             :class:`ImageNetwork`; ``"auto"`` those of whole numbers and at least 16 pixels a side; ``"flat"`` none.
             All other numbers pass as they are.
         features: numbers that an image becomes.
-        scale_images: scale whole numbers to 0 to 1 by the bounds of their Box: see :func:`bounds_scaling`.
+        scale_images: bring the whole numbers of a Box, such as pixels, from its bounds to 0 to 1; not those whose
+            bounds are beyond 2^24.
 
     Attributes:
         size: X.
         groups: widths of the parts of what is read, which a :class:`~pyrocontrol.models.ControlProgram` weighs one
             against another: an image is one, every other number one by itself.
+        plain: whether all numbers pass as they are.
 
     Raises:
         ValueError: for another way to read images, or where there is no image for a CNN.
@@ -49,49 +51,45 @@ class ObservationEncoder(nn.Module):
         torch.Size([5, 128])
     """
 
-    factor: Tensor | None
+    #: Observations are multiplied by the first and added to the second, `[O]`. They follow from the space.
+    factor: Tensor
     offset: Tensor
 
     def __init__(self, space: Space, images: str = "auto", *, features: int = 128, scale_images: bool = True):
         super().__init__()
         if images not in ("auto", "cnn", "flat"):
             raise ValueError(f"an encoder of observations must be one of auto, cnn, flat, or a module, got {images!r}")
-        self.images = nn.ModuleList()
-        self.places: list[int] = []  # of the images among the parts
-        self.widths: list[int] = []
-        self.groups: tuple[int, ...] = ()
-        for place, (_, leaf) in enumerate(_leaves(space)):
-            width = observation_size(leaf)
-            self.widths.append(width)
-            if images != "flat" and _is_image(leaf, _AUTOMATIC if images == "auto" else _SMALLEST, images == "auto"):
-                self.places.append(place)
-                self.images.append(ImageNetwork(leaf.shape, features))  # type: ignore[arg-type]  # it has one
-            self.groups += (features,) if self.places[-1:] == [place] else (1,) * width
-        if images == "cnn" and not self.places:
+        leaves = [leaf for _, leaf in _leaves(space)]
+        self.widths = [observation_size(leaf) for leaf in leaves]
+        networks, groups, scales = [], [], []
+        for leaf, width in zip(leaves, self.widths, strict=True):
+            is_image = images != "flat" and _is_image(leaf, images == "auto")
+            networks.append(ImageNetwork(leaf.shape or (), features) if is_image else nn.Identity())
+            groups += [features] if is_image else [1] * width
+            scales.append(_scale(leaf, width) if scale_images else (np.ones(width), np.zeros(width)))
+        self.groups, self.size = tuple(groups), sum(groups)
+        has_image = any(isinstance(network, ImageNetwork) for network in networks)
+        self.parts = nn.ModuleList(networks) if has_image else None
+        if images == "cnn" and not has_image:
             raise ValueError(f"there is no image of at least {_SMALLEST} pixels a side for a CNN in {space}")
-        self.size = sum(self.groups)
-        factor, offset = bounds_scaling(space) if scale_images else (torch.ones(0), torch.zeros(0))
-        scaled = bool((factor != 1).any() or (offset != 0).any())
-        # They follow from the space, so they are not saved.
-        self.register_buffer("factor", factor if scaled else None, persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
+        for name, parts in zip(("factor", "offset"), zip(*scales, strict=True), strict=True):
+            values = torch.as_tensor(np.concatenate(parts), dtype=torch.get_default_dtype())
+            self.register_buffer(name, values, persistent=False)
+        self.plain = not has_image and bool((self.factor == 1).all() and (self.offset == 0).all())
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return what a network reads of ``[..., O]``."""
-        observations = as_floats(observations, self.offset)
-        if self.factor is not None:
-            observations = torch.addcmul(self.offset, observations, self.factor)
-        if not self.places:
-            return observations
-        parts = list(observations.split(self.widths, -1))
-        for place, network in zip(self.places, self.images, strict=True):
-            parts[place] = network(parts[place])
-        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+        if observations.shape[-1] != len(self.factor):
+            raise RuntimeError(f"observations of {len(self.factor)} numbers are needed, got {observations.shape[-1]}")
+        observations = as_floats(observations, self.factor)
+        return observations if self.plain else self.read(torch.addcmul(self.offset, observations, self.factor))
 
-    @property
-    def plain(self) -> bool:
-        """Whether all numbers pass as they are."""
-        return not self.places and self.factor is None
+    def read(self, scaled: Tensor) -> Tensor:
+        """Return the same of observations ``[..., O]`` that are scaled already, in this or another way."""
+        if self.parts is None:
+            return scaled
+        each = zip(self.parts, scaled.split(self.widths, -1), strict=True)
+        return torch.cat([network(part) for network, part in each], -1)
 
     def extra_repr(self) -> str:
         """Return the sizes."""
@@ -102,7 +100,7 @@ class ImageNetwork(nn.Module):
     """A small CNN, ``[..., H * W * C] -> [..., features]``, for images of any size.
 
     Convolutions of 3 x 3, each of which halves the sides, with 16, 32, then 64 channels, until at most 5 x 5 pixels are
-    left; a linear layer; a ReLU after each. D. Hafner et al., "Dream to Control" (2020), reads images so.
+    left; a linear layer; a ReLU after each. Like the encoder of D. Hafner et al., "Dream to Control" (2020), but smaller.
 
     Args:
         shape: ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``: the channels are at the smaller end.
@@ -128,47 +126,24 @@ class ImageNetwork(nn.Module):
         return self.network(rows.movedim(-1, 1) if self.last else rows).reshape(*images.shape[:-1], self.features)
 
 
-def bounds_scaling(space: Space) -> tuple[Tensor, Tensor]:
-    """Return by what flattened observations are multiplied, and what is then added, ``[O]`` each.
-
-    A number of a Box of whole numbers goes from its bounds to 0 to 1; all others, and those whose bounds are beyond
-    2^24 or equal, stay as they are.
-    """
-    factors, offsets = [np.ones(0)], [np.zeros(0)]
-    for _, leaf in _leaves(space):
-        factor, offset = np.ones(width := observation_size(leaf)), np.zeros(width)
-        if isinstance(leaf, spaces.Box) and leaf.dtype.kind in "iu":
-            low, high = leaf.low.ravel().astype(np.float64), leaf.high.ravel().astype(np.float64)
-            known = (low < high) & (low >= -_GREATEST) & (high <= _GREATEST)
-            factor[known] = 1 / (high - low)[known]
-            offset[known] = (-low * factor)[known]
-        factors.append(factor)
-        offsets.append(offset)
-    kind = torch.get_default_dtype()
-    return torch.as_tensor(np.concatenate(factors), dtype=kind), torch.as_tensor(np.concatenate(offsets), dtype=kind)
-
-
-def make_observation_encoder(
-    encoder: str | nn.Module | None, space: Space, scale_images: bool = True
-) -> tuple[nn.Module, int]:
+def make_observation_encoder(encoder: str | nn.Module | None, space: Space) -> tuple[nn.Module, int]:
     """Return an encoder of observations, and how many numbers come out of it, X.
 
     Args:
         encoder: ``"auto"`` (or None), ``"cnn"`` or ``"flat"``, as for an :class:`ObservationEncoder`; or a module of
             floats ``[..., O] -> [..., X]``, which is tried on an observation.
         space: of the observations.
-        scale_images: of a named encoder.
 
     Raises:
         ValueError: for another name, or a module that does not take such observations.
     """
     if encoder is None or isinstance(encoder, str):
-        made = ObservationEncoder(space, encoder or "auto", scale_images=scale_images)
+        made = ObservationEncoder(space, encoder or "auto")
         return made, made.size
     like, size = next(encoder.parameters(), torch.empty(0)), observation_size(space)
     try:
         with torch.no_grad():
-            return encoder, encoder(like.new_zeros(1, size)).shape[-1]
+            return encoder, encoder(like.new_zeros(2, size)).shape[-1]
     except RuntimeError as error:
         raise ValueError(f"the encoder does not take observations of width {size}: {error}") from None
 
@@ -193,12 +168,23 @@ def observed(size: int | None, space: Space | None) -> Space:
     return space
 
 
-def _is_image(leaf: Space, side: int, whole: bool) -> bool:
-    """Whether a part is an image of at least ``side`` pixels a side, and of whole numbers if that is asked."""
-    if not isinstance(leaf, spaces.Box) or len(leaf.shape) not in (2, 3) or whole and leaf.dtype.kind not in "iu":
+def _scale(leaf: Space, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """By what a part is multiplied, and what is then added."""
+    factor, offset = np.ones(width), np.zeros(width)
+    if isinstance(leaf, spaces.Box) and leaf.dtype.kind in "iu":
+        low, high = leaf.low.ravel().astype(np.float64), leaf.high.ravel().astype(np.float64)
+        known = (low < high) & (low >= -_GREATEST) & (high <= _GREATEST)
+        factor[known] = 1 / (high - low)[known]
+        offset[known] = (-low * factor)[known]
+    return factor, offset
+
+
+def _is_image(leaf: Space, unasked: bool) -> bool:
+    """Whether a part is read as an image."""
+    if not isinstance(leaf, spaces.Box) or len(leaf.shape) not in (2, 3) or unasked and leaf.dtype.kind not in "iu":
         return False
     sides = leaf.shape[:2] if _channels_last(leaf.shape) else leaf.shape[-2:]
-    return min(sides) >= side
+    return min(sides) >= (_AUTOMATIC if unasked else _SMALLEST)
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:

@@ -281,7 +281,6 @@ class LatentMemoryPolicy(Policy):
         head: see :func:`~pyrocontrol.models.make_head`.
         normalize: data to :meth:`normalize` by.
         encoder: of the observation; see :class:`Policy`.
-        scale_images: see :class:`Policy`.
 
     Raises:
         TypeError: for spaces of other kinds.
@@ -301,9 +300,8 @@ class LatentMemoryPolicy(Policy):
         head: str | Head = "auto",
         normalize: Any = None,
         encoder: str | nn.Module = "auto",
-        scale_images: bool = True,
     ):
-        super().__init__(observation_space, action_space, encoder=encoder, scale_images=scale_images)
+        super().__init__(observation_space, action_space, encoder=encoder)
         if not hidden:
             raise ValueError("hidden needs at least one layer, in which memory and observation meet")
         self.hidden = tuple(hidden)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..causal import Causal
 from ..heads import Head, SquashedHead
-from ..observation_encoder import as_floats, bounds_scaling, make_observation_encoder
+from ..observation_encoder import ObservationEncoder, as_floats, make_observation_encoder
 from ..registration import register
 from ..spaces import action_size, check_action_space, decode_actions, flatten_observations, observation_size
 from .controller import carried, verify_rows
@@ -134,9 +134,10 @@ class Policy(Acting):
         observation_space: of the environment, or of the demonstrations.
         action_space: `Discrete`, `MultiDiscrete` of one dimension, or `Box` of floats.
         inputs: what the policy reads at a step, a space or X numbers; by default the observation.
-        encoder: of the inputs: ``"auto"``, ``"cnn"``, ``"flat"``, as for a
-            :class:`~pyrocontrol.models.ObservationEncoder`, or a module ``[..., X] -> [..., C]``.
-        scale_images: scale whole numbers, such as pixels, to 0 to 1 by their bounds, until :meth:`normalize` is called.
+        encoder: of the inputs: ``"auto"``, ``"cnn"`` or ``"flat"``, as for an
+            :class:`~pyrocontrol.models.ObservationEncoder`; or such a one, or another module of floats
+            ``[..., X] -> [..., C]``. Inputs are scaled as an ObservationEncoder does, by the bounds of whole numbers,
+            until :meth:`normalize` is called; for another module they are as they come.
 
     Raises:
         TypeError: for spaces of other kinds.
@@ -156,7 +157,6 @@ class Policy(Acting):
         *,
         inputs: int | Space | None = None,
         encoder: str | nn.Module = "auto",
-        scale_images: bool = True,
     ):
         super().__init__()
         check_action_space(action_space)
@@ -165,10 +165,10 @@ class Policy(Acting):
         space = observation_space if inputs is None else inputs
         space = spaces.Box(-np.inf, np.inf, (space,)) if isinstance(space, int) else space
         self.input_size = observation_size(space)
-        factor, offset = bounds_scaling(space)
-        self.register_buffer("factor", factor if scale_images else torch.ones_like(factor))
-        self.register_buffer("offset", offset if scale_images else torch.zeros_like(offset))
-        self.encoder, self.encoded_size = make_observation_encoder(encoder, space, scale_images=False)
+        self.encoder, self.encoded_size = make_observation_encoder(encoder, space)
+        scaled = self.encoder if isinstance(self.encoder, ObservationEncoder) else None
+        self.register_buffer("factor", torch.ones(self.input_size) if scaled is None else scaled.factor.clone())
+        self.register_buffer("offset", torch.zeros(self.input_size) if scaled is None else scaled.offset.clone())
 
     # -- the data ---------------------------------------------------------------------------------------------------
 
@@ -231,7 +231,8 @@ class Policy(Acting):
 
     def encoded(self, inputs: Tensor) -> Tensor:
         """Return what the core reads of inputs, ``[..., X] -> [..., C]``."""
-        return self.encoder(self.scaled(inputs))
+        encoder, scaled = self.encoder, self.scaled(inputs)
+        return encoder.read(scaled) if isinstance(encoder, ObservationEncoder) else encoder(scaled)
 
     def labels(self, batch: Batch) -> Tensor:
         """Return the actions of a batch, those that do not exist replaced by some in the space."""

@@ -38,7 +38,6 @@ class ReactivePolicy(DirectPolicy):
         normalize: data to :meth:`normalize` by.
         inputs: what a subclass's :meth:`inputs_of` returns, a space or X numbers; by default the observation.
         encoder: of the inputs; see :class:`Policy`.
-        scale_images: see :class:`Policy`.
 
     Raises:
         TypeError: for spaces of other kinds.
@@ -63,9 +62,8 @@ class ReactivePolicy(DirectPolicy):
         normalize: Any = None,
         inputs: int | Space | None = None,
         encoder: str | nn.Module = "auto",
-        scale_images: bool = True,
     ):
-        super().__init__(observation_space, action_space, inputs=inputs, encoder=encoder, scale_images=scale_images)
+        super().__init__(observation_space, action_space, inputs=inputs, encoder=encoder)
         self.hidden, self.activation = tuple(hidden), activation
         self.network = mlp(self.encoded_size, self.hidden, activation)
         self.head = make_head(head, self.hidden[-1] if self.hidden else self.encoded_size, action_space)
@@ -100,7 +98,6 @@ class GoalConditionedPolicy(ReactivePolicy):
         head: see :func:`~pyrocontrol.models.make_head`.
         normalize: data to :meth:`normalize` by.
         encoder: of the observation and the goal; see :class:`Policy`.
-        scale_images: see :class:`Policy`.
 
     Raises:
         TypeError: for spaces of other kinds.
@@ -120,7 +117,6 @@ class GoalConditionedPolicy(ReactivePolicy):
         head: str | Head = "auto",
         normalize: Any = None,
         encoder: str | nn.Module = "auto",
-        scale_images: bool = True,
     ):
         if goal_size < 1:
             raise ValueError(f"goal_size must be positive, got {goal_size}")
@@ -135,7 +131,6 @@ class GoalConditionedPolicy(ReactivePolicy):
             head=head,
             inputs=spaces.Tuple((*seen, goal)),
             encoder=encoder,
-            scale_images=scale_images,
         )
         self.goal_size, self.has_goal = goal_size, self.input_size < self.observation_size + goal_size
         parts = observation_parts(observation_space).items()

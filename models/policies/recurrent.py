@@ -55,7 +55,6 @@ class RecurrentPolicy(DirectPolicy):
         head: see :func:`~pyrocontrol.models.make_head`.
         normalize: data to :meth:`normalize` by.
         encoder: of the observation; see :class:`Policy`.
-        scale_images: see :class:`Policy`.
 
     Raises:
         TypeError: for spaces of other kinds.
@@ -76,9 +75,8 @@ class RecurrentPolicy(DirectPolicy):
         head: str | Head = "auto",
         normalize: Any = None,
         encoder: str | nn.Module = "auto",
-        scale_images: bool = True,
     ):
-        super().__init__(observation_space, action_space, encoder=encoder, scale_images=scale_images)
+        super().__init__(observation_space, action_space, encoder=encoder)
         cells = {"lstm": LSTM, "gru": GRU}
         if cell not in cells:
             raise ValueError(f"cell must be one of {', '.join(cells)}, got {cell!r}")

@@ -23,7 +23,7 @@ from pyrocontrol.models import (
     RecurrentPolicy,
     flatten_observations,
 )
-from pyrocontrol.models.observation_encoder import ImageNetwork, bounds_scaling
+from pyrocontrol.models.observation_encoder import ImageNetwork
 
 CAMERA = spaces.Box(0, 255, (16, 20, 3), np.uint8)
 ROBOT = spaces.Dict(arm=spaces.Box(-1, 1, (2,), np.float32), camera=CAMERA, gripper=spaces.Discrete(2))
@@ -44,10 +44,12 @@ def test_whole_numbers_are_scaled_by_their_bounds_and_no_others() -> None:
     torch.testing.assert_close(encoder(given), expected)
     assert torch.equal(ObservationEncoder(space, scale_images=False)(given), given)
     assert encoder.groups == (1,) * 9 and not encoder.state_dict() and not encoder.plain
-    policies = [ReactivePolicy(space, spaces.Discrete(2), scale_images=scale) for scale in (True, False)]
-    for policy, scaled in zip(policies, (expected, given), strict=True):
+    unscaled = ObservationEncoder(space, scale_images=False)
+    for own, scaled in (("auto", expected), (encoder, expected), (unscaled, given), (nn.Linear(9, 2), given)):
+        policy = ReactivePolicy(space, spaces.Discrete(2), encoder=own)
         torch.testing.assert_close(policy.scaled(given), scaled)
-    torch.testing.assert_close(bounds_scaling(parts["bytes"])[0], torch.full((2,), 1 / 255))
+        if own != unscaled and not isinstance(own, nn.Linear):
+            torch.testing.assert_close(policy.encoded(given), expected)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,12 @@ def test_parts_that_are_no_images_pass_beside_them() -> None:
     found = encoder(flat)
     assert encoder.groups == (1, 1, 6, 1, 1) and encoder.size == len(found) == 10
     torch.testing.assert_close(found[:2], torch.as_tensor(observation["arm"]))
-    torch.testing.assert_close(found[2:8], encoder.images[0](torch.as_tensor(observation["camera"]).flatten() / 255))
+    torch.testing.assert_close(
+        found[2:8],
+        encoder.parts[1](  # type: ignore[index]
+            torch.as_tensor(observation["camera"]).flatten() / 255
+        ),
+    )
     assert found[8:].argmax() == observation["gripper"]
 
 
@@ -164,7 +171,8 @@ def test_an_encoder_of_ones_own() -> None:
     assert policy.encoded_size == 4 and "encoder=Linear(in_features=3" in policy.signature()
     x = torch.randn(5, 3)
     torch.testing.assert_close(policy.distribution(x).logits, policy.head(policy.network(own(x))).logits)
-    with pytest.raises(ValueError, match="the encoder does not take observations of width 3"):
-        ReactivePolicy(space, spaces.Discrete(2), encoder=nn.Linear(2, 4))
+    for other in (nn.Linear(2, 4), ObservationEncoder(spaces.Discrete(4))):
+        with pytest.raises(ValueError, match="the encoder does not take observations of width 3"):
+            ReactivePolicy(space, spaces.Discrete(2), encoder=other)
     with pytest.raises(ValueError, match="one of auto, cnn, flat, or a module, got 'resnet'"):
         ReactivePolicy(space, spaces.Discrete(2), encoder="resnet")

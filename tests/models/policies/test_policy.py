@@ -26,7 +26,6 @@ from pyrocontrol.guides import MemoryGuide
 from pyrocontrol.inference import StepwiseKL_ELBO, fit, forward_log_likelihood
 from pyrocontrol.models import (
     DiscreteMemory,
-    GaussianHead,
     GoalConditionedPolicy,
     LatentMemoryPolicy,
     MixtureHead,
@@ -155,42 +154,25 @@ def test_vectorised_particles_run(kind: str) -> None:
 # Latent memory as a chain
 
 
-def test_the_tables_are_the_model_summed_over_memories() -> None:
-    for actions in ACTIONS.values():
-        data = demonstrations(action_space=actions, lengths=(3, 2)).to(dtype=torch.float64)
-        policy = LatentMemoryPolicy(VECTOR, actions, size=2).double()
-        policy.normalize(data)
-        initial, transition, emission = policy.tables(data)
-        assert initial.shape == (2, 2) and transition.shape == (2, 2, 2, 2) and emission.shape == (2, 3, 2)
-        for table in (initial, transition):
-            torch.testing.assert_close(table.logsumexp(-1), torch.zeros(table.shape[:-1], dtype=torch.float64))
-        found = forward_log_likelihood(initial, transition, emission)
-        for row, steps in ((0, 3), (1, 2)):
-            joint = []
-            for path in itertools.product(range(2), repeat=steps):
-                memory = torch.tensor([path])
-                trace = poutine.trace(poutine.condition(policy.model, {"memory": memory})).get_trace(data[[row]])
-                joint.append(trace.log_prob_sum())
-            torch.testing.assert_close(found[row], torch.stack(joint).logsumexp(0))
-
-
-def test_only_discrete_memory_has_tables() -> None:
-    policy = LatentMemoryPolicy(VECTOR, ACTIONS["discrete"], memory="gaussian")
-    with pytest.raises(TypeError, match="only discrete memory has tables, not GaussianMemory"):
-        policy.tables(demonstrations())
-    with pytest.raises(TypeError, match="only discrete memory has tables, not GaussianMemory"):
-        policy.exact_loss(demonstrations())
-
-
-def test_the_exact_loss_is_that_of_the_forward_algorithm() -> None:
-    for actions in ACTIONS.values():
-        data = demonstrations(action_space=actions, lengths=(4, 1, 3)).to(dtype=torch.float64)
-        policy = LatentMemoryPolicy(VECTOR, actions, size=3).double()
-        loss, expected = policy.exact_loss(data), -forward_log_likelihood(*policy.tables(data)).sum()
-        torch.testing.assert_close(loss, expected)
-        weights = list(policy.parameters())
-        torch.testing.assert_close(torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights))
-        torch.testing.assert_close(loss, torch.stack([policy.exact_loss(data[[row]]) for row in range(3)]).sum())
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_the_tables_are_the_model_summed_over_memories(actions: str) -> None:
+    data = demonstrations(action_space=ACTIONS[actions], lengths=(3, 2)).to(dtype=torch.float64)
+    policy = LatentMemoryPolicy(VECTOR, ACTIONS[actions], size=2).double()
+    policy.normalize(data)
+    initial, transition, emission = policy.tables(data)
+    assert initial.shape == (2, 2) and transition.shape == (2, 2, 2, 2) and emission.shape == (2, 3, 2)
+    for table in (initial, transition):
+        torch.testing.assert_close(table.logsumexp(-1), torch.zeros(table.shape[:-1], dtype=torch.float64))
+    found = forward_log_likelihood(initial, transition, emission)
+    for row, steps in ((0, 3), (1, 2)):
+        joint = []
+        for path in itertools.product(range(2), repeat=steps):
+            conditioned = poutine.condition(policy.model, {"memory": torch.tensor([path])})
+            joint.append(poutine.trace(conditioned).get_trace(data[[row]]).log_prob_sum())
+        torch.testing.assert_close(found[row], torch.stack(joint).logsumexp(0))
+        torch.testing.assert_close(policy.exact_loss(data[[row]]), -found[row])
+    loss, weights = policy.exact_loss(data), list(policy.parameters())
+    torch.testing.assert_close(torch.autograd.grad(loss, weights), torch.autograd.grad(-found.sum(), weights))
 
 
 # What they do
@@ -198,37 +180,26 @@ def test_the_exact_loss_is_that_of_the_forward_algorithm() -> None:
 
 @pytest.mark.parametrize(("observations", "actions"), [*zip(OBSERVATIONS, ACTIONS, strict=True)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_predict_acts_in_the_space_for_one_and_for_many(kind: str, observations: str, actions: str) -> None:
+def test_many_episodes_at_once_are_as_each_alone(kind: str, observations: str, actions: str) -> None:
     space, action_space = OBSERVATIONS[observations], ACTIONS[actions]
     policy = KINDS[kind](space, action_space)
     space.seed(0)
-    observation, many = space.sample(), batch_of(space, 4)
-    for deterministic in (True, False):
-        action, state = policy.predict(observation, None, True, deterministic)
-        assert action in action_space and np.asarray(action).dtype == action_space.dtype
-        assert policy.predict(observation, state, np.array(False), deterministic)[0] in action_space
-        actions_of_all, state = policy.predict(many, None, np.ones(4, bool), deterministic)
-        assert actions_of_all.shape == (4, *(action_space.shape or ()))
-        assert all(action in action_space for action in actions_of_all)
-        assert (state is None) == (kind == "reactive")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_many_episodes_at_once_are_as_each_alone(kind: str) -> None:
-    policy = KINDS[kind](NAMED, ACTIONS["box"], head="deterministic")
-    NAMED.seed(0)
-    steps = [batch_of(NAMED, 3) for _ in range(5)]
+    steps = [batch_of(space, 3) for _ in range(5)]
     # Row 1 begins anew at step 2, row 2 at step 4.
     starts = np.array([[t == 0, t in (0, 2), t in (0, 4)] for t in range(5)])
     together, state = [], None
     for t, observation in enumerate(steps):
+        drawn, _ = policy.predict(observation, state, starts[t])
         action, state = policy.predict(observation, state, starts[t] if t else None, True)
+        assert all(one in action_space for one in [*drawn, *action]) and len(action) == 3
+        assert drawn.dtype == action.dtype == action_space.dtype and (state is None) == (kind == "reactive")
         together.append(action)
     for row in range(3):
         state = None
         for t, observation in enumerate(steps):
-            state = None if starts[t, row] else state
-            action, state = policy.predict(pytree.tree_map(itemgetter(row), observation), state, None, True)
+            alone = pytree.tree_map(itemgetter(row), observation)
+            assert policy.predict(alone, None, np.array(True))[0] in action_space
+            action, state = policy.predict(alone, None if starts[t, row] else state, None, True)
             np.testing.assert_allclose(action, together[t][row], rtol=1e-4, atol=1e-6)
 
 
@@ -307,23 +278,11 @@ def test_predict_draws_from_the_distribution_or_takes_its_mode() -> None:
 
 
 def test_actions_are_clipped_to_the_box() -> None:
-    space = ACTIONS["box"]
-    policy = ReactivePolicy(VECTOR, space, head="gaussian-shared")
-    assert isinstance(policy.head, GaussianHead)
+    policy: Any = ReactivePolicy(VECTOR, ACTIONS["box"])
     with torch.no_grad():
         policy.head.loc.bias.copy_(torch.tensor([50.0, -50.0]))
     action, _ = policy.predict(np.zeros(3, np.float32))
     assert action.tolist() == [[1.0], [0.5]] and action.dtype == np.float32
-
-
-def test_the_signature_of_predict_is_that_of_stable_baselines3() -> None:
-    evaluation = pytest.importorskip("stable_baselines3.common.evaluation")
-    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
-    env = vec_env.DummyVecEnv([lambda: gymnasium.make("CartPole-v1", max_episode_steps=30)] * 2)
-    policy = RecurrentPolicy(env.observation_space, env.action_space)
-    with pytest.warns(UserWarning, match="not wrapped with a ``Monitor``"):
-        mean, _ = evaluation.evaluate_policy(policy, env, n_eval_episodes=3)
-    assert 5 < mean <= 30
 
 
 # Goals
@@ -375,33 +334,37 @@ def test_a_goal_conditioned_policy_predicts_from_goal_observations(whole: bool) 
         other, _ = policy.predict(observation, deterministic=True, goal=[0.1, 0.2])
         expected = policy.distribution(flat, torch.tensor([0.1, 0.2]).expand(flat.shape[:-1] + (2,))).mean
         np.testing.assert_allclose(other, expected.detach().numpy(), rtol=1e-5)
-    if not whole:
-        with pytest.raises(ValueError, match="there is no goal"):
-            policy.predict(GOALS.sample()["observation"])
-    with pytest.raises(ValueError, match="a goal has 2 numbers, got 3"):
-        policy.predict(GOALS.sample(), goal=[1, 2, 3])
 
 
-def test_goals_of_predict_have_the_size_and_number_of_the_observations() -> None:
+def test_goals_are_of_the_size_and_number_of_the_observations() -> None:
     single = GoalConditionedPolicy(VECTOR, ACTIONS["box"], 1, head="deterministic")
     many = np.ones((4, 3), np.float32)
     for observation in (many[0], many):
         np.testing.assert_array_equal(single.predict(observation, goal=2)[0], single.predict(observation, goal=[2])[0])
     policy = GoalConditionedPolicy(VECTOR, ACTIONS["box"], 2)
-    with pytest.raises(ValueError, match="a goal has 2 numbers, got 1"):
-        policy.predict(many, goal=2)
-    for observation, count in ((many, 3), (many, 1), (many[0], 4)):
-        with pytest.raises(ValueError, match="do not go with observations of batch"):
-            policy.predict(observation, goal=np.zeros((count, 2)))
-    with pytest.raises(ValueError, match="do not go with observations of batch"):
-        policy.predict({"observation": many, "desired_goal": np.zeros((2, 2))})
-    with pytest.raises(ValueError, match="row 0 is not finite"):
-        policy.predict(many, goal=[np.nan, 0])
-    with pytest.raises(ValueError, match="the observation has no 'observation'"):
-        policy.predict({"desired_goal": np.zeros(2)})
-    whole = GoalConditionedPolicy(GOALS, ACTIONS["box"], 2)
+    data = goal_transitions(VECTOR, 3)
+    GoalConditionedPolicy(VECTOR, data.action_space, 2).check(data)
+    none = np.zeros(2)
+    for seen, goal, message in (
+        (many, None, "there is no goal"),
+        (many, 2, "a goal has 2 numbers, got 1"),
+        (many[0], [1, 2, 3], "a goal has 2 numbers, got 3"),
+        (many, [np.nan, 0], "row 0 is not finite"),
+        (many, np.zeros((3, 2)), "do not go with observations of batch"),
+        (many, np.zeros((1, 2)), "do not go with observations of batch"),
+        (many[0], np.zeros((4, 2)), "do not go with observations of batch"),
+        ({"observation": many, "desired_goal": np.zeros((2, 2))}, None, "do not go with observations of batch"),
+        ({"desired_goal": none}, None, "the observation has no 'observation'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.predict(seen, goal=goal)
     with pytest.raises(ValueError, match="the observation has no 'achieved_goal', 'observation'"):
-        whole.predict({"desired_goal": np.zeros(2)})
+        GoalConditionedPolicy(GOALS, ACTIONS["box"], 2).predict({"desired_goal": none})
+    with pytest.raises(ValueError, match="takes goals of 4 numbers, the data has 2"):
+        GoalConditionedPolicy(VECTOR, data.action_space, 4).check(data)
+    for act in (policy.check, policy.loss, policy.model):
+        with pytest.raises(ValueError, match="learns from transitions with goals; the data has none"):
+            act(demonstrations(action_space=ACTIONS["box"]))
 
 
 # Scaled inputs
@@ -477,22 +440,6 @@ def test_data_of_another_problem_is_refused_before_training(kind: str) -> None:
     assert KINDS[kind](VECTOR, ACTIONS["box"]).check(demonstrations(action_space=ACTIONS["box"])) is None
 
 
-def test_goals_that_are_not_there_are_refused() -> None:
-    data = goal_transitions(VECTOR, 3)
-    GoalConditionedPolicy(VECTOR, data.action_space, 2).check(data)
-    with pytest.raises(ValueError, match="takes goals of 4 numbers, the data has 2"):
-        GoalConditionedPolicy(VECTOR, data.action_space, 4).check(data)
-    with pytest.raises(ValueError, match="learns from transitions with goals"):
-        GoalConditionedPolicy(VECTOR, ACTIONS["discrete"], 2).check(demonstrations())
-    for data in (demonstrations(), demonstrations().transitions()):
-        policy: Any = GoalConditionedPolicy(VECTOR, ACTIONS["discrete"], 2)
-        for score in (policy.loss, policy.model):
-            with pytest.raises(ValueError, match="learns from transitions with goals; the data has none"):
-                score(data)
-    with pytest.raises(ValueError, match="goal_size must be positive"):
-        GoalConditionedPolicy(VECTOR, ACTIONS["discrete"], 0)
-
-
 def test_a_squashed_head_refuses_data_beyond_its_bounds() -> None:
     wide = spaces.Box(-3, 3, (2, 1), np.float32)
     policy = ReactivePolicy(VECTOR, ACTIONS["box"], head="squashed")
@@ -503,35 +450,32 @@ def test_a_squashed_head_refuses_data_beyond_its_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("kind", "options", "message"),
     [
-        (lambda: ReactivePolicy(VECTOR, spaces.MultiBinary(2)), TypeError, "action spaces are"),
-        (lambda: ReactivePolicy(VECTOR, ACTIONS["box"], head="categorical"), ValueError, "got 'categorical'"),
-        (
-            lambda: ReactivePolicy(VECTOR, ACTIONS["box"], activation="step"),
-            ValueError,
-            "one of relu, tanh, got 'step'",
-        ),
-        (lambda: ReactivePolicy(VECTOR, ACTIONS["box"], hidden=(4, 0)), ValueError, "positive sizes"),
-        (lambda: RecurrentPolicy(VECTOR, ACTIONS["box"], cell="rnn"), ValueError, "one of lstm, gru, got 'rnn'"),
-        (lambda: RecurrentPolicy(VECTOR, ACTIONS["box"], layers=0), ValueError, "positive"),
-        (
-            lambda: LatentMemoryPolicy(VECTOR, ACTIONS["box"], memory="disc"),
-            ValueError,
-            "discrete, gaussian, got 'disc'",
-        ),
-        (lambda: LatentMemoryPolicy(VECTOR, ACTIONS["box"], size=0), ValueError, "must be positive, got 0"),
-        (lambda: LatentMemoryPolicy(VECTOR, ACTIONS["box"], hidden=()), ValueError, "at least one layer"),
-        (
-            lambda: LatentMemoryPolicy(VECTOR, ACTIONS["box"], memory=DiscreteMemory(4, 2)),
-            ValueError,
-            "the memory sees 4 numbers, observations have 3",
-        ),
+        (ReactivePolicy, {"head": "categorical"}, "got 'categorical'"),
+        (ReactivePolicy, {"activation": "step"}, "one of relu, tanh, got 'step'"),
+        (ReactivePolicy, {"hidden": (4, 0)}, "positive sizes"),
+        (RecurrentPolicy, {"cell": "rnn"}, "one of lstm, gru, got 'rnn'"),
+        (RecurrentPolicy, {"layers": 0}, "positive"),
+        (GoalConditionedPolicy, {"goal_size": 0}, "goal_size must be positive"),
+        (LatentMemoryPolicy, {"memory": "disc"}, "discrete, gaussian, got 'disc'"),
+        (LatentMemoryPolicy, {"size": 0}, "must be positive, got 0"),
+        (LatentMemoryPolicy, {"hidden": ()}, "at least one layer"),
+        (LatentMemoryPolicy, {"memory": DiscreteMemory(4, 2)}, "the memory sees 4 numbers, observations have 3"),
     ],
 )
-def test_bad_arguments_are_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make()
+def test_bad_arguments_are_refused(kind: Callable[..., Policy], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(VECTOR, ACTIONS["box"], **options)
+
+
+def test_what_a_policy_is_not_for_is_refused() -> None:
+    with pytest.raises(TypeError, match="action spaces are"):
+        ReactivePolicy(VECTOR, spaces.MultiBinary(2))
+    gaussian = LatentMemoryPolicy(VECTOR, ACTIONS["discrete"], memory="gaussian")
+    for exact in (gaussian.tables, gaussian.exact_loss):
+        with pytest.raises(TypeError, match="only discrete memory has tables, not GaussianMemory"):
+            exact(demonstrations())
 
 
 def test_signatures_tell_policies_apart() -> None:

@@ -100,7 +100,7 @@ class ImageNetwork(nn.Module):
     """A small CNN, ``[..., H * W * C] -> [..., features]``, for images of any size.
 
     Convolutions of 3 x 3, each of which halves the sides, with 16, 32, then 64 channels, until at most 5 x 5 pixels are
-    left; a linear layer; a ReLU after each. Like the encoder of D. Hafner et al., "Dream to Control" (2020), but smaller.
+    left; a linear layer; a ReLU after each: like the encoder of D. Hafner et al., "Dream to Control" (2020), smaller.
 
     Args:
         shape: ``(H, W)``, ``(H, W, C)`` or ``(C, H, W)``: the channels are at the smaller end.

@@ -66,6 +66,11 @@ class Acting(nn.Module):
     action_space: Space
     head: Head
 
+    @property
+    def like(self) -> Tensor:
+        """Any tensor of the type and on the device that it computes with."""
+        return next(self.parameters())
+
     def encoded(self, inputs: Tensor) -> Tensor:
         """Return what :meth:`step` reads of flattened observations, ``[..., O] -> [..., X]``."""
         return inputs
@@ -110,7 +115,7 @@ class Acting(nn.Module):
     def _act(self, inputs: np.ndarray, state: Any, episode_start: Any, deterministic: bool) -> tuple[np.ndarray, Any]:
         """Predict from inputs ``[O]`` or ``[B, O]``."""
         verify_rows(inputs)
-        like = next(self.parameters())
+        like = self.like
         batch = torch.as_tensor(np.atleast_2d(inputs), dtype=like.dtype, device=like.device)
         state = self._begun(state, episode_start, len(batch))
         distribution, state = self.step(self.encoded(batch), state, deterministic)
@@ -169,6 +174,11 @@ class Policy(Acting):
         scaled = self.encoder if isinstance(self.encoder, ObservationEncoder) else None
         self.register_buffer("factor", torch.ones(self.input_size) if scaled is None else scaled.factor.clone())
         self.register_buffer("offset", torch.zeros(self.input_size) if scaled is None else scaled.offset.clone())
+
+    @property
+    def like(self) -> Tensor:
+        """Any tensor of the type and on the device that it computes with."""
+        return self.factor
 
     # -- the data ---------------------------------------------------------------------------------------------------
 

@@ -249,7 +249,7 @@ class RecurrentController(Acting):
 
     def encoded(self, inputs: Tensor) -> Tensor:
         """Return what the encoder makes of observations ``[..., O]``."""
-        return self.observation_encoder(as_floats(inputs, self._like))
+        return self.observation_encoder(as_floats(inputs, self.like))
 
     def _beside(self, observations: Tensor, task: Tensor, previous: Tensor) -> Tensor:
         """What is seen at a step."""
@@ -257,11 +257,7 @@ class RecurrentController(Acting):
 
     def _action_features(self, actions: Tensor) -> Tensor:
         """Actions one-hot ``[..., A]``, zeros for null."""
-        return action_features(spaces.Discrete(self.num_actions), actions, self._like.dtype)
-
-    @property
-    def _like(self) -> Tensor:
-        return self.decoder[0].weight  # type: ignore[return-value]
+        return action_features(spaces.Discrete(self.num_actions), actions, self.like.dtype)
 
     def model(self, traces: Traces) -> Tensor:
         """Pyro model: log p(a | o) = sum_{t < length} log p(a_t | o_0..o_t), as one observed site `actions`.
@@ -347,7 +343,7 @@ class RecurrentController(Acting):
 
     def begin(self, rows: int) -> ControllerState:
         """Return the state before an episode's first step: zeros, the task too."""
-        cell, like = self.lstm.begin(rows), self._like
+        cell, like = self.lstm.begin(rows), self.like
         return ControllerState(
             cell,
             like.new_zeros(rows, self.task_size if self.see_task else 0),

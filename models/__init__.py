@@ -41,7 +41,7 @@ from .policies.memory import (
     MemoryContext,
     MemoryState,
 )
-from .policies.policy import Policy
+from .policies.policy import DirectPolicy, Policy
 from .policies.reactive import GoalConditionedPolicy, ReactivePolicy
 from .policies.recurrent import RecurrentController, RecurrentPolicy, RecurrentState
 from .process import Emission, Process, Sequence, Steps
@@ -84,6 +84,7 @@ __all__ = [
     "ControlProgram",
     "Controller",
     "DeterministicHead",
+    "DirectPolicy",
     "DiscreteMemory",
     "Dynamics",
     "DynamicsContext",

@@ -25,7 +25,7 @@ class WaveNetCache(NamedTuple):
 
     Attributes:
         past: of every layer, its inputs at the last ``dilation`` positions, oldest first, each ``[B, channels]``.
-        added: what is added in every layer whatever the position, ``[B, 2 channels]``, or ``[2 channels]``.
+        added: what a condition adds in every layer, ``[B, 2 channels]``; ``()`` without one.
     """
 
     past: tuple[tuple[Tensor, ...], ...]
@@ -104,17 +104,20 @@ class WaveNet(Causal):
     def begin(self, rows: int, condition: Tensor | None = None) -> WaveNetCache:
         """Return the cache before the first position of B = ``rows`` sequences, given a condition ``[B, C]``."""
         zero = self.embed.weight.new_zeros(rows, self.channels)
-        return WaveNetCache(tuple((zero,) * dilation for dilation in self.dilations), self._added(condition))
+        added = () if self.condition is None else self._added(condition)
+        return WaveNetCache(tuple((zero,) * dilation for dilation in self.dilations), added)
 
     def step(self, x: Tensor, cache: WaveNetCache) -> tuple[Tensor, WaveNetCache]:
         """Return the output ``[B, F]`` of the next position ``[B, X]`` and the cache after it: O(1) in the position."""
-        output, hidden = self._position(x, [before[0] for before in cache.past], cache.added, self._weights())
-        past = tuple((*before[1:], h) for before, h in zip(cache.past, hidden, strict=True))
+        before = [oldest for oldest, *_ in cache.past]
+        output, hidden = self._position(x, before, cache.added or self._added(), self._weights())
+        past = tuple((*inputs[1:], h) for inputs, h in zip(cache.past, hidden, strict=True))
         return output, WaveNetCache(past, cache.added)
 
     def reader(self, rows: int, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Return what maps positions ``[B, X]``, in turn, to outputs ``[B, F]``: :meth:`step` with the cache inside."""
         past, added = self.begin(rows, condition)
+        added = added or self._added()
         queues, weights = [deque(before) for before in past], self._weights()
 
         def read(x: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ class WaveNet(Causal):
         skip, _, last, _ = list[Any](self.output)
         return _Weights((self.embed.weight, self.embed.bias), layers, (skip.weight, skip.bias, last.weight, last.bias))
 
-    def _added(self, condition: Tensor | None) -> tuple[Tensor, ...]:
+    def _added(self, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         """V c + w of every layer."""
         biases: list[Any] = [taps.bias for taps in self.taps]
         if self.condition is None:

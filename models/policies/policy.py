@@ -168,7 +168,8 @@ class Policy(Acting):
         self.observation_space, self.action_space = observation_space, action_space
         self.observation_size = observation_size(observation_space)
         space = observation_space if inputs is None else inputs
-        space = spaces.Box(-np.inf, np.inf, (space,)) if isinstance(space, int) else space
+        if not isinstance(space, spaces.Space):
+            space = spaces.Box(-np.inf, np.inf, (space,))
         self.input_size = observation_size(space)
         self.encoder, self.encoded_size = make_observation_encoder(encoder, space)
         scaled = self.encoder if isinstance(self.encoder, ObservationEncoder) else None
@@ -279,8 +280,19 @@ def _kind_of(action_space: Space) -> tuple[str, tuple[int, ...]]:
 class DirectPolicy(Policy):
     """A policy without latent variables: given what was observed, its actions are independent.
 
+    One of your own needs a core and a head::
+
+        class ConvolutionalPolicy(DirectPolicy):
+            remembers = True
+
+            def __init__(self, observation_space, action_space):
+                super().__init__(observation_space, action_space)
+                self.network = WaveNet(self.encoded_size, 64)
+                self.head = make_head("auto", 64, action_space)
+
     Attributes:
-        network: the core.
+        network: the core, from encoded inputs ``[..., C]`` to features.
+        encoded_size: C.
     """
 
     network: Causal

@@ -25,6 +25,7 @@ from pyrocontrol.envs import Demonstrations, Episode, Transitions
 from pyrocontrol.guides import MemoryGuide
 from pyrocontrol.inference import StepwiseKL_ELBO, fit, forward_log_likelihood
 from pyrocontrol.models import (
+    DirectPolicy,
     DiscreteMemory,
     GoalConditionedPolicy,
     LatentMemoryPolicy,
@@ -32,6 +33,8 @@ from pyrocontrol.models import (
     Policy,
     ReactivePolicy,
     RecurrentPolicy,
+    WaveNet,
+    make_head,
 )
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -42,6 +45,19 @@ ACTIONS = {
     "multi": spaces.MultiDiscrete([2, 3]),
     "box": spaces.Box(np.float32([[-1], [0.5]]), np.float32([[1], [2]])),
 }
+
+
+class ConvolutionalPolicy(DirectPolicy):
+    """One of a user's own."""
+
+    remembers = True
+
+    def __init__(self, observation_space: Any, action_space: Any, head: str = "auto"):
+        super().__init__(observation_space, action_space)
+        self.network = WaveNet(self.encoded_size, 6, channels=4, dilations=(1, 2))
+        self.head = make_head(head, 6, action_space)
+
+
 KINDS: dict[str, Callable[..., Policy]] = {
     "reactive": ReactivePolicy,
     "lstm": RecurrentPolicy,
@@ -49,11 +65,12 @@ KINDS: dict[str, Callable[..., Policy]] = {
         *spaces, cell="gru", hidden=7, layers=2, see_previous_action=True, **options
     ),
     "seeing lstm": lambda *spaces, **options: RecurrentPolicy(*spaces, see_previous_action=True, **options),
+    "convolutional": ConvolutionalPolicy,
     "discrete memory": lambda *spaces, **options: LatentMemoryPolicy(*spaces, size=3, hidden=(6, 5), **options),
     "gaussian memory": lambda *spaces, **options: LatentMemoryPolicy(*spaces, memory="gaussian", size=2, **options),
 }
 STATEFUL = [name for name in KINDS if name != "reactive"]
-WITHOUT_LATENTS = ["reactive", "lstm", "gru", "seeing lstm"]
+WITHOUT_LATENTS = ["reactive", "lstm", "gru", "seeing lstm", "convolutional"]
 
 
 def batch_of(space: gymnasium.Space, count: int) -> Any:

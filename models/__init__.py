@@ -1,5 +1,6 @@
 """What generates a demonstration: processes, sequence distributions, Pyro models."""
 
+from .._saved import Saved
 from .causal import Causal
 from .dynamics import (
     ComponentDynamics,
@@ -122,6 +123,7 @@ __all__ = [
     "RecurrentController",
     "RecurrentPolicy",
     "RecurrentState",
+    "Saved",
     "ScalarMixture",
     "Sequence",
     "Skill",

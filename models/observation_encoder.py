@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from .._saved import Saved
 from .spaces import _leaves, observation_size
 
 __all__ = ["ImageNetwork", "ObservationEncoder", "as_floats", "make_observation_encoder", "observed"]
@@ -24,7 +25,7 @@ _LAST = 5  # pixels a side, at most, that the convolutions leave
 _GREATEST = 2**24  # bounds beyond are those of the type, not of what is measured
 
 
-class ObservationEncoder(nn.Module):
+class ObservationEncoder(Saved, nn.Module):
     """From flattened observations ``[..., O]``, floats or whole numbers, to what a network reads, ``[..., X]``.
 
     Args:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._saved import Saved
 from .causal import Causal
 
 __all__ = ["WaveNet", "WaveNetCache"]
@@ -40,7 +41,7 @@ class _Weights(NamedTuple):
     output: tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class WaveNet(Causal):
+class WaveNet(Saved, Causal):
     """A stack of gated causal convolutions of two taps, conditioned at every layer.
 
     Layer l, of dilation d, turns its input h into

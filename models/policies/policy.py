@@ -20,6 +20,7 @@ from gymnasium import spaces
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ..._saved import Saved
 from ..causal import Causal
 from ..heads import Head, SquashedHead
 from ..observation_encoder import ObservationEncoder, as_floats, make_observation_encoder
@@ -53,7 +54,7 @@ class Batch(Protocol):
     def acted(self) -> Tensor: ...  # noqa: D102
 
 
-class Acting(nn.Module):
+class Acting(Saved, nn.Module):
     """What acts one step after another: a subclass says what a step is, and this is its :meth:`predict`.
 
     Attributes:
@@ -151,6 +152,7 @@ class Policy(Acting):
 
     #: Whether it remembers what came before, and so learns from whole traces alone.
     remembers: bool = False
+    not_saved = ("normalize",)
     #: Inputs are multiplied by the first and added to the second, `[X]`.
     factor: Tensor
     offset: Tensor

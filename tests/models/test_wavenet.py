@@ -18,12 +18,12 @@ def read_in_turn(net: WaveNet, x: torch.Tensor, condition: torch.Tensor | None) 
     return torch.stack(outputs, 1)
 
 
-@pytest.mark.parametrize("dilations", [(1,), (1, 2, 4), (4, 1), (16, 16)])
 @pytest.mark.parametrize("conditioned", [True, False])
-def test_in_turn_is_all_at_once(dilations: tuple[int, ...], conditioned: bool) -> None:
-    net = WaveNet(3, 5, condition=2 if conditioned else 0, channels=4, dilations=dilations)
-    x, condition = torch.randn(2, 11, 3), torch.randn(2, 2) if conditioned else None
-    torch.testing.assert_close(read_in_turn(net, x, condition), net(x, condition), rtol=0, atol=1e-12)
+def test_in_turn_is_all_at_once(conditioned: bool) -> None:
+    for dilations in ((1,), (1, 2, 4), (4, 1), (16, 16)):
+        net = WaveNet(3, 5, condition=2 if conditioned else 0, channels=4, dilations=dilations)
+        x, condition = torch.randn(2, 11, 3), torch.randn(2, 2) if conditioned else None
+        torch.testing.assert_close(read_in_turn(net, x, condition), net(x, condition), rtol=0, atol=1e-12)
 
 
 def test_a_position_sees_what_it_should() -> None:

@@ -178,7 +178,7 @@ def descendants(tree: ProcedureTree, procedure: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_masks_are_those_of_a_plain_search(seed: int) -> None:
     tree = random_tree(seed)
     actions = [a.name for a in tree.actions]
@@ -199,8 +199,7 @@ def test_masks_are_those_of_a_plain_search(seed: int) -> None:
         assert tree.consistent[h, len(actions)].nonzero()[:, 0].tolist() == [tree.null]
 
 
-@pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("seed", "native"), [(seed, seed % 2 == 0) for seed in range(8)])
 def test_posterior_walks_meet_no_dead_end(seed: int, native: bool) -> None:
     """Whatever the weights, a walk takes exactly the observed actions and ends within max_steps."""
     torch.manual_seed(seed)

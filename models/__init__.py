@@ -29,6 +29,8 @@ from .optimality import (
     UniformPrior,
     optimality_evidence,
 )
+from .policies.controller import Controller, FunctionController, as_controller
+from .policies.episodes import Episodes, Step
 from .policies.memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
 from .policies.policy import (
     GoalConditionedPolicy,
@@ -76,6 +78,7 @@ __all__ = [
     "CategoricalHead",
     "ComponentDynamics",
     "ControlProgram",
+    "Controller",
     "DeterministicHead",
     "DiscreteMemory",
     "Dynamics",
@@ -83,8 +86,10 @@ __all__ = [
     "DynamicsState",
     "Emission",
     "Execution",
+    "Episodes",
     "Field",
     "FieldEncoder",
+    "FunctionController",
     "GaussianHead",
     "GaussianMemory",
     "GaussianPrior",
@@ -116,6 +121,7 @@ __all__ = [
     "Skill",
     "SpaceError",
     "SquashedHead",
+    "Step",
     "Steps",
     "Traces",
     "TrajectoryCVAE",
@@ -125,6 +131,7 @@ __all__ = [
     "WaveNetDynamics",
     "action_size",
     "as_action_space",
+    "as_controller",
     "check_action_space",
     "check_stopped",
     "decode_actions",

@@ -75,10 +75,8 @@ class ActionGuide(Protocol):
     def mode(self, observations: Tensor) -> Tensor:
         """Return the actions ``[..., A]`` that a deterministic controller takes."""
 
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
-        """Return normalised actions for numpy observations ``[O]`` or ``[B, O]``, and the state as it was."""
+    def act(self, observation: Any, deterministic: bool = False) -> np.ndarray:
+        """Return normalised actions for numpy observations ``[O]`` or ``[B, O]``."""
 
     def settings(self) -> dict[str, Any]:
         """What it takes to build the policy again."""

@@ -57,8 +57,8 @@ class Hierarchy(nn.Module):
         observation_size: O; by default that of the top policy, which then sees everything.
         holds: for each level but the top, for how many of its steps it is given the same latent; by default 1.
         fixed_latent: draw the latent of the top level once an episode and keep it, as the paper does in the maze.
-        action_space: bounded, to which `predict` scales actions, and from which `latents` takes them; None for
-            normalised ones, -1 to 1.
+        action_space: bounded, to which `predict` scales actions, and from which `latents` takes them; None for the
+            box from -1 to 1.
 
     Raises:
         TypeError: if policies are no list, one is no torch module, a hold no whole number, or the space no Box.
@@ -90,7 +90,11 @@ class Hierarchy(nn.Module):
                     raise TypeError(f"level {number}: a {type(policy).__name__} is no policy, it has no {name}")
         self.observation_size = int(policies[-1].observation_size if observation_size is None else observation_size)
         self.action_size = int(policies[0].action_size)
-        self.fixed_latent, self.action_space = fixed_latent, action_space
+        self.fixed_latent = fixed_latent
+        if action_space is None:
+            double = next(self.parameters()).dtype == torch.float64
+            action_space = spaces.Box(-1, 1, (self.action_size,), np.float64 if double else np.float32)
+        self.action_space = action_space
         observations = [None] * count if observations is None else observations
         holds = [1] * (count - 1) if holds is None else holds
         for name, given in {"observations": observations, "holds": holds}.items():
@@ -107,8 +111,7 @@ class Hierarchy(nn.Module):
             raise ValueError(f"levels must be of one precision, these are {' and '.join(sorted(precisions))}")
         for number, policy in enumerate(policies):
             self._check_level(number, policy, count)
-        if action_space is not None:
-            check_box(action_space, self.action_size)
+        check_box(self.action_space, self.action_size)
         self.columns: list[list[int]] = []
         for number, (columns, policy) in enumerate(zip(observations, policies, strict=True)):
             try:
@@ -174,10 +177,26 @@ class Hierarchy(nn.Module):
             due = clock % self.periods[number + 1] == 0
             latents[:, number] = torch.where(due.unsqueeze(-1), value, latents[:, number])
             value = self._level(number).actions(latents[:, number], seen[:, self.columns[number]])
-        action = value.cpu().numpy()
-        if self.action_space is not None:
-            action = to_box(action, self.action_space)
+        action = to_box(value.cpu().numpy(), self.action_space)
         return action if given.ndim == 2 else action[0], HierarchyState(clock + 1, latents)
+
+    def within(self, env: Any) -> Hierarchy:
+        """Return this hierarchy, which acts in the bounds of its own action space, if these are the environment's.
+
+        Raises:
+            ValueError: if they are not, or observations are of another size: actions would be out of scale.
+        """
+        if env.action_space != self.action_space:
+            raise ValueError(
+                f"the hierarchy acts in {self.action_space}, the environment in {env.action_space}: "
+                "make it with action_space=env.action_space"
+            )
+        if getattr(env.observation_space, "shape", None) != (self.observation_size,):
+            raise ValueError(
+                f"the hierarchy takes observations of {self.observation_size} numbers in a row, "
+                f"the environment's are {env.observation_space}"
+            )
+        return self
 
     def _level(self, number: int) -> Any:
         return self.levels[number]
@@ -224,9 +243,8 @@ class Hierarchy(nn.Module):
         value, seen = self._doubles(latents, observations, "latents")
         for level, columns in reversed(self._double_levels()):
             value = level.actions(value, seen[..., columns])
-        if self.action_space is None:
-            return value
-        low, high = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in self._ends())
+        box = self.action_space
+        low, high = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in (box.low, box.high))
         return low + (value + 1) * ((high - low) / 2)
 
     @torch.no_grad()
@@ -246,20 +264,14 @@ class Hierarchy(nn.Module):
             NotImplementedError: if the top level is not invertible.
         """
         value, seen = self._doubles(actions, observations, "actions")
-        if self.action_space is not None:
-            scaled = from_box(value.cpu().numpy(), self.action_space)
-            value = torch.as_tensor(scaled, device=value.device)
+        value = torch.as_tensor(from_box(value.cpu().numpy(), self.action_space), device=value.device)
         if (value.abs() > 1 + 1e-5).any():  # further than single precision rounds
-            raise ValueError(f"actions must be within {self.action_space or 'the bounds -1 and 1'}")
+            raise ValueError(f"actions must be within {self.action_space}")
         found = []
         for level, columns in self._double_levels():
             value = level.latents(value, seen[..., columns])
             found.append(value)
         return found
-
-    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-        assert self.action_space is not None
-        return self.action_space.low, self.action_space.high
 
     def _double_levels(self) -> list[tuple[Any, list[int]]]:
         return [(copy.deepcopy(level).double(), at) for level, at in zip(self.levels, self.columns, strict=True)]
@@ -315,7 +327,7 @@ class Hierarchy(nn.Module):
             "observation_size": self.observation_size,
             "holds": list(self.holds),
             "fixed_latent": self.fixed_latent,
-            "action_space": None if self.action_space is None else space_to_json(self.action_space),
+            "action_space": space_to_json(self.action_space),
         }
         with replacing(Path(path)) as (temporary,), open(temporary, "wb") as file:
             torch.save(content, file)  # torch reads a kind of file off a name

@@ -6,14 +6,20 @@ from collections.abc import Sequence as Several
 from typing import Any, NamedTuple
 
 import gymnasium
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from torch import Tensor, nn
 
+from ..._verify import verify_least
+from ..policies.episodes import Episodes
 from ..process import Sequence
 from ..registration import register
+from ..spaces import observation_size
+from .acting import ProgramController, ProgramState
 from .call_stack import CallStack, CallStackContext
 from .call_trace import CallTrace
 from .procedure_tree import ProcedureTree
@@ -48,7 +54,7 @@ class ControlProgram(nn.Module):
 
     Args:
         tree: the procedures, or their text form.
-        obs_size: width ``O`` of an observation.
+        obs_size: width ``O`` of an observation; the observation space has it too.
         arg_size: width of arguments and return values; checked against the tree, which knows it.
         hidden: hidden layers of each procedure's network.
         argument_hidden: hidden layers of the networks of arguments and return values; none in the paper.
@@ -61,6 +67,8 @@ class ControlProgram(nn.Module):
             training set.
         num_traces: size of the training set, against which ``sparsity`` is weighed in a batch.
         horizon: most PHP steps of a trace; by default what the call graph can need.
+        observation_space: that :meth:`predict` reads; by default all vectors of ``obs_size`` numbers.
+        action_space: that :meth:`predict` acts in; by default the actions are numbered from 0.
 
     Raises:
         ValueError: if the tree cannot be read, ``arg_size`` is not the tree's, or ``sparsity`` lacks
@@ -75,9 +83,11 @@ class ControlProgram(nn.Module):
     def __init__(
         self,
         tree: ProcedureTree | str,
-        obs_size: int,
+        obs_size: int | None = None,
         arg_size: int | None = None,
         *,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
         hidden: Several[int] = (16,),
         argument_hidden: Several[int] = (),
         activation: str = "relu",
@@ -92,6 +102,17 @@ class ControlProgram(nn.Module):
             raise ValueError(
                 f"arg_size={arg_size}, but the widest argument or return value of the tree has {self.tree.arg_size}"
             )
+        if observation_space is None:
+            if obs_size is None:
+                raise ValueError("give obs_size, or the observation_space")
+            observation_space = spaces.Box(-np.inf, np.inf, (obs_size,), np.float32)
+        elif obs_size not in (None, observation_size(observation_space)):
+            raise ValueError(
+                f"obs_size={obs_size}, but the observation space has {observation_size(observation_space)}"
+            )
+        obs_size = observation_size(observation_space)
+        self.observation_space = observation_space
+        self.action_space = spaces.Discrete(len(self.tree.actions)) if action_space is None else action_space
         if sparsity and not num_traces:
             raise ValueError("sparsity is weighed against the training set: give num_traces")
         self.obs_size, self.horizon = obs_size, horizon
@@ -250,24 +271,48 @@ class ControlProgram(nn.Module):
         with torch.no_grad():
             return self.taken(self._greedy(traces), traces.actions.shape[-1])[1]
 
-    @torch.no_grad()
+    def within(self, env: gymnasium.Env[Any, Any]) -> ProgramController:
+        """Return the controller that the program is in an environment, in the environment's own actions.
+
+        Args:
+            env: a Gymnasium environment. If it has ``encode_action(index, argument)``, that gives its action, else the
+                action's number counts from the start of its Discrete.
+
+        Raises:
+            ValueError: for observations of another width, or actions that the environment cannot take.
+        """
+        encode = getattr(env.unwrapped, "encode_action", None)
+        return ProgramController(self, env.observation_space, env.action_space, encode)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        *,
+        task: Any = None,
+    ) -> tuple[Any, ProgramState]:
+        """Act in the program's own spaces; see :meth:`ProgramController.predict`. :meth:`within` knows another's."""
+        controller = ProgramController(self, self.observation_space, self.action_space)
+        return controller.predict(observation, state, episode_start, deterministic, task=task)
+
     def execute(
         self,
         env: gymnasium.Env[Any, Any],
         *,
-        task: Tensor | None = None,
+        task: Any = None,
         greedy: bool = True,
         seed: int | None = None,
         options: dict[str, Any] | None = None,
         max_steps: int = 100_000,
     ) -> Execution:
-        """Run the program in an environment: Algorithm 1.
+        """Run the program in an environment until it returns: Algorithm 1.
+
+        Where the environment ends, the program is asked once more, at the last observation: it may return there.
 
         Args:
-            env: a Gymnasium environment with vector observations. If it has ``encode_action(index, argument)``,
-                that gives its action, else the action's number is passed. The null action is passed on when the
-                program returns, if there is an ``encode_action`` or a discrete action space with one action more
-                than the tree.
+            env: see :meth:`within`. The null action is passed on when the program returns, if there is one.
             task: the root's argument u_0; by default ``info["task"]`` of the reset.
             greedy: take the likeliest choice at every step, or sample.
             seed: of the environment's reset.
@@ -275,72 +320,34 @@ class ControlProgram(nn.Module):
             max_steps: most PHP steps.
 
         Raises:
-            ValueError: for observations of the wrong width or not finite, a task of the wrong width, or actions that
-                the environment cannot take.
+            ValueError: as :meth:`within`, for observations that are not finite, or a task of another width.
         """
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-        weight = self.process.choose.weights[0]
-        encode = getattr(env.unwrapped, "encode_action", None)
-        takes = [sum(field.size for field in action.argument) for action in self.tree.actions]
-        if encode is None and any(takes):
-            raise ValueError(
-                "the tree's actions take arguments: the environment needs encode_action(index, argument), "
-                "which returns its own action for them"
-            )
-        space = env.action_space
-        if encode is None and getattr(space, "n", len(takes)) < len(takes):
-            raise ValueError(f"the tree has {len(takes)} actions, the environment's action space is {space}")
-        observation, info = env.reset(seed=seed, options=options)
-        task = torch.as_tensor(info.get("task", ()) if task is None else task)
-        task = task.to(weight.device, weight.dtype).reshape(1, -1)
-        declared = sum(field.size for field in self.tree.root.argument)
-        if task.shape[1] != declared:
-            raise ValueError(f"the root takes an argument of width {declared}, the task has width {task.shape[1]}")
-        ends = encode is not None or getattr(space, "n", None) == len(self.tree.actions) + 1
-        procedures, null = len(self.tree.procedures), self.tree.null
-        context = CallStackContext(self._features(observation, weight), self.root_argument(task))
-        state = self.process.initial(context)
-        steps, actions, total, ended = [], [], 0.0, False
-        for _ in range(max_steps):
-            step = self.process.conditional(state, context)
-            z = step.mode if greedy else step.sample()
-            steps.append(z)
-            state = self.process.advance(state, z, context)
-            choice = int(z[0, 0])
-            finished = int(state.depth[0]) == 0
-            if procedures <= choice < null or finished:
-                number = choice - procedures
-                width = 0 if finished else takes[number]
-                argument = z[0, 1 : 1 + width].cpu().numpy()
-                action = encode(number, argument) if encode is not None else number
-                if not finished:
-                    actions.append(number)
-                if not finished or ends:
-                    observation, reward, terminated, truncated, info = env.step(action)
-                    total += float(reward)
-                    ended = bool(terminated or truncated)
-                    context = context._replace(features=self._features(observation, weight))
-                    # The context holds the current observation alone, as its time 0.
-                    state = state._replace(time=torch.zeros_like(state.time))
-            if finished or ended:
+        verify_least(1, max_steps=max_steps)
+        controller, episode = self.within(env), Episodes(env)
+        episode.begin(seed, options)
+        state = controller.initial_state(episode.info if task is None else {"task": task})
+        null = len(self.tree.actions)
+        steps: list[Tensor] = []
+        actions: list[int] = []
+        finished = False
+        while not finished and len(steps) < max_steps:
+            seen = controller.flat(episode.observation)[None]
+            decision = controller.decide(seen, state, greedy, limit=max_steps - len(steps))
+            number, state = int(decision.numbers), decision.state
+            finished = number == null
+            if episode.over and not finished:
                 break
+            steps += decision.steps
+            if 0 <= number < null:
+                actions.append(number)
+            if not episode.over and (0 <= number < null or finished and controller.has_null):
+                episode.step(controller.encoded(decision)[0])
         calls = CallTrace.batch(self.tree, torch.stack(steps, 1))[0]
-        return Execution(calls, actions, total, int(state.depth[0]) == 0, info)
+        return Execution(calls, actions, episode.total, finished, episode.info)
 
     def _greedy(self, traces: Traces) -> Tensor:
         """Greedy calls ``[B, I, 1 + W]`` on the traces' observations; a program gone astray stops at the horizon."""
         return self.prior(traces).greedy()
-
-    def _features(self, observation: Any, like: Tensor) -> Tensor:
-        if isinstance(observation, dict | tuple):
-            raise ValueError("the program takes vector observations: wrap the environment in FlattenObservation")
-        x = torch.as_tensor(observation, dtype=like.dtype, device=like.device).reshape(1, 1, -1)
-        if x.shape[-1] != self.obs_size:
-            raise ValueError(f"the program takes observations of width {self.obs_size}, got {x.shape[-1]}")
-        if not bool(x.isfinite().all()):
-            raise ValueError("an observation is not finite")
-        return self.encoder(x)
 
 
 def _groups_of(encoder: nn.Module, obs_size: int) -> tuple[int, ...]:

@@ -158,15 +158,14 @@ def test_gradients_reach_every_parameter(name: str, squash: bool, size: int) -> 
 
 
 @each_class
-def test_predict(name: str) -> None:
+def test_act(name: str) -> None:
     policy = made(name, 3).float()
     one, several = np.random.default_rng(0).normal(size=(1, O))[0], np.ones((4, O), np.float32)
     for observation, shape in [(one, (3,)), (several, (4, 3))]:
-        action, state = policy.predict(observation, "kept", np.array([True]))
+        action = policy.act(observation)
         assert isinstance(action, np.ndarray) and action.shape == shape and action.dtype == np.float32
-        assert state == "kept"
-        likeliest = policy.predict(observation, deterministic=True)[0]
-        np.testing.assert_array_equal(likeliest, policy.predict(observation, deterministic=True)[0])
+        likeliest = policy.act(observation, deterministic=True)
+        np.testing.assert_array_equal(likeliest, policy.act(observation, deterministic=True))
         inputs = torch.as_tensor(observation, dtype=torch.float32)
         np.testing.assert_array_equal(likeliest, policy.mode(inputs).detach().numpy())
         assert (action != likeliest).all()
@@ -552,11 +551,11 @@ def test_actions_of_another_size_are_refused() -> None:
         policy(observations).log_prob(torch.zeros(3, 3))
 
 
-def test_observations_to_predict_from_are_checked() -> None:
+def test_observations_to_act_on_are_checked() -> None:
     policy = made("gaussian", 2)
     with pytest.raises(ValueError, match="the observation of row 1 is not finite"):
-        policy.predict(np.array([[0.0] * O, [math.nan] * O]))
-    with pytest.raises(ValueError, match=r"predict takes one observation or a batch of them, got shape \(1, 2, 5\)"):
-        policy.predict(np.zeros((1, 2, O)))
+        policy.act(np.array([[0.0] * O, [math.nan] * O]))
+    with pytest.raises(ValueError, match=r"act takes one observation or a batch of them, got shape \(1, 2, 5\)"):
+        policy.act(np.zeros((1, 2, O)))
     with pytest.raises(ValueError, match=r"takes observations \[\.\.\., 5\], got shape \[2\]"):
-        policy.predict(np.zeros(2))
+        policy.act(np.zeros(2))

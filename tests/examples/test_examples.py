@@ -22,10 +22,10 @@ EXAMPLES: dict[str, list[list[str]]] = {
     "bubble_sort.py": [
         [*arguments, "--demos", "2", "--updates", "2"]
         for arguments in (
+            ["--tree", "generic"],
             ["--method", "hvil"],
             ["--method", "hvil", "--procedures", "paper", "--guide", "transformer", "--elbo", "trace"],
             ["--task", "BubbleSortMove", "--guide", "lstm", "--annotated", "1"],
-            ["--tree", "generic"],
             ["--method", "rnn"],
             ["--method", "rnn-full"],
         )
@@ -74,6 +74,12 @@ EXAMPLES: dict[str, list[list[str]]] = {
     + ([["--composite", "backflip", "--mi", "tied", "--updates", "1"]] if BULLET else []),
 }
 
+# How much data some of them have where they are run in the process of the tests.
+SMALLER: dict[str, dict[str, Any]] = {
+    "bubble_sort.py": {"TEST_TRACES": 5, "LONGER": (10,)},
+    "skills_humanoid.py": {"TRAIN": 8, "HELD_OUT": 2, "COMPOSITE": 2},
+}
+
 
 def test_every_example_is_run() -> None:
     assert {path.name for path in (ROOT / "examples").glob("*.py")} - {"plots.py"} == set(EXAMPLES)
@@ -102,6 +108,8 @@ def test_example(
     else:
         monkeypatch.chdir(tmp_path)
         script = load_script(f"examples/{example}")
+        for name, size in SMALLER.get(example, {}).items():
+            monkeypatch.setattr(script, name, size)
         script.main(tyro.cli(script.Arguments, args=given))
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     for row in result["rows"] if "rows" in result else [result]:

@@ -25,15 +25,21 @@ def run(example: ModuleType, out: Path, **given: Any) -> list[dict[str, Any]]:
     return read_rows(out / "result.json")
 
 
-def test_a_run_writes_everything_and_goes_on_where_it_stopped(example: ModuleType, tmp_path: Path) -> None:
+def test_a_run_writes_everything_and_goes_on_where_it_stopped(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("TRAIN", 8), ("HELD_OUT", 2), ("COMPOSITE", 2)):
+        monkeypatch.setattr(example, name, size)
     whole = run(example, tmp_path / "whole", mi="tied", updates=4)
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert names == {
         *("result.json", "checkpoint.pt", "tensorboard", "mse.png", "learning_curve.png", "embeddings.png"),
         *("interpolation.png", "generation.png", "generation.gif", "links.png"),
     }
-    run(example, tmp_path / "stopped", mi="tied", updates=2)
-    gone_on = run(example, tmp_path / "stopped", mi="tied", updates=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example, "draw", lambda *given: None)
+        run(example, tmp_path / "stopped", mi="tied", updates=2)
+        gone_on = run(example, tmp_path / "stopped", mi="tied", updates=4)
 
     def values(rows: list[dict[str, Any]]) -> list[Any]:
         return [[item[key] for key in ("method", "task", "setting", "seed", "metric", "value")] for item in rows]
@@ -124,7 +130,10 @@ def test_bad_options_are_refused(example: ModuleType, tmp_path: Path, given: dic
     assert not (tmp_path / "new").exists()
 
 
-def test_the_folder_of_another_run_is_refused(example: ModuleType, tmp_path: Path) -> None:
+def test_the_folder_of_another_run_is_refused(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example, "draw", lambda *given: None)
     run(example, tmp_path / "out", mi="off", updates=1)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
     with pytest.raises(SystemExit, match="--out .*out: "):

@@ -204,7 +204,7 @@ def test_subsampled_and_masked_rows(elbo: str) -> None:
 # Discrete
 
 
-@pytest.mark.parametrize("free_bits", [0.0, 0.05, 2.0])
+@pytest.mark.parametrize("free_bits", [0.0, 2.0])
 def test_a_discrete_site_against_enumeration(free_bits: float) -> None:
     prior, means = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-1.0, 0.5, 2.0])
     x = torch.tensor([0.3, -0.8, 1.9])

@@ -297,9 +297,8 @@ def emission(
         wide: two observations of every step, in a plate of their own.
         whole: the observations are one to the estimator.
     """
-    states, horizon = (2, 3) if longest is None else (3, 3)
-    if between:
-        horizon = 2
+    # Three steps, two after the first, where nothing else tells cases apart.
+    states, horizon = (2 if longest is None else 3), (2 if between or scaled or wide or not analytic else 3)
     prior, posterior = Chain(states, longest), Chain(states, longest)
     p, q, level, start = leaf(2, states), leaf(2, states), leaf(2), leaf(2)
     p_first, q_first = leaf(2), leaf(2)
@@ -461,7 +460,7 @@ SMALL = [name for name in PAIRS if name not in ("call stack",)]
 FULL = ["mixed", "two plates", "plate in the guide alone", "sequence that ends", "gaussian memory"]
 FULL += ["scaled and masked emission in a plate of its own"]
 # Small enough to enumerate two particles at once, and without quadrature.
-VECTORISED = ["loop", "plates", "two plates", "auxiliary", "scale and mask in the model alone", "small emission"]
+VECTORISED = ["loop", "two plates", "auxiliary", "scale and mask in the model alone", "small emission"]
 
 
 # Exact expectations
@@ -520,8 +519,7 @@ def test_call_stacks_of_bubble_sort_are_exact() -> None:
     assert value < 1e-9 and gradient < 1e-9
 
 
-@pytest.mark.parametrize("score", ["sequential", "full"])
-def test_a_batch_of_all_call_stacks_scaled_by_their_probability_is_exact(score: str) -> None:
+def test_a_batch_of_all_call_stacks_scaled_by_their_probability_is_exact() -> None:
     pair = call_stack((3, 1))
     (one,) = pair.args
     program, guide = pair.guide.program, pair.guide  # type: ignore[attr-defined]
@@ -535,14 +533,11 @@ def test_a_batch_of_all_call_stacks_scaled_by_their_probability_is_exact(score: 
     loss = (log_q.exp() * (log_q - log_p)).sum()
     forced = enumeration.Force({"calls": enumeration.Choice(lambda fn: z, lambda fn: log_q)})(guide)
     weighed = poutine.scale(scale=log_q.exp().detach())
-    estimate = StepwiseKL_ELBO(score=score).differentiable_loss(weighed(pair.model), weighed(forced), traces)
-    torch.testing.assert_close(estimate, loss, atol=1e-9, rtol=0)
-    torch.testing.assert_close(
-        enumeration.gradient(estimate, pair.parameters),
-        enumeration.gradient(loss, pair.parameters),
-        atol=1e-9,
-        rtol=0,
-    )
+    exact = enumeration.gradient(loss, pair.parameters)
+    for score in ("sequential", "full"):
+        estimate = StepwiseKL_ELBO(score=score).differentiable_loss(weighed(pair.model), weighed(forced), traces)
+        torch.testing.assert_close(estimate, loss, atol=1e-9, rtol=0)
+        torch.testing.assert_close(enumeration.gradient(estimate, pair.parameters), exact, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", VECTORISED)
@@ -828,13 +823,13 @@ def joined(loss: Tensor, gradient: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "calls", "particles", "vectorised"),
     [
-        ("loop", 200, 5, False),
+        ("loop", 60, 5, False),
         ("loop", 100, 200, True),
         ("plates", 100, 200, True),
         ("sequence that ends", 60, 200, True),
         ("emission of a sequence that ends", 60, 200, True),
         ("scaled and masked emission in a plate of its own", 100, 50, True),
-        ("sequence in another order", 1000, 1, False),
+        ("sequence in another order", 300, 1, False),
     ],
 )
 def test_samples_agree_with_enumeration(name: str, calls: int, particles: int, vectorised: bool) -> None:
@@ -853,7 +848,7 @@ def test_sampled_call_stacks_agree_with_enumeration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nodes", "calls", "particles"), [("mixed", 12, 100, 100), ("call stack with one argument", 10, 50, 100)]
+    ("name", "nodes", "calls", "particles"), [("mixed", 10, 50, 100), ("call stack with one argument", 8, 30, 100)]
 )
 def test_mixed_samples_agree_with_fine_quadrature(
     name: str, nodes: int, calls: int, particles: int, monkeypatch: pytest.MonkeyPatch

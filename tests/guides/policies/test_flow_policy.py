@@ -459,14 +459,14 @@ def test_mixture_has_the_density_of_torchs() -> None:
 
 
 def test_mixture_takes_the_mean_of_the_likeliest_component() -> None:
-    policy = MixturePolicy(O, 1, components=2, hidden=(), squash=False)
+    policy, logits = MixturePolicy(O, 1, components=3, hidden=(), squash=False), torch.tensor([0.0, 1.0, 2.0])
     with torch.no_grad():
         policy.network[0].weight.zero_()
-        policy.network[0].bias.copy_(torch.tensor([0.0, 1.0, -3.0, 3.0, -1.0, -1.0]))
+        policy.network[0].bias.copy_(torch.tensor([*logits, -3.0, 0.0, 3.0, -2.0, -2.0, -2.0]))
     assert math.isclose(float(policy.mode(torch.zeros(O)).detach()), 5 * math.tanh(3 / 5), rel_tol=1e-6)
-    share = float((policy.draw(torch.zeros(20_000, O))[0] > 0).double().mean())
-    expected = 1 / (1 + math.exp(-1))
-    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 20_000)
+    drawn = (policy.draw(torch.zeros(20_000, O))[0] / 3).round().long().clamp(-1, 1).flatten() + 1
+    found, expected = drawn.bincount(minlength=3) / 20_000, logits.softmax(0)
+    assert ((found - expected).abs() < 4 * (expected * (1 - expected) / 20_000).sqrt()).all()
 
 
 def test_mixture_is_not_reparametrised_nor_invertible() -> None:

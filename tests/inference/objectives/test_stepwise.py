@@ -298,7 +298,7 @@ def emission(
         whole: the observations are one to the estimator.
     """
     # Three steps, two after the first, where nothing else tells cases apart.
-    states, horizon = (2 if longest is None else 3), (2 if between or scaled or wide or not analytic else 3)
+    states, horizon = (2 if longest is None else 3), (2 if between or wide or not analytic else 3)
     prior, posterior = Chain(states, longest), Chain(states, longest)
     p, q, level, start = leaf(2, states), leaf(2, states), leaf(2), leaf(2)
     p_first, q_first = leaf(2), leaf(2)

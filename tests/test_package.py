@@ -48,6 +48,7 @@ def run_python(*arguments: str, **environment: str) -> str:
 # Importing
 
 HEAVY = "matplotlib tensorboard tyro numpyro jax mujoco lightning zuko pytest pybullet PIL imageio_ffmpeg"
+HEAVY += " minari imitation h5py pyarrow av"
 
 
 @pytest.mark.parametrize("validate", [True, False])

@@ -48,42 +48,41 @@ def short_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stable_baselines3, "PPO", Short)
 
 
-@pytest.mark.parametrize(
-    ("message", "given"),
-    [
-        ("--steps must be at least 3, got 2", {"levels": 3, "steps": 2}),
-        ("--seed must be from 0 to 2.*, and several be different, got \\(-1,", {"seed": (-1,)}),
-        ("--seed must be .* different, got \\(1, 1", {"seed": (1, 1)}),
-        ("--seed must be", {"seed": ()}),
-        ("--learner ddpg learns one seed at a time", {"learner": "ddpg", "seed": (0, 1)}),
-        ("--learner ppo .* neither compiled nor captured", {"learner": "ppo", "capture": True}),
-        ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
-        ("--lr must be positive, got nan", {"lr": float("nan")}),
-        ("--components must be at least 1, got 0", {"components": 0}),
-        ("--learner ppo .* has no use for --levels", {"learner": "ppo", "levels": 2}),
-        ("--learner ddpg .* has no use for --lr", {"learner": "ddpg", "lr": 5.0}),
-        ("--learner sql .* has no use for --gradient", {"learner": "sql", "gradient": "score"}),
-        ("--learner sac-first .* has no use for --temperature", {"learner": "sac-first", "temperature": "fixed"}),
-        ("--guide gaussian has no use for --couplings", {"guide": "gaussian", "couplings": 4}),
-        ("--start 1000 leaves no update: each level has 750 steps", {"steps": 1500, "levels": 2}),
-        ("--guide mixture has no latents", {"guide": "mixture", "levels": 2}),
-        ("^particles must be at least 1, not 0", {"particles": 0}),
-        ("^a MixturePolicy cannot be reparam.*: gradient", {"guide": "mixture", "gradient": "pathwise"}),
-        ("device nowhere cannot be used", {"device": "nowhere"}),
-        ("--task CartPole-v1 has actions Discrete.*, not a bounded Box of one row", {"task": "CartPole-v1"}),
-        ("--task Nothing-v0: ", {"task": "Nothing-v0"}),
-        ("--task nothing:at-all-v0: ", {"task": "nothing:at-all-v0"}),
-        (".*/file/sub: .*/file is a file, not a folder", {"out": "file/sub"}),
-    ],
-    ids=lambda value: value.split()[0].strip("-") if isinstance(value, str) else "",
-)
-def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path, message: str, given: dict[str, Any]) -> None:
+BENCHMARK_REFUSES: list[tuple[str, dict[str, Any]]] = [
+    ("--steps must be at least 3, got 2", {"levels": 3, "steps": 2}),
+    ("--seed must be from 0 to 2.*, and several be different, got \\(-1,", {"seed": (-1,)}),
+    ("--seed must be .* different, got \\(1, 1", {"seed": (1, 1)}),
+    ("--seed must be", {"seed": ()}),
+    ("--learner ddpg learns one seed at a time", {"learner": "ddpg", "seed": (0, 1)}),
+    ("--learner ppo .* neither compiled nor captured", {"learner": "ppo", "capture": True}),
+    ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
+    ("--lr must be positive, got nan", {"lr": float("nan")}),
+    ("--components must be at least 1, got 0", {"components": 0}),
+    ("--learner ppo .* has no use for --levels", {"learner": "ppo", "levels": 2}),
+    ("--learner ddpg .* has no use for --lr", {"learner": "ddpg", "lr": 5.0}),
+    ("--learner sql .* has no use for --gradient", {"learner": "sql", "gradient": "score"}),
+    ("--learner sac-first .* has no use for --temperature", {"learner": "sac-first", "temperature": "fixed"}),
+    ("--guide gaussian has no use for --couplings", {"guide": "gaussian", "couplings": 4}),
+    ("--start 1000 leaves no update: each level has 750 steps", {"steps": 1500, "levels": 2}),
+    ("--guide mixture has no latents", {"guide": "mixture", "levels": 2}),
+    ("^particles must be at least 1, not 0", {"particles": 0}),
+    ("^a MixturePolicy cannot be reparam.*: gradient", {"guide": "mixture", "gradient": "pathwise"}),
+    ("device nowhere cannot be used", {"device": "nowhere"}),
+    ("--task CartPole-v1 has actions Discrete.*, not a bounded Box of one row", {"task": "CartPole-v1"}),
+    ("--task Nothing-v0: ", {"task": "Nothing-v0"}),
+    ("--task nothing:at-all-v0: ", {"task": "nothing:at-all-v0"}),
+    (".*/file/sub: .*/file is a file, not a folder", {"out": "file/sub"}),
+]
+
+
+def test_the_benchmark_refuses(benchmark: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    out = tmp_path / given.pop("out", "out")
-    given = {"task": "pyrocontrol/PointMove-v0"} | given
-    with pytest.raises(SystemExit, match=message):
-        benchmark.main(benchmark.Arguments(**given, out=out))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for message, given in BENCHMARK_REFUSES:
+        whole = {"task": "pyrocontrol/PointMove-v0", "out": "out"} | given
+        with pytest.raises(SystemExit, match=message):
+            benchmark.main(benchmark.Arguments(**whole | {"out": tmp_path / whole["out"]}))
+            pytest.fail(f"taken: {given}")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.filterwarnings("ignore:.*maximum and minimum values are equal")
@@ -160,37 +159,37 @@ def test_rewards_are_scaled_where_the_temperature_is_fixed(
     assert benchmark.make_learner(arguments, 0, 105, 8).reward_scale == scale
 
 
-@pytest.mark.parametrize(
-    ("message", "given"),
-    [
-        ("--pretrain 0 leaves nothing to act through", {"pretrain": 0}),
-        ("--pretrained is where", {"pretrain": 0, "levels": 1, "pretrained": "floor"}),
-        ("--reward-scale must be positive, got -1", {"reward_scale": -1.0}),
-        ("--temperature learned is soft actor-critic's", {"learner": "sql", "temperature": "learned"}),
-        ("--no-upright is for an ant", {"upright": False}),
-        ("--lr must be positive, got inf", {"lr": float("inf")}),
-        ("--floor-lr must be positive, got 0", {"floor_lr": 0.0}),
-        ("--floor-lr is for the lowest of several levels", {"floor_lr": 1e-3, "levels": 1}),
-        ("--value-range is for levels above the lowest", {"value_range": (0.0, 1.0), "levels": 1}),
-        ("--value-range must be the least and the greatest return, got \\(1.0, 0.0\\)", {"value_range": (1.0, 0.0)}),
-        ("--value-range must be .* got \\(0.0, inf\\)", {"value_range": (0.0, float("inf"))}),
-        ("--seed must be .*, and several be different, got \\(2, 2\\)", {"seed": (2, 2)}),
-        ("--start 1000 leaves no update: --pretrain gives a level 1000 steps", {"pretrain": 1000}),
-        ("--start 1000 leaves no update: --steps gives a level 750 steps", {"steps": 1500, "levels": 3}),
-        ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
-        ("device nowhere cannot be used", {"device": "nowhere"}),
-        ("goal must be 0 to 2, got 3", {"goal": 3}),
-        ("motion must be finite, got inf", {"motion": float("inf")}),
-        (".*/file: .*/file is a file, not a folder", {"pretrained": "file"}),
-    ],
-    ids=lambda value: value.split()[0].strip("-") if isinstance(value, str) else "",
-)
-def test_the_maze_refuses(maze: ModuleType, tmp_path: Path, message: str, given: dict[str, Any]) -> None:
+MAZE_REFUSES: list[tuple[str, dict[str, Any]]] = [
+    ("--pretrain 0 leaves nothing to act through", {"pretrain": 0}),
+    ("--pretrained is where", {"pretrain": 0, "levels": 1, "pretrained": "floor"}),
+    ("--reward-scale must be positive, got -1", {"reward_scale": -1.0}),
+    ("--temperature learned is soft actor-critic's", {"learner": "sql", "temperature": "learned"}),
+    ("--no-upright is for an ant", {"upright": False}),
+    ("--lr must be positive, got inf", {"lr": float("inf")}),
+    ("--floor-lr must be positive, got 0", {"floor_lr": 0.0}),
+    ("--floor-lr is for the lowest of several levels", {"floor_lr": 1e-3, "levels": 1}),
+    ("--value-range is for levels above the lowest", {"value_range": (0.0, 1.0), "levels": 1}),
+    ("--value-range must be the least and the greatest return, got \\(1.0, 0.0\\)", {"value_range": (1.0, 0.0)}),
+    ("--value-range must be .* got \\(0.0, inf\\)", {"value_range": (0.0, float("inf"))}),
+    ("--seed must be .*, and several be different, got \\(2, 2\\)", {"seed": (2, 2)}),
+    ("--start 1000 leaves no update: --pretrain gives a level 1000 steps", {"pretrain": 1000}),
+    ("--start 1000 leaves no update: --steps gives a level 750 steps", {"steps": 1500, "levels": 3}),
+    ("--guide spline cannot be compiled", {"guide": "spline", "compile": True}),
+    ("device nowhere cannot be used", {"device": "nowhere"}),
+    ("goal must be 0 to 2, got 3", {"goal": 3}),
+    ("motion must be finite, got inf", {"motion": float("inf")}),
+    (".*/file: .*/file is a file, not a folder", {"pretrained": "file"}),
+]
+
+
+def test_the_maze_refuses(maze: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    given = given | ({"pretrained": tmp_path / given["pretrained"]} if "pretrained" in given else {})
-    with pytest.raises(SystemExit, match=message):
-        maze.main(maze.Arguments(**given, out=tmp_path / "out"))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for message, given in MAZE_REFUSES:
+        whole = given | ({"pretrained": tmp_path / given["pretrained"]} if "pretrained" in given else {})
+        with pytest.raises(SystemExit, match=message):
+            maze.main(maze.Arguments(**whole, out=tmp_path / "out"))
+            pytest.fail(f"taken: {given}")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_run_in_the_maze_is_taken_up_and_not_taken_for_another(maze: ModuleType, tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_scores_are_the_sum_of_conditionals(name: str) -> None:
     assert (kls >= -1e-12).all() and kls.sum() > 0
 
 
-@every
+@each_kind
 def test_scores_do_not_depend_on_what_was_scored_before(name: str) -> None:
     case = make(name)
     sequence, other = case.sequence(), case.sequence(case.other)
@@ -543,7 +543,7 @@ def test_gradcheck_in_the_context(name: str) -> None:
     assert torch.autograd.gradcheck(scores, (inputs,))
 
 
-@every
+@each_kind
 def test_moves_to_a_device(name: str) -> None:
     case = make(name)
     z = case.sequence().sample()

@@ -18,6 +18,6 @@ from . import envs, guides, inference, models  # noqa: E402  (the setting has to
 
 _Distribution.set_default_validate_args(_validate_args)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["__version__", "envs", "guides", "inference", "models"]

@@ -257,7 +257,8 @@ class Collector:
         for name, number in (("episodes", episodes), ("max_steps", max_steps), ("max_labels", max_labels)):
             if number is not None:
                 verify_least(1, **{name: number})
-        acting = Episodes(self.env, policy, deterministic=deterministic, max_steps=max_steps)
+        actor = as_controller(policy, self.env)
+        acting = Episodes(self.env, actor, deterministic=deterministic, max_steps=max_steps)
         start, left = len(self._traces), math.inf if max_labels is None else max_labels
 
         def place() -> str:

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 
 from ..._verify import verify_least
+from ...models.policies.controller import as_controller
 from ...models.policies.episodes import Episodes
 from .video import save_video, verify_video
 
@@ -47,7 +48,7 @@ def evaluate_policy(
         ValueError: if there are no episodes to run, or no video can be made.
     """
     verify_least(1, episodes=episodes)
-    acting = Episodes(env, policy, deterministic=deterministic, max_steps=max_steps)
+    acting = Episodes(env, as_controller(policy, env), deterministic=deterministic, max_steps=max_steps)
     frames: list[np.ndarray] = []
     fps = 30.0
     if video is not None:

@@ -25,7 +25,7 @@ def test_programs_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert blocks(page)
     for block in blocks(page):
         shortened = re.sub(r"(\bfit\(.*)steps=[\d_]+", r"\1steps=2, progress=False", block)
-        shortened = shortened.replace("horizon=200", "horizon=20")
+        shortened = shortened.replace("horizon=200", "horizon=40")
         exec(compile(shortened, page, "exec"), names)
     assert {path.name for path in tmp_path.iterdir()} <= {"out"}, "written elsewhere than asked for"
 

@@ -15,9 +15,10 @@ from torch.distributions import Distribution as _Distribution
 _validate_args = _Distribution._validate_args
 
 from . import envs, guides, inference, models  # noqa: E402  (the setting has to be read first)
+from ._saved import Saved, load  # noqa: E402
 
 _Distribution.set_default_validate_args(_validate_args)
 
 __version__ = "0.2.0"
 
-__all__ = ["__version__", "envs", "guides", "inference", "models"]
+__all__ = ["Saved", "__version__", "envs", "guides", "inference", "load", "models"]

@@ -20,6 +20,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .._saved import Saved
 from ..models.policies.episodes import Episodes
 from .data.demonstrations import Demonstrations
 from .data.episodes import Episode
@@ -215,7 +216,7 @@ class PointSkillsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return _picture(self._reference, np.stack(self._track))
 
 
-class PointTeacher:
+class PointTeacher(Saved):
     """Follows a skill: the skill's own forces, and a spring and a damper towards where the skill would be.
 
     a = f_t + 0.5 (x_t - x) + 0.15 (v_t - v), clipped to -1 to 1, where t is read off the phase.

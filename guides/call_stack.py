@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._saved import Saved
 from ..models.process import Sequence
 from ..models.programs.call_stack import CallStack, CallStackContext
 from ..models.programs.call_trace import CallTrace
@@ -18,7 +19,7 @@ from .encoders import TraceEncoder, make_encoder
 __all__ = ["CallStackGuide"]
 
 
-class CallStackGuide(nn.Module):
+class CallStackGuide(Saved, nn.Module):
     """The posterior q_phi(z | x) over the calls of a control program, masked so that it can only explain x.
 
     The same PHP steps as the program's with parameters of their own, the observation replaced by a context b_t

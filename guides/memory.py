@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from .._saved import Saved
 from ..models.heads import action_features, action_features_size
 from ..models.policies.memory import MemoryContext
 from ..models.policies.policy import LatentMemoryPolicy
@@ -18,7 +19,7 @@ from .encoders import TraceEncoder, make_encoder
 __all__ = ["MemoryGuide"]
 
 
-class MemoryGuide(nn.Module):
+class MemoryGuide(Saved, nn.Module):
     """The posterior q(m_t | m_{t-1}, b_t) over the memory of a policy, b an encoding of the whole demonstration.
 
     Memory of the policy's own kind with parameters of its own, the observation replaced by the context b_t.

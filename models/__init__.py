@@ -1,5 +1,6 @@
 """What generates a demonstration: processes, sequence distributions, Pyro models."""
 
+from .._saved import Saved
 from .dynamics import (
     ComponentDynamics,
     Dynamics,
@@ -116,6 +117,7 @@ __all__ = [
     "RecurrentController",
     "RecurrentPolicy",
     "RecurrentState",
+    "Saved",
     "ScalarMixture",
     "Sequence",
     "Skill",

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 from torch.utils import _pytree as pytree
 
+from .._saved import Saved
+
 __all__ = ["Emission", "Process", "Sequence", "Steps"]
 
 State = Any
 Context = Any
 
 
-class Process(nn.Module):
+class Process(Saved, nn.Module):
     """A sequence of latent choices, as a pure state machine over batched tensors.
 
     Subclasses give :meth:`initial`, :meth:`conditional` and :meth:`advance`; a ``State`` and a context are any

@@ -22,6 +22,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from .._saved import Saved
 from .dynamics import Dynamics, DynamicsContext, make_dynamics
 from .heads import Head, make_head
 from .networks import mlp
@@ -174,7 +175,7 @@ class TrajectoryCVAE(Policy):
         return own | {"head": self.head.signature(), "dynamics": kind}
 
 
-class Skill:
+class Skill(Saved):
     """A :class:`TrajectoryCVAE` that acts with one embedding.
 
     Args:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._saved import Saved
+
 __all__ = ["WaveNet", "WaveNetCache"]
 
 
@@ -38,7 +40,7 @@ class _Weights(NamedTuple):
     output: tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class WaveNet(nn.Module):
+class WaveNet(Saved, nn.Module):
     """A stack of gated causal convolutions of two taps, conditioned at every layer.
 
     Layer l, of dilation d, turns its input h into

@@ -23,6 +23,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..._saved import Saved
 from ...models.networks import mlp
 from .hierarchy import Hierarchy
 
@@ -50,7 +51,7 @@ def condition_network(observation_size: int, hidden: Sequence[int], outputs: int
     return mlp(observation_size, hidden, "relu").append(nn.Linear([observation_size, *hidden][-1], outputs))
 
 
-class ActionPolicy(nn.Module):
+class ActionPolicy(Saved, nn.Module):
     """pi(a | s): what all policies share. A subclass says what its raw actions are.
 
     Args:
@@ -189,11 +190,11 @@ class ActionPolicy(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that make another policy of this kind, which two share if they can share weights."""
-        return {
-            "observation_size": self.observation_size,
-            "action_size": self.action_size,
-            "squash": self.squash,
-        }
+        given = self._arguments()
+        given.apply_defaults()
+        plain = {name: [*value] if isinstance(value, tuple) else value for name, value in given.arguments.items()}
+        sizes = {"observation_size": self.observation_size, "action_size": self.action_size, "squash": self.squash}
+        return sizes | {name: value for name, value in plain.items() if name not in sizes}
 
     def signature(self) -> str:
         """Return one line that two policies share exactly when they can share weights and mean the same by them."""

@@ -175,17 +175,6 @@ class FlowPolicy(LatentPolicy):
             scales.append(scale)
         return self._joined(raw, parts, scales)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments that make another policy of this kind."""
-        return {
-            **super().settings(),
-            "couplings": self.couplings,
-            "hidden": list(self.hidden),
-            "units": self.units,
-            "embedding_size": self.embedding_size,
-            "linear": self.linear,
-        }
-
     def _added(self, condition: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """For each coupling sums ``[2, N, U]`` for its units and ``[N, A - P]`` for its shifts, None without."""
         sums, *offsets = condition.reshape(-1, condition.shape[-1]).split(self._sizes, -1)

@@ -13,10 +13,7 @@ Shapes: `...` a batch of any shape, B rows, L levels, O observation numbers, A a
 from __future__ import annotations
 
 import copy
-import os
-import zipfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,13 +21,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..._files import replacing
+from ..._saved import Saved, readable
 from ...models.policies.level import Columns, check_box, columns_of, from_box, frozen, hold_of, to_box
-from ...models.space_json import space_from_json, space_to_json
 
 __all__ = ["Hierarchy", "HierarchyState"]
-
-_FORMAT = "pyrocontrol hierarchy 1"
 
 
 class HierarchyState(NamedTuple):
@@ -45,7 +39,7 @@ class HierarchyState(NamedTuple):
     latents: Tensor
 
 
-class Hierarchy(nn.Module):
+class Hierarchy(Saved, nn.Module):
     """Frozen levels, composed.
 
     It acts as its top policy does in the environment that embeds the levels below, one in the other, by
@@ -84,6 +78,7 @@ class Hierarchy(nn.Module):
         if not count:
             raise ValueError("a hierarchy needs at least one level")
         self.levels = nn.ModuleList(frozen(policy) for policy in policies)
+        self._copied(policies, self.levels)
         for number, policy in enumerate(policies):
             for name in ("observation_size", "action_size", "squash", "draw", "mode", "signature"):
                 if not hasattr(policy, name):
@@ -298,122 +293,24 @@ class Hierarchy(nn.Module):
         about = f"{self.observation_size=}, {self.holds=}, {self.fixed_latent=}, {self.action_space=}"
         return "\n".join([*lines, about.replace("self.", "")])
 
-    # -- on disk ----------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one file that holds all levels, their kinds, settings and weights; whole or not at all.
-
-        Raises:
-            ValueError: if a level cannot be made again of its ``settings()`` and weights.
-            OSError: the folder cannot be written, or the disk is full; what was there stands.
-        """
-        levels = [
-            {
-                "level": number,
-                "class": type(level).__name__,
-                "signature": str(self._level(number).signature()),
-                "settings": self._level(number).settings(),
-                "columns": self.columns[number],
-                "state": {name: tensor.cpu() for name, tensor in level.state_dict().items()},
-            }
-            for number, level in enumerate(self.levels)
-        ]
-        for entry, level in zip(levels, self.levels, strict=True):
-            _made(entry, [type(level)])
-        content = {
-            "format": _FORMAT,
-            "count": len(levels),
-            "levels": levels,
-            "observation_size": self.observation_size,
-            "holds": list(self.holds),
-            "fixed_latent": self.fixed_latent,
-            "action_space": space_to_json(self.action_space),
-        }
-        with replacing(Path(path)) as (temporary,), open(temporary, "wb") as file:
-            torch.save(content, file)  # torch reads a kind of file off a name
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], kinds: Iterable[type[nn.Module]] | None = None) -> Hierarchy:
-        """Read a file of `save`, without executing code in it (``weights_only=True``).
-
-        Args:
-            path: the file.
-            kinds: classes of policies that levels may be, found by their names; by default all classes that have been
-                imported, have the methods of a policy and are torch modules.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, damaged or holds no hierarchy, a level is missing, is of an unknown kind,
-                or its weights are not those of its settings or not finite; or levels do not fit to each other.
-        """
-        content = _read(Path(path))
-        known = list(_policies() if kinds is None else kinds)
-        try:
-            saved = {int(entry["level"]): entry for entry in content["levels"]}
-            count = int(content["count"])
-            if missing := [number for number in range(count) if number not in saved]:
-                raise ValueError(f"level {missing[0]} of {count} is missing")
-            levels = [_made(saved[number], known) for number in range(count)]
-            space = content["action_space"]
-            return cls(
-                levels,
-                [saved[number]["columns"] for number in range(count)],
-                observation_size=content["observation_size"],
-                holds=content["holds"],
-                fixed_latent=content["fixed_latent"],
-                action_space=None if space is None else space_from_json(space),  # type: ignore[arg-type]
-            )
-        except KeyError as error:
-            raise ValueError(f"{path} holds no whole hierarchy: it has no {error}") from error
-        except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-            raise ValueError(f"{path} holds no whole hierarchy: {error}") from error
+def _of_version_0_1(content: dict[str, Any], kind: str | None) -> list[dict[str, Any]]:
+    """What `load` makes of a hierarchy that version 0.1 wrote: its levels, and the hierarchy of them."""
+    saved = {entry["level"]: entry for entry in content["levels"]}
+    entries = [saved[number] for number in range(content["count"])]
+    common = {"precision": "float32", "training": False}
+    levels = [
+        {"class": f":{entry['class']}", "arguments": entry["settings"], "state": entry["state"]} | common
+        for entry in entries
+    ]
+    space = content["action_space"]
+    arguments = {
+        "policies": [{"object": number} for number in range(len(levels))],
+        "observations": [entry["columns"] for entry in entries],
+        "action_space": None if space is None else {"space": space},
+    } | {name: content[name] for name in ("observation_size", "holds", "fixed_latent")}
+    state = {f"levels.{i}.{name}": tensor for i, entry in enumerate(entries) for name, tensor in entry["state"].items()}
+    return [*levels, {"class": ":Hierarchy", "arguments": arguments, "state": state} | common]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as parts:
-                if damaged := parts.testzip():
-                    raise ValueError(damaged)
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises several kinds, by where the file ends
-            raise ValueError(f"{path} is truncated or not a hierarchy ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{path} is truncated or not a hierarchy (no {_FORMAT!r} inside)")
-    return content
-
-
-def _policies(parent: type[nn.Module] = nn.Module) -> Iterable[type[nn.Module]]:
-    """Classes of policies that have been imported."""
-    for kind in parent.__subclasses__():
-        if all(callable(getattr(kind, name, None)) for name in ("draw", "mode", "settings", "signature")):
-            yield kind
-        yield from _policies(kind)
-
-
-def _made(entry: dict[str, Any], known: Sequence[type[nn.Module]]) -> nn.Module:
-    """The policy of an entry, by the first class of its name that takes its settings."""
-    number, name = entry["level"], entry["class"]
-    kinds = list(dict.fromkeys(kind for kind in known if kind.__name__ == name))
-    if len(kinds) != 1:
-        what = "no class" if not kinds else f"{len(kinds)} classes"
-        raise ValueError(f"level {number} is a {name}, and {what} of that name can be one: give kinds=[...]")
-    try:
-        made: Any = kinds[0](**entry["settings"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"level {number}: no {name} has the settings {entry['settings']}: {error}") from error
-    if str(made.signature()) != entry["signature"]:
-        raise ValueError(f"level {number} is a {entry['signature']}, its settings make a {made.signature()}")
-    # Precision is not among the settings.
-    for tensor in entry["state"].values():
-        if tensor.is_floating_point():
-            made = made.to(tensor.dtype)
-            break
-    try:
-        made.load_state_dict(entry["state"])
-    except RuntimeError as error:
-        raise ValueError(f"level {number} ({name}) has weights of another: {error}") from error
-    if not all(weight.isfinite().all() for weight in made.parameters()):
-        raise ValueError(f"level {number} ({name}) has weights that are NaN or infinite")
-    return made
+readable("pyrocontrol hierarchy 1", _of_version_0_1)

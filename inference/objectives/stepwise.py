@@ -137,6 +137,9 @@ class StepwiseKL_ELBO(ELBO):
         self._checked: tuple[Any, Any] | None = None
         self._legal: set[tuple[Any, ...]] = set()
 
+    def __getstate__(self) -> dict[str, Any]:  # which model and guide were checked: functions, perhaps
+        return self.__dict__ | {"_checked": None, "_legal": set()}
+
     # -- what Pyro calls ------------------------------------------------------------------------------------------
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:

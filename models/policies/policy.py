@@ -24,6 +24,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..._saved import Saved
 from ..heads import Head, SquashedHead, action_features, action_features_size, make_head
 from ..networks import mlp
 from ..process import Emission, Sequence
@@ -72,7 +73,7 @@ class Batch(Protocol):
     def acted(self) -> Tensor: ...  # noqa: D102
 
 
-class Policy(nn.Module):
+class Policy(Saved, nn.Module):
     """What all policies share: their spaces, scaled inputs, the check of data, and acting.
 
     Args:
@@ -86,6 +87,7 @@ class Policy(nn.Module):
 
     #: Whether it remembers what came before, and so learns from whole traces alone.
     remembers: bool = False
+    not_saved = ("normalize",)
     head: Head
     #: Inputs are multiplied by the first and added to the second, `[X]`.
     factor: Tensor

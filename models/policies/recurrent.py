@@ -14,13 +14,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ..._saved import Saved
 from ..programs.traces import Traces, check_stopped
 from ..registration import register
 
 __all__ = ["RecurrentController"]
 
 
-class RecurrentController(nn.Module):
+class RecurrentController(Saved, nn.Module):
     """MLP, stacked LSTM, MLP: p(a_t | o_0..o_t [, task] [, a_0..a_{t-1}]).
 
     A Pyro model without latent variables. Actions with arguments are not supported: the controller models the

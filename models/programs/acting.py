@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..._saved import Saved
 from ..policies.controller import carried
 from ..spaces import decode_actions, flatten_observations, observation_size
 from .call_stack import CallStackContext, CallStackState
@@ -52,7 +53,7 @@ class Decision(NamedTuple):
     state: ProgramState
 
 
-class ProgramController:
+class ProgramController(Saved):
     """A control program that acts (Algorithm 1 of Fox et al., 2018).
 
     At an observation it calls and returns until it acts. Where the root returns, it takes the null action if the

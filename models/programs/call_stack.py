@@ -19,6 +19,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
+from ..._saved import Saved
 from ..process import Process
 from . import call_stack_native
 from .procedure_tree import Field, PlacedField, ProcedureTree
@@ -65,7 +66,7 @@ class CallStackContext(NamedTuple):
     arguments: Tensor | None = None
 
 
-class ProcedureNetworks(nn.Module):
+class ProcedureNetworks(Saved, nn.Module):
     """One multi-layer perceptron a procedure, all of them evaluated as one batched product.
 
     The rows of all procedures go through the first layer of every procedure at once; each keeps the block of its

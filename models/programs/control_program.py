@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from ..._saved import Saved
 from ..._verify import verify_least
 from ..policies.episodes import Episodes
 from ..process import Sequence
@@ -46,7 +47,7 @@ class Execution(NamedTuple):
     info: dict[str, Any]
 
 
-class ControlProgram(nn.Module):
+class ControlProgram(Saved, nn.Module):
     r"""A control program as a generative model of traces.
 
     ``calls ~ Sequence(call stack prior)``, and the actions are those that the calls take: the joint

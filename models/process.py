@@ -118,7 +118,7 @@ class Process(nn.Module):
         stacked = pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *states)
         return stacked, torch.stack(lives, 1)
 
-    def longest(self, z: Tensor) -> int:
+    def steps_alive(self, z: Tensor) -> int:
         """Return a number of steps ``[B, I, ...]`` after which no row lives; fewer than I if that is cheaply known."""
         return z.shape[1]
 
@@ -366,7 +366,7 @@ class Sequence(TorchDistribution):
             state, live = like.state, like.live
         else:
             flat = self._flatten(z)
-            state, live = self.process.unroll(flat[:, : self.process.longest(flat)], context)
+            state, live = self.process.unroll(flat[:, : self.process.steps_alive(flat)], context)
         return Steps(state, live, self.process.conditional(state, context))
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -513,7 +513,7 @@ class CallStack(Process):
         frame = torch.cat([head, argument.to(z.dtype), returned], -1)
         return CallStackState(depth, time, frame, None), live
 
-    def longest(self, z: Tensor) -> int:
+    def steps_alive(self, z: Tensor) -> int:
         """Return how many steps the longest row has; on a GPU, which it would have to wait for, how many there are."""
         if z.device.type != "cpu":
             return z.shape[1]

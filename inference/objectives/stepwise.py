@@ -266,7 +266,10 @@ class StepwiseKL_ELBO(ELBO):
                 last = max(last, n)  # a sampled log-ratio depends on the step itself, a sequence's KLs on its steps
             frames = frames_of(guide_site)
             shared = frames if model_site is None else frames & frames_of(model_site)
-            apart = {n: untouched} if last >= n and untouched is not None else {}
+            # Where the model samples what it is given later in the guide, its later steps might influence its earlier
+            # ratios through that after all; a KL is only analytic where nothing does.
+            known = term.kind == "kl" or last == n
+            apart = {n: untouched} if last >= n and known and untouched is not None else {}
             costs[name] = _Cost(term, value, shared, last, apart)
             if score is not None and score.requires_grad:
                 scores[n] = _Score(score, frames, steps)

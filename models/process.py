@@ -216,7 +216,8 @@ class Sequence(TorchDistribution):
 
     Args:
         process: the state machine.
-        context: what every step is conditioned on; a pytree of tensors that lead with ``batch_shape``.
+        context: what every step is conditioned on; a pytree of tensors that lead with ``batch_shape``. None stands for
+            rows of no numbers, ``[*batch_shape, 0]``, by which a process knows how many rows there are.
         horizon: the largest number of steps ``I``.
         batch_shape: defaults to the first dimension of the context's leaves (``()`` without any).
         validate_args: check the shape of values.
@@ -248,6 +249,9 @@ class Sequence(TorchDistribution):
                 "reparametrised value decides has no pathwise gradient. If ends depend on the context and on discrete "
                 "parts of the steps alone, set end_is_discrete = True; if not, has_rsample = False"
             )
+        if context is None:
+            context = torch.zeros(*(batch_shape or ()), 0)
+            batch_shape = context.shape[:-1]
         leaves = [leaf for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor)]
         if batch_shape is None:
             batch_shape = leaves[0].shape[:1] if leaves else ()
@@ -342,6 +346,13 @@ class Sequence(TorchDistribution):
         take = _compiled_steps(process) if compiled else _take_steps
         chunk = _COMPILED_CHUNK if compiled else _CHUNK
         state, values, lives, taken = process.initial(context), [], [], 0
+        rows = self._rows(context)
+        for leaf in pytree.tree_leaves(state):
+            if isinstance(leaf, Tensor) and leaf.shape[:1] != (rows,):
+                raise ValueError(
+                    f"the initial state of a {type(process).__name__} must lead with the batch [{rows}], "
+                    f"a part of it has shape {[*leaf.shape]}"
+                )
         while taken < self.horizon:
             # A compiled walk keeps one chunk length: what it takes beyond the horizon is cut off.
             steps = chunk if compiled else min(chunk, self.horizon - taken)
@@ -426,6 +437,10 @@ class Sequence(TorchDistribution):
         return ScoreParts(*(part.sum(-1) if isinstance(part, Tensor) else part for part in parts))
 
     # -- shapes -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _rows(context: Context) -> int:
+        return next(len(leaf) for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor))
 
     def _flat_context(self) -> Context:
         """The context with exactly one batch dimension."""

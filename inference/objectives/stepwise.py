@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer.elbo import ELBO
@@ -257,6 +257,9 @@ class StepwiseKL_ELBO(ELBO):
                 costs[name] = _Cost(
                     StepTerm("log_likelihood", likelihood), total, frames_of(site), reaches[name], apart
                 )
+        for before, (name, site) in _in_order(guide_trace, number):
+            if _is_factor(site):  # a part of log q
+                costs[name] = _guide_factor(name, site, before)
         for name in latent:
             guide_site, model_site = guide_trace.nodes[name], model_trace.nodes.get(name)
             term, value, score, untouched = _latent_term(model_site, guide_site)
@@ -410,6 +413,8 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         infer = site.get("infer") or {}
         if site["type"] != "sample" or infer.get("_deterministic"):
             continue
+        if _is_factor(site):
+            continue
         if site["is_observed"]:
             raise ValueError(f"the guide observes {name!r}: a guide samples latent sites only")
         if name not in model_trace.nodes and not infer.get("is_auxiliary"):
@@ -429,6 +434,35 @@ def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Te
         if dim not in keep and value.shape[dim - last] != 1:
             value = value.sum(dim - last, keepdim=True)
     return value
+
+
+def _in_order(trace: Trace, number: dict[str, int]) -> Iterator[tuple[int, tuple[str, Any]]]:
+    """The sites of a guide in order, each with the number of the last latent one before it (-1 for none)."""
+    last = -1
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample":
+            yield last, (name, site)
+            last = number.get(name, last)
+
+
+def _is_factor(site: Any) -> bool:
+    """Whether a site is a `pyro.factor`."""
+    return isinstance(site["fn"], Unit) and site["is_observed"]
+
+
+def _guide_factor(name: str, site: Any, reaches: int) -> _Cost:
+    """The cost of a factor in the guide, which is a part of log q.
+
+    Raises:
+        ValueError: if it carries gradients that are not pathwise ones.
+    """
+    log_q = _weighed(site["fn"].log_factor, site, steps=False)
+    if log_q.requires_grad and not site["fn"].has_rsample:
+        raise ValueError(
+            f"the factor {name!r} in the guide carries gradients: say has_rsample=True if they are pathwise ones, as "
+            "those of a change of variables are; a density that needs the score function is a site of its own"
+        )
+    return _Cost(StepTerm("log_ratio", log_q), -log_q, frames_of(site), reaches, {})
 
 
 def _has_steps(model_site: Any | None, guide_site: Any) -> bool:

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 from torch.utils import _pytree as pytree
@@ -120,26 +120,33 @@ class Dice(Process):
 
 
 class Decay(Process):
-    """A reparametrised process that ends when a positive value falls below a half."""
+    """A reparametrised process of positive values, which ends at the context's limit."""
 
-    terminates, has_rsample, padding = True, True, 0.25
+    terminates, has_rsample, end_is_discrete, padding = True, True, True, 0.25
     support = constraints.positive
 
     def __init__(self) -> None:
         super().__init__()
         self.rate = nn.Parameter(torch.rand(2) / 4)
 
-    def initial(self, context: Features) -> Tensor:
-        return 1 + context.x[:, 0].abs()
+    def initial(self, context: Features) -> tuple[Tensor, Tensor]:
+        return 1 + context.x[:, 0].abs(), torch.zeros_like(context.limit)  # the value, and how many steps there were
 
-    def conditional(self, state: Tensor, context: Features) -> dist.LogNormal:
-        return dist.LogNormal(state.log() - 0.5 - self.rate[0], 0.1 + self.rate[1].expand_as(state))
+    def conditional(self, state: tuple[Tensor, Tensor], context: Features) -> dist.LogNormal:
+        value, _ = state
+        return dist.LogNormal(value.log() - 0.5 - self.rate[0], 0.1 + self.rate[1].expand_as(value))
 
-    def advance(self, state: Tensor, z: Tensor, context: Features) -> Tensor:
-        return z
+    def advance(self, state: tuple[Tensor, Tensor], z: Tensor, context: Features) -> tuple[Tensor, Tensor]:
+        return z, state[1] + 1
 
-    def live(self, state: Tensor, context: Features) -> Tensor:
-        return state > 0.5
+    def live(self, state: tuple[Tensor, Tensor], context: Features) -> Tensor:
+        return state[1] < context.limit
+
+
+def lives(sequence: Sequence, z: Tensor) -> Tensor:
+    """Which steps of a flat batch exist, as many as ``z`` has."""
+    live = sequence.steps(z).live
+    return nn.functional.pad(live, (0, z.shape[1] - live.shape[1]))
 
 
 class Case(NamedTuple):
@@ -332,7 +339,7 @@ def test_dead_steps_are_zero_whatever_stands_there(name: str) -> None:
     case = make(name)
     sequence, z = case.sequence(), case.sequence().sample()
     z = z.to(torch.float64)
-    live = sequence.steps(z).live
+    live = lives(sequence, z)
     assert not live.all(), "the case must have rows that end early"
     clean = [sequence.step_log_prob(z), sequence.step_kl(case.sequence(case.other), z)]
     parameters = list(case.process.parameters())
@@ -358,12 +365,14 @@ def test_padding_and_shorter_values(name: str) -> None:
     """Rows of a terminating process may be padded up to the horizon."""
     case = make(name)
     sequence, z = case.sequence(), case.sequence().sample()
-    assert z.shape[1] < case.horizon
-    longer = torch.cat([z, z.new_zeros((BATCH, case.horizon - z.shape[1], *z.shape[2:]))], 1)
-    torch.testing.assert_close(sequence.log_prob(longer), sequence.log_prob(z))
-    live = sequence.steps(z).live
+    assert z.shape[1] == case.horizon
+    live = lives(sequence, z)
     assert (z[~live] == case.process.padding).all()
-    assert live[:, -1].any()  # no longer than its longest row
+    longest = int(live.sum(1).max())
+    assert longest < case.horizon
+    shorter = z[:, :longest]
+    torch.testing.assert_close(sequence.log_prob(shorter), sequence.log_prob(z))
+    assert sequence.step_log_prob(shorter).shape[1] == longest and sequence.step_log_prob(z).shape[1] == case.horizon
 
 
 @every
@@ -400,7 +409,7 @@ def test_contexts_without_columns_flatten() -> None:
     tree = ProcedureTree.parse("actions: a, b\nmain -> a, b")
     context = CallStackContext(torch.randn(2, 3, 4), torch.zeros(2, 0), torch.tensor([[0, 1, 2], [1, 2, 2]]))
     sequence = Sequence(CallStack(tree, 4, posterior=True), context, 9)
-    assert sequence.expand((5, 2)).sample().shape == (5, 2, 3, 1)
+    assert sequence.expand((5, 2)).sample().shape == (5, 2, 9, 1)
 
 
 @each_kind
@@ -737,3 +746,166 @@ def test_a_compiled_walk_samples_the_same_distribution(backend: str, monkeypatch
     p = torch.softmax(process.logits.detach(), -1)
     first = (z[:, 0].unsqueeze(-1) == torch.arange(3)).float().mean(0)
     assert ((first - p) / (p * (1 - p) / 400).sqrt()).abs().max() < 4.5
+
+
+# -- what was silently wrong once -------------------------------------------------------------------------------------
+
+
+class Walk(Process):
+    """A Gaussian walk that starts at its context."""
+
+    has_rsample = True
+
+    def initial(self, context: Tensor) -> Tensor:
+        return context
+
+    def conditional(self, state: Tensor, context: Tensor) -> dist.Normal:
+        return dist.Normal(state, 1.0)
+
+    def advance(self, state: Tensor, z: Tensor, context: Tensor) -> Tensor:
+        return 0.5 * state + z
+
+
+def test_one_process_in_two_contexts_has_two_unrollings() -> None:
+    walk, z = Walk(), torch.randn(1, 3)
+    q, p = Sequence(walk, torch.zeros(1), 3), Sequence(walk, torch.full((1,), 2.0), 3)
+    torch.testing.assert_close(q.step_kl(p, z), torch.tensor([[2.0, 0.5, 0.125]]))
+    # In equal contexts it has one, whether or not they are the same tensors, unless they carry gradients.
+    unrolled = []
+    walk.unroll = lambda *given: unrolled.append(1) or Process.unroll(walk, *given)  # type: ignore[method-assign, func-returns-value]
+    for context, runs in ((q.context, 1), (torch.zeros(1), 1), (torch.zeros(1, requires_grad=True), 2)):
+        unrolled.clear()
+        assert not q.step_kl(Sequence(walk, context, 3), z).any()
+        assert len(unrolled) == runs
+
+
+def test_call_stacks_of_two_tasks_have_two_unrollings() -> None:
+    tree = ProcedureTree.parse("actions: a, b\nroot(n: real[1]) -> a, b")
+    prior, posterior = CallStack(tree, 2), CallStack(tree, 2, posterior=True)
+    features, actions = torch.randn(1, 3, 2), torch.tensor([[0, 1, 2]])
+    q = Sequence(posterior, CallStackContext(features, torch.tensor([[0.0]]), actions), 6)
+    p = Sequence(prior, CallStackContext(features, torch.tensor([[3.0]])), 6)
+    z = q.sample()
+    kl = kl_divergence(q.steps(z).conditional, p.steps(z).conditional)
+    torch.testing.assert_close(q.step_kl(p, z).sum(), kl.sum())
+
+
+class Stop(Walk):
+    """A second step is taken only if the first value is below a half."""
+
+    terminates = True
+
+    def live(self, state: Tensor, context: Tensor) -> Tensor:
+        return state < 0.5
+
+
+def test_an_end_that_a_reparametrised_value_decides_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="a Stop are reparametrised and it ends by itself"
+    ):
+        Sequence(Stop(), torch.zeros(2), 3)
+
+
+class Fuel(Process):
+    """The mean is the root of the fuel that is left, which is 0 when the clock runs out."""
+
+    terminates, end_is_discrete = True, True
+
+    def __init__(self, has_rsample: bool) -> None:
+        super().__init__()
+        self.has_rsample = has_rsample
+
+    def initial(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(context)), context[:, 1]
+
+    def conditional(self, state: tuple[Tensor, Tensor], context: Tensor) -> dist.Normal:
+        return dist.Normal(state[1].sqrt(), 1.0)
+
+    def advance(self, state: tuple[Tensor, Tensor], z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        return state[0] + 1, state[1] - 1
+
+    def live(self, state: tuple[Tensor, Tensor], context: Tensor) -> Tensor:
+        return state[0] < context[:, 0]
+
+
+def test_conditionals_after_the_end_have_no_say_in_gradients() -> None:
+    context = torch.tensor([[2.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    Sequence(Fuel(False), context, 3).log_prob(torch.zeros(2, 3)).sum().backward()
+    torch.testing.assert_close(context.grad[:, 1], torch.tensor([-1.0, -1.5]))  # type: ignore[index]
+    context.grad = None
+    Sequence(Fuel(True), context, 3).rsample().sum().backward()
+    assert context.grad is not None and bool(context.grad.isfinite().all())  # type: ignore[attr-defined]
+
+
+class Rounds(Process):
+    """Sequences of coins, each of its own length, as the steps of another."""
+
+    event_shape = torch.Size((8,))
+    support = constraints.independent(constraints.boolean, 1)
+
+    def initial(self, context: Tensor) -> Tensor:
+        return context
+
+    def conditional(self, state: Tensor, context: Tensor) -> Sequence:
+        return Sequence(Countdown(), state, 8, batch_shape=state.shape)
+
+    def advance(self, state: Tensor, z: Tensor, context: Tensor) -> Tensor:
+        return state + 1
+
+
+class Countdown(Process):
+    """Coin tosses, as many as the context says."""
+
+    terminates = True
+    support = constraints.boolean
+
+    def initial(self, context: Tensor) -> Tensor:
+        return context
+
+    def conditional(self, state: Tensor, context: Tensor) -> dist.Bernoulli:
+        return dist.Bernoulli(torch.full(state.shape, 0.5))
+
+    def advance(self, state: Tensor, z: Tensor, context: Tensor) -> Tensor:
+        return state - 1
+
+    def live(self, state: Tensor, context: Tensor) -> Tensor:
+        return state > 0
+
+
+def test_samples_that_end_can_be_stacked_and_nested() -> None:
+    def model() -> None:
+        with pyro.plate("rows", 2):
+            count = pyro.sample("count", dist.Categorical(torch.ones(6)))
+            pyro.sample("z", Sequence(Countdown(), count + 1, 8, batch_shape=count.shape))
+
+    for parallel in (False, True):
+        found = Predictive(model, num_samples=8, parallel=parallel)()
+        assert found["z"].shape == (8, 2, 8)
+        assert not found["z"][..., 6:].any()
+    assert Sequence(Rounds(), torch.ones(3), 4).sample().shape == (3, 4, 8)
+
+
+def test_a_sequence_needs_no_context() -> None:
+    class Toss(Process):
+        support = constraints.boolean
+
+        def initial(self, context: Tensor) -> Tensor:
+            return torch.zeros(len(context))
+
+        def conditional(self, state: Tensor, context: Tensor) -> dist.Bernoulli:
+            return dist.Bernoulli(torch.full(state.shape, 0.5))
+
+        def advance(self, state: Tensor, z: Tensor, context: Tensor) -> Tensor:
+            return z
+
+    sequence = Sequence(Toss(), None, 3)
+    assert sequence.sample().shape == (3,) and sequence.expand((4, 2)).sample().shape == (4, 2, 3)
+    with pyro.plate("rows", 4):
+        assert pyro.sample("z", sequence).shape == (4, 3)
+
+    class Bare(Toss):
+        def initial(self, context: Tensor) -> Tensor:
+            return torch.zeros(())
+
+    with pytest.raises(ValueError, match=r"the initial state of a Bare must lead with the batch \[4\]"):
+        Sequence(Bare(), None, 3).expand((4,)).sample()

@@ -23,7 +23,7 @@ from torch.distributions import constraints
 
 from ..heads import Head, make_head
 from ..networks import mlp
-from ..process import Emission, Process, Sequence
+from ..process import Emission, Process, Sequence, same_tensors
 from ..registration import register
 from .policy import Policy, Space
 
@@ -80,7 +80,7 @@ class Memory(Process):
         width: how many numbers :meth:`features` makes of a memory.
     """
 
-    terminates = True
+    terminates = end_is_discrete = True
     width: int
     keep: float
 
@@ -127,9 +127,10 @@ class Memory(Process):
         filled = torch.where(there, z, self.padding).to(blank.dtype)
         return MemoryState(torch.cat([blank.unsqueeze(1), filled[:, :-1]], 1), step), live
 
-    def same_states(self, other: Process) -> bool:
-        """Whether the other is memory of the same kind and size: the states are the memories themselves."""
-        return type(other) is type(self) and other.size == self.size
+    def same_states(self, other: Process, context: MemoryContext, theirs: MemoryContext) -> bool:
+        """Whether the other is memory of the same kind, size and lengths: the states are the memories themselves."""
+        same = type(other) is type(self) and other.size == self.size
+        return same and same_tensors(context.steps, theirs.steps)
 
     def seen(self, state: MemoryState, context: MemoryContext) -> Tensor:
         """Return the context of the steps that come next, ``[B, C]`` or ``[B, I, C]``."""

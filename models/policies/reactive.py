@@ -74,10 +74,6 @@ class ReactivePolicy(DirectPolicy):
         """Return pi(a | o) at observations ``[..., O]``, batch shape ``[...]``."""
         return self.head(self.network(self.encoded(inputs)))
 
-    def distribution_of(self, batch: Any) -> TorchDistribution:
-        """Return the distribution of every action of a batch, batch shape ``[B]`` or ``[B, T]``."""
-        return self.distribution(self.inputs_of(batch))
-
     def settings(self) -> dict[str, Any]:
         """What two policies share exactly when they can share weights, the spaces apart."""
         return {"hidden": self.hidden, "activation": self.activation, "head": self.head.signature()}

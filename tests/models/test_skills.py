@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -172,38 +170,7 @@ def test_discrete_actions() -> None:
     assert skills.acting(torch.zeros(2)).predict(np.zeros(3, np.float32))[0] in range(4)
 
 
-def test_resuming_comes_to_the_same_bits(tmp_path: Path) -> None:
-    data = demonstrations()
-
-    def train(folder: str, *stops: int) -> dict[str, torch.Tensor]:
-        for steps in stops:
-            pyro.clear_param_store()
-            torch.manual_seed(1)
-            skills = skills_for(data)
-            guide = TrajectoryGuide(skills, encoder_size=4)
-            svi = SVI(skills.model, guide, pyro.optim.Adam({"lr": 1e-3}), StepwiseKL_ELBO())
-            fit(svi, data, steps=steps, batch_size=2, out=tmp_path / folder, progress=False)
-        return skills.state_dict()
-
-    whole, parts = train("whole", 6), train("parts", 3, 6)
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
-
 # -- what is refused ------------------------------------------------------------------------------------------------
-
-
-def test_wrong_state_width() -> None:
-    skills = skills_for(demonstrations())
-    wide = Demonstrations.from_episodes(
-        [Episode(np.zeros((3, 4), np.float32), np.zeros((2, 2), np.float32))], spaces.Box(-1, 1, (2,), np.float32)
-    )
-    with pytest.raises(ValueError, match="takes observations of 3 numbers, the data has 4"):
-        skills.check(wide)
-
-
-def test_one_state() -> None:
-    with pytest.raises(ValueError, match="trace 0, step 0: the trace is empty: it holds no action"):
-        demonstrations((0,))
 
 
 @pytest.mark.parametrize("latent", [0, -1])
@@ -236,10 +203,3 @@ def test_signatures_tell_models_apart() -> None:
         skills_for(data, **o).signature() for o in ({}, {"latent": 3}, {"axis": "components"}, {"head": "mixture"})
     }
     assert len(signatures) == 4
-
-
-def test_observations_may_be_nested() -> None:
-    space = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32), "b": spaces.Discrete(3)})
-    skills = TrajectoryCVAE(space, spaces.Box(-1, 1, (1,), np.float32), latent=2, hidden=(4,))
-    action, _ = skills.acting(torch.zeros(2)).predict({"a": np.zeros(2, np.float32), "b": 1})
-    assert action.shape == (1,) and isinstance(space, gymnasium.Space)

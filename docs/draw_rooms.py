@@ -13,11 +13,6 @@ import ast
 import textwrap
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "pyrocontrol"
 # From the ground up. The modules of the root are private and begin with an underscore.
@@ -91,6 +86,11 @@ def content(root: Path = ROOT) -> str:
 
 def draw(path: Path, root: Path = ROOT) -> None:
     """Draw the rooms."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt  # here, so that the tests of the rule need none of it
+
     inside, pairs = folders(root), graph(root)
     widest = max(len(boxes) for boxes in inside.values())
     figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")

@@ -13,11 +13,6 @@ import ast
 import textwrap
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "pyrocontrol"
 # From the ground up. The modules of the root are private and begin with an underscore.
@@ -91,11 +86,16 @@ def content(root: Path = ROOT) -> str:
 
 def draw(path: Path, root: Path = ROOT) -> None:
     """Draw the rooms."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt  # here, so that the tests of the rule need none of it
+
     inside, pairs = folders(root), graph(root)
     widest = max(len(boxes) for boxes in inside.values())
-    figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
     high, gap, width, first = 1.0, 0.25, 2.2, 1.6
     wide = first + widest * width + 0.3
+    figure, axes = plt.subplots(figsize=(0.7 * (wide + 0.42 * len(pairs)), 7), layout="constrained")
     base = {floor: number * (high + gap) for number, floor in enumerate(FLOORS)}
     for floor, bottom in base.items():
         axes.add_patch(plt.Rectangle((0, bottom), wide + 0.42 * len(pairs), high, color=COLOURS[floor], zorder=0))
@@ -106,7 +106,7 @@ def draw(path: Path, root: Path = ROOT) -> None:
             axes.add_patch(plt.Rectangle((left, bottom + 0.08), width - 0.12, high - 0.16, fc="white", ec="#777777"))
             title = f"{folder.partition('/')[2]}/" if "/" in folder else "*.py"
             axes.text(left + 0.08, bottom + high - 0.14, title, va="top", fontsize=8.5, weight="bold")
-            text = textwrap.fill(holds, 27, max_lines=6, placeholder=" ...")
+            text = textwrap.fill(holds, 27, max_lines=7, placeholder=" ...")
             axes.text(left + 0.08, bottom + high - 0.31, text, va="top", fontsize=6)
     for number, (upper, lower) in enumerate(sorted(pairs, key=lambda pair: [-FLOORS.index(end) for end in pair])):
         x, start, end = wide + 0.42 * number, base[upper] + high / 2, base[lower] + high / 2

@@ -1,6 +1,5 @@
 """The package as a whole: how it imports, what its rooms may know of each other, how it is built."""
 
-import ast
 import doctest
 import importlib
 import inspect
@@ -18,19 +17,16 @@ from typing import Any
 
 import pyro
 import pytest
+from PIL import Image
 
 import pyrocontrol
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("models", "guides", "inference", "envs")
-
-# Imports go down freely, never up: a room may import its own modules, those of rooms before it, and the private modules
-# of the root, which import nothing but each other.
-FLOORS = ("root", "models", "guides", "envs", "inference")
-
-PRIVATE = sorted(path.relative_to(ROOT) for path in ROOT.glob("_*.py") if path.name != "__init__.py")
-FILES = PRIVATE + sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-MODULES = {".".join(("pyrocontrol", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}
+# What the picture of the rooms is drawn by.
+rooms = load_script("docs/draw_rooms.py")
+FLOORS, ROOMS = rooms.FLOORS, rooms.FLOORS[1:]
+MODULES = {name: path.relative_to(ROOT) for name, path in rooms.sources().items()}
 
 
 def run_python(*arguments: str, **environment: str) -> str:
@@ -87,34 +83,9 @@ def test_every_module_is_loaded_once() -> None:
 # The import rule of the rooms
 
 
-def imports(source: str, module: str, is_package: bool = False) -> list[tuple[str, str | None]]:
-    """The (module, name) pairs of the package that `source`, the text of `module`, imports in any way."""
-    found: list[tuple[str, str | None]] = []
-    package = module.split(".") if is_package else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            found += [(target, alias.name) for alias in node.names]
-    return [pair for pair in found if pair[0].split(".")[0] == "pyrocontrol"]
-
-
-def floor(module: str) -> int:
-    """Which floor a module of the package is on."""
-    room = module.partition(".")[2].partition(".")[0]
-    return FLOORS.index(room) if room in ROOMS else 0
-
-
 def broken_imports(source: str, module: str, is_package: bool = False) -> list[str]:
     """The imports in `source` that go up."""
-    broken = []
-    for target, name in imports(source, module, is_package):
-        full = target if "." in target or name is None else f"{target}.{name}"  # from .. import guides
-        if full == "pyrocontrol" or floor(full) > floor(module):
-            broken.append(f"{module} imports {target}{f'.{name}' if name else ''}")
-    return broken
+    return [f"{module}: {pair}" for pair in rooms.imports(source, module, is_package) if rooms.rises(module, *pair)]
 
 
 def test_rooms_import_only_what_they_may() -> None:
@@ -150,6 +121,22 @@ def test_import_rule_finds_what_breaks_it_and_allows_the_rest() -> None:
         assert not broken_imports(source, f"pyrocontrol.{module}"), source
 
 
+def test_the_picture_of_the_rooms_is_of_today(tmp_path: Path) -> None:
+    with Image.open(ROOT / "docs" / "images" / "rooms.png") as picture:
+        assert picture.info["Description"] == rooms.content(), "python docs/draw_rooms.py draws it anew"
+    for upper, lower in rooms.graph():
+        assert FLOORS.index(upper) > FLOORS.index(lower)
+
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny" / "__init__.py").write_text('"""Small things."""\n')
+    (tmp_path / "models" / "tiny" / "a.py").write_text("from ... import _b\nfrom ...envs import c\n")
+    assert rooms.graph(tmp_path) == {("models", "root"), ("models", "envs")}
+    assert rooms.folders(tmp_path)["models"] == {"models/tiny": "Small things."}
+    rooms.draw(tmp_path / "out" / "rooms.png", tmp_path)
+    with Image.open(tmp_path / "out" / "rooms.png") as picture:
+        assert picture.info["Description"] == rooms.content(tmp_path)
+
+
 # What is public
 
 
@@ -174,7 +161,7 @@ def test_public_names_exist_and_are_documented(room: str) -> None:
 def test_docstring_examples(room: str) -> None:
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
     for name in ("pyrocontrol", *MODULES):
-        if room == FLOORS[floor(name)]:
+        if room == rooms.room(name):
             pyro.clear_param_store()
             pyro.set_rng_seed(0)
             assert not doctest.testmod(importlib.import_module(name), optionflags=flags).failed, (
@@ -231,8 +218,8 @@ def test_extras_are_complete() -> None:
 
 def test_packages_are_all_listed() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    rooms = {module for module, path in MODULES.items() if path.name == "__init__.py"}
-    assert set(setuptools["packages"]) == {"pyrocontrol", *rooms}
+    folders = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(setuptools["packages"]) == {"pyrocontrol", *folders}
 
 
 def test_wheel_of_the_sdist_imports_and_holds_only_the_rooms(tmp_path: Path) -> None:
@@ -251,7 +238,7 @@ def test_wheel_of_the_sdist_imports_and_holds_only_the_rooms(tmp_path: Path) -> 
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(tmp_path / "site")
     sources = {path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.c")}
-    assert files == {f"pyrocontrol/{path}" for path in (*FILES, *sources, "__init__.py", "py.typed")}
+    assert files == {f"pyrocontrol/{path}" for path in (*MODULES.values(), *sources, "__init__.py", "py.typed")}
 
     where = run_python("-c", "import pyrocontrol; print(pyrocontrol.__file__)", PYTHONPATH=str(tmp_path / "site"))
     assert Path(where.strip()) == tmp_path / "site" / "pyrocontrol" / "__init__.py"

@@ -11,7 +11,6 @@ from scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "docs/your-data.md", "docs/methods/hvil.md", "docs/methods/imitation.md"]
-PAGES += [page for page in ("docs/your-own-method.md",) if (ROOT / page).exists()]
 
 
 def blocks(page: str) -> list[str]:

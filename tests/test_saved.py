@@ -34,7 +34,16 @@ from pyrocontrol import guides as g
 from pyrocontrol import models as m
 from pyrocontrol._saved import Saved, _kinds
 from pyrocontrol.envs import bubble_sort
-from pyrocontrol.inference import ReplayBatch, SoftActorCritic, SoftQLearning, StepwiseKL_ELBO
+from pyrocontrol.inference import (
+    FirstSoftActorCritic,
+    Pathwise,
+    ReplayBatch,
+    Score,
+    SoftActorCritic,
+    SoftQLearning,
+    StepwiseKL_ELBO,
+    Temperature,
+)
 from pyrocontrol.inference.control.critics import Critics
 from pyrocontrol.models.dynamics import _Components
 
@@ -310,7 +319,11 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "gaussian prior": (lambda: m.GaussianPrior(action_size=2), lambda thing: thing.log_prob(torch.zeros(4, 2))),
     "critics": (lambda: Critics(3, 2, hidden=[4], count=3), called((4, 3), (4, 2))),
     "actor-critic": (lambda: learner(prior=m.UniformPrior(2), value_range=(-3, 0.0)), learning),
-    "first form": (lambda: learner(policy=g.MixturePolicy(3, 2, hidden=(4,)).double(), first=True), learning),
+    "first form": (lambda: learner(FirstSoftActorCritic, g.MixturePolicy(3, 2, hidden=(4,)).double()), learning),
+    "by paths": (lambda: learner(gradient=Pathwise(2), temperature=Temperature.learned(0.5)), learning),
+    "temperature": (lambda: Temperature.fixed(0.2), lambda thing: torch.tensor(thing.initial)),
+    "pathwise": (lambda: Pathwise(2), lambda thing: torch.tensor(thing.draws)),
+    "score": (lambda: Score(), lambda thing: torch.tensor(thing.draws)),
     "q-learning": (lambda: learner(SoftQLearning, particles=4), learning),
 }
 ABSTRACT = (
@@ -479,8 +492,8 @@ def trained_environment() -> Any:
 
 TRAINED = {
     "policy": trained_policy, "program": trained_program, "memory": trained_memory, "skills": trained_skills,
-    "fit": trained_by_fit, "learner": trained_learner(), "elbo": trained_learner(elbo=StepwiseKL_ELBO()),
-    "first": trained_learner(first=True), "together": trained_together, "levels": trained_levels,
+    "fit": trained_by_fit, "learner": trained_learner(), "elbo": trained_learner(gradient=StepwiseKL_ELBO()),
+    "first": trained_learner(kind=FirstSoftActorCritic), "together": trained_together, "levels": trained_levels,
     "functions": trained_elbo,
     "environment": trained_environment,
 }  # fmt: skip

@@ -121,7 +121,7 @@ def match(
     Raises:
         ValueError: a module fits none of the saved ones.
     """
-    left, matched = list(saved), []
+    left, matched = [*map(_renamed, saved)], []
     for module in modules:
         reasons = [mismatch(module, entry) for entry in left]
         if None not in reasons:
@@ -131,6 +131,14 @@ def match(
             raise ValueError(f"{path} is a checkpoint of another model: {why}")
         matched.append((module, left.pop(reasons.index(None))["state"]))
     return matched
+
+
+def _renamed(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a saved module of version 0.1 is called now."""
+    name, signature = saved["class"], str(saved["signature"])
+    if name == "SoftActorCritic" and ", first=True," in signature:
+        return saved | {"class": f"First{name}", "signature": f"First{signature}"}
+    return saved
 
 
 def apply(matched: Sequence[tuple[nn.Module, dict[str, Any]]]) -> None:

@@ -65,7 +65,7 @@ BENCHMARK_REFUSES: list[tuple[str, dict[str, Any]]] = [
     ("--guide gaussian has no use for --couplings", {"guide": "gaussian", "couplings": 4}),
     ("--start 1000 leaves no update: each level has 750 steps", {"steps": 1500, "levels": 2}),
     ("--guide mixture has no latents", {"guide": "mixture", "levels": 2}),
-    ("^particles must be at least 1, not 0", {"particles": 0}),
+    ("--particles must be at least 1, got 0", {"particles": 0}),
     ("^a MixturePolicy cannot be reparam.*: gradient", {"guide": "mixture", "gradient": "pathwise"}),
     ("device nowhere cannot be used", {"device": "nowhere"}),
     ("--task CartPole-v1 has actions Discrete.*, not a bounded Box of one row", {"task": "CartPole-v1"}),

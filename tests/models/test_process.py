@@ -800,9 +800,7 @@ class Stop(Walk):
 
 
 def test_an_end_that_a_reparametrised_value_decides_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="a Stop are reparametrised and it ends by itself"
-    ):
+    with pytest.raises(ValueError, match="a Stop are reparametrised and it ends by itself"):
         Sequence(Stop(), torch.zeros(2), 3)
 
 

@@ -92,6 +92,8 @@ class _Signature:
 class Saved:
     """What can be saved and loaded whole; every controller, model and guide of this package inherits it.
 
+    ::
+
         policy.save("policy.pt")
         policy = pyrocontrol.load("policy.pt")  # also elsewhere, later
 
@@ -103,7 +105,7 @@ class Saved:
     Such an object can also be pickled and copied after training by Pyro.
     """
 
-    #: Arguments that are not saved, such as data that a constructor computes statistics of: the state holds what came
+    #: Arguments that are not saved, such as data that a constructor computes statistics of. The state holds what came
     #: of them, and loading leaves them at their defaults.
     not_saved: ClassVar[tuple[str, ...]] = ()
 

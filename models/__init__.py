@@ -1,6 +1,7 @@
 """What generates a demonstration: processes, sequence distributions, Pyro models."""
 
 from .._saved import Saved
+from .causal import Causal
 from .dynamics import (
     ComponentDynamics,
     Dynamics,
@@ -21,6 +22,7 @@ from .heads import (
     SquashedHead,
     make_head,
 )
+from .observation_encoder import ObservationEncoder
 from .optimality import (
     ActionGuide,
     ActionPrior,
@@ -32,16 +34,17 @@ from .optimality import (
 )
 from .policies.controller import Controller, FunctionController, as_controller
 from .policies.episodes import Episodes, Step
-from .policies.memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
-from .policies.policy import (
-    GoalConditionedPolicy,
+from .policies.memory import (
+    DiscreteMemory,
+    GaussianMemory,
     LatentMemoryPolicy,
-    Policy,
-    ReactivePolicy,
-    RecurrentPolicy,
-    RecurrentState,
+    Memory,
+    MemoryContext,
+    MemoryState,
 )
-from .policies.recurrent import RecurrentController
+from .policies.policy import DirectPolicy, Policy
+from .policies.reactive import GoalConditionedPolicy, ReactivePolicy
+from .policies.recurrent import RecurrentController, RecurrentPolicy, RecurrentState
 from .process import Emission, Process, Sequence, Steps
 from .programs.call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack
@@ -76,11 +79,13 @@ __all__ = [
     "CallStackContext",
     "CallStackState",
     "CallTrace",
+    "Causal",
     "CategoricalHead",
     "ComponentDynamics",
     "ControlProgram",
     "Controller",
     "DeterministicHead",
+    "DirectPolicy",
     "DiscreteMemory",
     "Dynamics",
     "DynamicsContext",
@@ -104,6 +109,7 @@ __all__ = [
     "MemoryState",
     "MixtureHead",
     "MultiCategoricalHead",
+    "ObservationEncoder",
     "OneStepOptimality",
     "OptimalityModel",
     "PlacedField",

@@ -225,8 +225,8 @@ def test_common_form_of_results_is_checked(check_results: Callable[[dict[str, An
 def test_extras_are_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"numpyro", "mujoco", "bullet", "robots", "data", "flows", "scale", "docs", "test", "all"}
-    assert extras["all"][0] == f"pyrocontrol[{','.join(name for name in extras if name != 'all')}]"
+    assert set(extras) == {"mujoco", "bullet", "data", "flows", "docs", "test", "all"}
+    assert extras["all"][0] == f"pyrocontrol-ppl[{','.join(name for name in extras if name != 'all')}]"
 
 
 def test_packages_are_all_listed() -> None:
@@ -242,10 +242,10 @@ def test_wheel_of_the_sdist_imports_and_holds_only_the_rooms(tmp_path: Path) -> 
     )
     shutil.copytree(ROOT, tree, ignore=ignore)
     run_python("-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(tree))
-    (sdist,) = (tmp_path / "dist").glob("pyrocontrol-*.tar.gz")
-    (wheel,) = (tmp_path / "dist").glob("pyrocontrol-*.whl")
+    (sdist,) = (tmp_path / "dist").glob("pyrocontrol_ppl-*.tar.gz")
+    (wheel,) = (tmp_path / "dist").glob("pyrocontrol_ppl-*.whl")
     assert sdist.stat().st_size < 2**20
-    assert wheel.name == f"pyrocontrol-{pyrocontrol.__version__}-py3-none-any.whl"
+    assert wheel.name == f"pyrocontrol_ppl-{pyrocontrol.__version__}-py3-none-any.whl"
 
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}

@@ -247,6 +247,7 @@ def squashed() -> m.Head:
 
 CHOICE = spaces.Discrete(2, start=1)
 FIVE = spaces.Box(-1, 1, (5,), np.float32)
+IMAGE = spaces.Box(0, 255, (8, 8), np.uint8)
 LIT = spaces.Box(np.float32([1, 0, 0, 0]), np.float32([1, 0, 0, 0]))
 
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -255,6 +256,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "squashed": (lambda: m.ReactivePolicy(VECTOR, BOX, hidden=[4], head=squashed()).double(), acting()),
     "choices": (lambda: m.ReactivePolicy(VECTOR, spaces.MultiDiscrete([2, 3])).eval(), acting()),
     "a user's": (lambda: Wide(4, 3, shift=np.arange(3), rows=object(), policy={"activation": "relu"}, x=[2]), acting()),
+    "seeing": (lambda: m.ReactivePolicy(IMAGE, BOX, encoder=m.ObservationEncoder(IMAGE, features=3)), acting(IMAGE)),
     "goals": (lambda: m.GoalConditionedPolicy(GOALS, BOX, 2, head="mixture"), acting(GOALS)),
     "recurrent": (lambda: m.RecurrentPolicy(VECTOR, BOX, cell="gru", see_previous_action=True), acting()),
     "memory": (lambda: memories(memory=m.GaussianMemory(3, 2, keep=1.0)), acting()),
@@ -284,6 +286,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "both ways": (lambda: g.BiLSTMEncoder(3, 4), encoding),
     "attention": (lambda: g.TransformerEncoder(3, hidden=4, layers=1), encoding),
     "fields": (lambda: m.FieldEncoder([("digit", 2), (None, 1), ("digit", 2)], embed=2), called((4, 5))),
+    "images": (lambda: m.ObservationEncoder(IMAGE, "cnn", features=3), called((4, 64))),
     "a user's encoder": (SavedTwice, called((4, 22))),
     # heads, processes and networks
     "categorical head": (lambda: m.CategoricalHead(4, 3), called((2, 4))),
@@ -311,7 +314,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "q-learning": (lambda: learner(SoftQLearning, particles=4), learning),
 }
 ABSTRACT = (
-    "ActionPolicy Dynamics Head LatentPolicy Memory Policy Process SoftLearner TraceEncoder _Prior _WithoutLatents"
+    "Acting ActionPolicy DirectPolicy Dynamics Head LatentPolicy Memory Policy Process SoftLearner TraceEncoder _Prior"
 )
 
 
@@ -552,7 +555,7 @@ def test_what_is_kept_is_what_was_given(tmp_path: Path) -> None:
     both.save(tmp_path / "both.pt")
     again: Any = pc.load(tmp_path / "both.pt")
     assert again.one.hidden == (4,) and not again.one.training and again.other.tolist() == [0, 0]
-    assert len(pickle.dumps(policy)) < 5000
+    assert len(pickle.dumps(policy)) < 6000
 
 
 def test_loading_changes_nothing_else(tmp_path: Path) -> None:

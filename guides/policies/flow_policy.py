@@ -120,7 +120,7 @@ class FlowPolicy(LatentPolicy):
         self.couplings, self.hidden, self.units = couplings, tuple(hidden), units
         self.embedding_size, self.linear = embedding_size, linear
         if embedding_size is None:
-            self.embedding = mlp(observation_size, self.hidden, "relu")
+            self.embedding: nn.Sequential = mlp(observation_size, self.hidden, "relu")
         else:
             self.embedding = condition_network(observation_size, self.hidden, embedding_size)
             if squash:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Controller", "FunctionController", "as_controller", "carried"]
+__all__ = ["Controller", "FunctionController", "as_controller", "carried", "verify_rows"]
 
 State = TypeVar("State")
 
@@ -81,6 +81,21 @@ def as_controller(policy: Any, env: Any = None) -> Controller:
         f"{kind} is no controller: a policy has a method predict(observation, state, episode_start, deterministic), "
         "or is a function of an observation"
     )
+
+
+def verify_rows(flat: np.ndarray) -> None:
+    """Refuse what nobody can act on, given flattened observations.
+
+    Raises:
+        ValueError: unless they are one ``[O]``, or a batch ``[B, O]`` of at least one, and finite.
+    """
+    if flat.ndim > 2:
+        raise ValueError(f"predict takes one observation or a batch of them, got shape {flat.shape[:-1]}")
+    if not len(flat):
+        raise ValueError("predict takes at least one observation, the batch is empty")
+    if not (finite := np.isfinite(flat)).all():
+        row = int(np.atleast_2d(finite).all(-1).argmin())
+        raise ValueError(f"the observation (or goal) of row {row} is not finite")
 
 
 def carried(fresh: State, state: Any, episode_start: Any, rows: int) -> State:

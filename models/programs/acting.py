@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..._saved import Saved
-from ..policies.controller import carried
+from ..policies.controller import carried, verify_rows
 from ..spaces import decode_actions, flatten_observations, observation_size
 from .call_stack import CallStackContext, CallStackState
 
@@ -211,10 +211,7 @@ class ProgramController(Saved):
             ValueError: for observations of another space, or that are not finite.
         """
         flat = flatten_observations(self.observation_space, observation)
-        if flat.ndim > 2 or not flat.shape[0]:
-            raise ValueError(f"predict takes one observation or a batch of them, got shape {flat.shape[:-1]}")
-        if not np.isfinite(flat).all():
-            raise ValueError("an observation is not finite")
+        verify_rows(flat)
         return flat
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence as Several
 from typing import Any, NamedTuple
 
 import gymnasium
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..._saved import Saved
 from ..._verify import verify_least
+from ..observation_encoder import ObservationEncoder, as_floats, make_observation_encoder, observed
 from ..policies.episodes import Episodes
 from ..process import Sequence
 from ..registration import register
@@ -60,9 +60,10 @@ class ControlProgram(Saved, nn.Module):
         hidden: hidden layers of each procedure's network.
         argument_hidden: hidden layers of the networks of arguments and return values; none in the paper.
         activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
-        encoder: what the procedures see of an observation, such as
-            :class:`~pyrocontrol.models.FieldEncoder`: a module ``[..., O] -> [..., C]`` with an attribute ``groups``
-            (widths that split ``C``); by default the observation itself.
+        encoder: what the procedures see of an observation: ``"auto"`` (the default), ``"cnn"`` or ``"flat"``, as for an
+            :class:`~pyrocontrol.models.ObservationEncoder` of the observation space; or a module of floats
+            ``[..., O] -> [..., C]`` with an attribute ``groups`` (widths that split ``C``), such as a
+            :class:`~pyrocontrol.models.FieldEncoder`. A vector of floats is seen as it is by default.
         sparsity: rate lambda of a sparsity prior on what procedures see, ``exp(-lambda sum_h,g ||W_hg||)`` over
             the first-layer weights of each procedure h and input group g (a group lasso), in nats of the whole
             training set.
@@ -92,7 +93,7 @@ class ControlProgram(Saved, nn.Module):
         hidden: Several[int] = (16,),
         argument_hidden: Several[int] = (),
         activation: str = "relu",
-        encoder: nn.Module | None = None,
+        encoder: str | nn.Module | None = None,
         sparsity: float = 0.0,
         num_traces: int | None = None,
         horizon: int | None = None,
@@ -103,25 +104,15 @@ class ControlProgram(Saved, nn.Module):
             raise ValueError(
                 f"arg_size={arg_size}, but the widest argument or return value of the tree has {self.tree.arg_size}"
             )
-        if observation_space is None:
-            if obs_size is None:
-                raise ValueError("give obs_size, or the observation_space")
-            observation_space = spaces.Box(-np.inf, np.inf, (obs_size,), np.float32)
-        elif obs_size not in (None, observation_size(observation_space)):
-            raise ValueError(
-                f"obs_size={obs_size}, but the observation space has {observation_size(observation_space)}"
-            )
-        obs_size = observation_size(observation_space)
-        self.observation_space = observation_space
+        self.observation_space = observed(obs_size, observation_space)
         self.action_space = spaces.Discrete(len(self.tree.actions)) if action_space is None else action_space
         if sparsity and not num_traces:
             raise ValueError("sparsity is weighed against the training set: give num_traces")
-        self.obs_size, self.horizon = obs_size, horizon
+        self.obs_size, self.horizon = observation_size(self.observation_space), horizon
         self.hidden, self.argument_hidden = tuple(hidden), tuple(argument_hidden)
         self.sparsity, self.num_traces = sparsity, num_traces
-        self.encoder = nn.Identity() if encoder is None else encoder
-        self.groups = (1,) * obs_size if encoder is None else _groups_of(encoder, obs_size)
-        size = sum(self.groups)
+        self.encoder, size = make_observation_encoder(encoder, self.observation_space)
+        self.groups = _groups_of(self.encoder, size)
         self.process = CallStack(self.tree, size, hidden=hidden, argument_hidden=argument_hidden, activation=activation)
 
     # -- the model ----------------------------------------------------------------------------------------------
@@ -156,8 +147,10 @@ class ControlProgram(Saved, nn.Module):
 
     def prior(self, traces: Traces) -> Sequence:
         """Return ``p_theta(z | o, u_0)``, the observations being the trace's own."""
-        context = CallStackContext(self.encoder(traces.observations), self.root_argument(traces.task))
-        return Sequence(self.process, context, self.steps_for(traces))
+        features = self.encoder(as_floats(traces.observations, traces.task))
+        return Sequence(
+            self.process, CallStackContext(features, self.root_argument(traces.task)), self.steps_for(traces)
+        )
 
     def taken(self, calls: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Return the actions that calls ``[..., I, 1 + W]`` take, and their arguments.
@@ -254,9 +247,9 @@ class ControlProgram(Saved, nn.Module):
 
     def signature(self) -> str:
         """Return what a checkpoint must share with this program to fit it."""
-        networks = (
-            f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={self.encoder}"
-        )
+        plain = isinstance(self.encoder, ObservationEncoder) and self.encoder.plain
+        encoder = "Identity()" if plain else self.encoder  # as before there were such encoders
+        networks = f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={encoder}"
         prior = f"sparsity={self.sparsity}, num_traces={self.num_traces}"
         return f"ControlProgram(obs_size={self.obs_size}, {networks}, {prior})\n{self.tree}"
 
@@ -351,16 +344,11 @@ class ControlProgram(Saved, nn.Module):
         return self.prior(traces).greedy()
 
 
-def _groups_of(encoder: nn.Module, obs_size: int) -> tuple[int, ...]:
-    """Return the widths of an encoder's groups of outputs, after trying it on an observation."""
+def _groups_of(encoder: nn.Module, width: int) -> tuple[int, ...]:
+    """Return the widths of an encoder's groups of outputs, of which there are ``width`` numbers."""
     groups = getattr(encoder, "groups", None)
     if groups is None:
         raise ValueError(f"the encoder {type(encoder).__name__} needs an attribute groups, the widths of its outputs")
-    try:
-        with torch.no_grad():
-            width = encoder(torch.zeros(1, obs_size)).shape[-1]
-    except RuntimeError as error:
-        raise ValueError(f"the encoder does not take observations of width {obs_size}: {error}") from None
     if width != sum(groups):
         raise ValueError(f"the encoder's output has width {width}, its groups {tuple(groups)} have {sum(groups)}")
     return tuple(groups)

@@ -64,22 +64,19 @@ def test_the_bound_is_below_the_evidence() -> None:
     guide = TrajectoryGuide(skills, encoder_size=4)
     grid = torch.linspace(-8, 8, 601)
     with poutine.block(), torch.no_grad():
-        joint = torch.stack(
-            [
-                poutine.trace(poutine.condition(skills.model, {"z": z.reshape(1, 1)})).get_trace(data).log_prob_sum()
-                for z in grid
-            ]
-        )
+        trace = poutine.trace(poutine.condition(skills.model, {"z": grid.unsqueeze(1)})).get_trace(data[[0] * 601])
+        trace.compute_log_prob()
+        joint = sum(site["log_prob"] for site in trace.nodes.values() if "log_prob" in site)
         evidence = joint.logsumexp(0) + math.log(grid[1] - grid[0])
         posterior = guide.posterior(data)
         log_q = posterior.log_prob(grid.reshape(-1, 1, 1)).flatten()
         # E_q[log p - log q], and what it lacks: KL(q || p(z | tau)), both by quadrature.
         weight = log_q.exp() * (grid[1] - grid[0])
         bound, gap = (weight * (joint - log_q)).sum(), (weight * (log_q - joint + evidence)).sum()
-    losses = torch.tensor([StepwiseKL_ELBO().loss(skills.model, guide, data) for _ in range(400)])
+    losses = torch.tensor([StepwiseKL_ELBO().loss(skills.model, guide, data) for _ in range(100)])
     assert gap > 0
     torch.testing.assert_close(bound + gap, evidence)
-    assert abs(-losses.mean() - bound) < 4 * losses.std() / 20
+    assert abs(-losses.mean() - bound) < 4 * losses.std() / 10
 
 
 @pytest.mark.parametrize("elbo", ELBOS)
@@ -100,9 +97,9 @@ def test_particles_at_once_are_particles_in_turn() -> None:
     skills = skills_for(data)
     guide = TrajectoryGuide(skills, encoder_size=4)
     at_once = Trace_ELBO(num_particles=400, vectorize_particles=True, max_plate_nesting=1)
-    values = torch.tensor([Trace_ELBO().loss(skills.model, guide, data) for _ in range(400)])
+    values = torch.tensor([Trace_ELBO().loss(skills.model, guide, data) for _ in range(100)])
     found = at_once.loss(skills.model, guide, data)
-    assert abs(found - values.mean()) < 4 * values.std() / math.sqrt(200)
+    assert abs(found - values.mean()) < 4 * values.std() / math.sqrt(80)
 
 
 def test_padding_changes_nothing() -> None:
@@ -147,7 +144,7 @@ def test_acting_with_an_embedding() -> None:
         expected = skills.actions_of(torch.ones(2, 3), z).mean.clamp(-1, 1)
     action, state = skills.acting(z).predict(observation, deterministic=True)
     np.testing.assert_allclose(action, expected, rtol=1e-5)
-    torch.testing.assert_close(state, z.expand(2, 2))
+    assert state is None
     again, _ = skills.acting(z).predict(observation, None, np.ones(2, bool), deterministic=True)
     np.testing.assert_array_equal(again, action)
     one, _ = skills.acting(z.unsqueeze(0)).predict(observation[0], deterministic=True)

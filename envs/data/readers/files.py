@@ -95,7 +95,10 @@ class Budget:
             raise ValueError("it claims to hold more than a file of its size can")
 
 
-def imported(module: str, install: str = "pip install 'pyrocontrol[data]'") -> Any:
+_INSTALL = {"minari": "'minari[hdf5]'", "imitation": "--no-deps imitation seals", "PIL": "pillow"}
+
+
+def imported(module: str) -> Any:
     """Import what only a reader needs.
 
     Raises:
@@ -104,7 +107,8 @@ def imported(module: str, install: str = "pip install 'pyrocontrol[data]'") -> A
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module.partition('.')[0]} is not installed: {install}") from error
+        name = module.partition(".")[0]
+        raise ImportError(f"{name} is not installed: pip install {_INSTALL.get(name, name)}") from error
 
 
 def chosen(observations: str | Iterable[str], there: Mapping[str, Any]) -> Any:

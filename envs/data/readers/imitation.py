@@ -16,7 +16,6 @@ __all__ = ["from_imitation", "refuse_extras", "to_imitation"]
 
 Space = spaces.Space[Any]
 
-_INSTALL = "pip install --no-deps imitation seals"
 # The info by which imitation tells an end that was truncated too from one that only terminated. Stable-Baselines3's
 # TimeLimit.truncated says nothing of a truncation at a terminal state.
 _TRUNCATED, _ALSO_TRUNCATED = "TimeLimit.truncated", "pyrocontrol.truncated"
@@ -41,7 +40,7 @@ def from_imitation(
         ValueError: naming trace and step, where `Demonstrations` refuses something or a space's type cannot hold a
             number.
     """
-    types = imported("imitation.data.types", _INSTALL)
+    types = imported("imitation.data.types")
     names = ("observations", "actions", "rewards", "terminated", "truncated")
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for index, trajectory in enumerate(trajectories):
@@ -79,7 +78,7 @@ def to_imitation(demonstrations: Demonstrations) -> list[Any]:
         TypeError: for observations that are tuples or nested dicts, which imitation does not have.
         ValueError: for demonstrations with tasks, arguments or calls.
     """
-    types = imported("imitation.data.types", _INSTALL)
+    types = imported("imitation.data.types")
     refuse_extras(demonstrations, "a trajectory of imitation")
     space = demonstrations.observation_space
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]

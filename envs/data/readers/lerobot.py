@@ -221,7 +221,7 @@ def _numbers(table: Any, name: str) -> np.ndarray:
 
 def _images(table: Any, name: str, info: _Info) -> np.ndarray:
     """A column of images, each in the bytes of a file, `[N, H, W, 3]`."""
-    pillow, images = imported("PIL.Image", "pip install pillow"), []
+    pillow, images = imported("PIL.Image"), []
     for row in table.column(name).to_pylist():
         content = row.get("bytes") if isinstance(row, dict) else None
         if content is None:

@@ -652,8 +652,8 @@ def test_what_imitation_has_no_place_for() -> None:
 @pytest.mark.parametrize(
     ("package", "call", "install"),
     [
-        ("minari", lambda data: from_minari("a-v0"), r"pip install 'pyrocontrol\[data\]'"),
-        ("minari", lambda data: to_minari(data, "a-v0"), r"pip install 'pyrocontrol\[data\]'"),
+        ("minari", lambda data: from_minari("a-v0"), r"pip install 'minari\[hdf5\]'"),
+        ("minari", lambda data: to_minari(data, "a-v0"), r"pip install 'minari\[hdf5\]'"),
         ("imitation", to_imitation, "pip install --no-deps imitation seals"),
         ("imitation", lambda data: from_imitation([], 2), "pip install --no-deps imitation seals"),
     ],

@@ -651,5 +651,5 @@ def test_what_to_install(
     path = write(tmp_path, recorded())
     for name in [package, *[name for name in sys.modules if name.startswith(f"{package}.")]]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=rf"^{package} is not installed: pip install 'pyrocontrol\[data\]'$"):
+    with pytest.raises(ImportError, match=rf"^{package} is not installed: pip install {package}$"):
         read(path) if not options else from_lerobot(path, **options)

@@ -380,7 +380,7 @@ def test_execution_refuses_what_it_cannot_read() -> None:
         walker().execute(Script([np.zeros(2, np.float32)] * 3))
     for bad in (float("nan"), float("inf")):
         env = Script(observe(1.0, bad, 1.0))
-        with pytest.raises(ValueError, match="an observation is not finite"):
+        with pytest.raises(ValueError, match="row 0 is not finite"):
             walker().execute(env)
         assert env.taken == [1]
     program = ControlProgram(BUBBLE_SORT_TREE, 22)

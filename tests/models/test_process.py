@@ -283,6 +283,8 @@ def test_scores_are_the_sum_of_conditionals(name: str) -> None:
     log_probs, kls, _ = by_hand(case, z)
     steps = z.shape[1]
     assert sequence.step_log_prob(z).shape == (BATCH, steps)
+    parts = sequence.step_score_parts(z)
+    assert case.process.has_rsample or (torch.equal(parts.score_function, parts.log_prob) and not parts.entropy_term)
     torch.testing.assert_close(sequence.step_log_prob(z), log_probs)
     torch.testing.assert_close(sequence.log_prob(z), log_probs.sum(1))
     torch.testing.assert_close(sequence.step_kl(case.sequence(case.other), z), kls)
@@ -313,6 +315,17 @@ def test_scores_do_not_depend_on_what_was_scored_before(name: str) -> None:
     torch.testing.assert_close(sequence.step_kl(other, first), case.sequence().step_kl(other, first))
     torch.testing.assert_close(sequence.log_prob(first), case.sequence().log_prob(first))
     assert not torch.allclose(stale, sequence.log_prob(first))
+
+
+def test_a_process_with_other_states_is_unrolled_on_its_own() -> None:
+    class Turned(Chain):
+        def advance(self, state: Tensor, z: Tensor, context: Features) -> Tensor:
+            return (z + 1) % 3
+
+    case, other = make("chain"), Turned().double()
+    z = case.sequence().sample()
+    p, q = (one.conditional(one.unroll(z, case.context)[0], case.context) for one in (case.process, other))
+    torch.testing.assert_close(case.sequence().step_kl(case.sequence(other), z), kl_divergence(p, q))
 
 
 def test_scoring_and_kl_share_one_evaluation() -> None:
@@ -592,7 +605,8 @@ def tiny_stack(native: bool, posterior: bool = True) -> Sequence:
 
 
 def tiny_memory() -> Sequence:
-    return Sequence(DiscreteMemory(2, 2, (3,), keep=0.5), MemoryContext(torch.randn(1, 4, 2), torch.tensor([3])), 4)
+    # Three states: of two, a draw and its mirror image are as frequent.
+    return Sequence(DiscreteMemory(2, 3, (3,), keep=0.5), MemoryContext(torch.randn(1, 4, 2), torch.tensor([3])), 4)
 
 
 TINY_SEQUENCES: dict[str, Callable[[], Sequence]] = {

@@ -39,7 +39,7 @@ from .policies.policy import (
     RecurrentState,
 )
 from .policies.recurrent import RecurrentController
-from .process import Emission, Process, Sequence, Steps
+from .process import Emission, Process, Sequence, Steps, at_step
 from .programs.call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack
 from .programs.control_program import ControlProgram, Execution
@@ -62,6 +62,7 @@ from .spaces import (
     observation_size,
     unflatten_observations,
 )
+from .spread import spread
 from .wavenet import WaveNet, WaveNetCache
 
 __all__ = [
@@ -125,6 +126,7 @@ __all__ = [
     "WaveNetDynamics",
     "action_size",
     "as_action_space",
+    "at_step",
     "check_action_space",
     "check_stopped",
     "decode_actions",
@@ -141,5 +143,6 @@ __all__ = [
     "space_from_json",
     "space_to_json",
     "split_annotated",
+    "spread",
     "unflatten_observations",
 ]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 from torch.utils import _pytree as pytree
 
-__all__ = ["Emission", "Process", "Sequence", "Steps"]
+__all__ = ["Emission", "Process", "Sequence", "Steps", "at_step"]
 
 State = Any
 Context = Any
@@ -115,6 +115,21 @@ class Process(nn.Module):
     def same_states(self, other: Process) -> bool:
         """Whether ``other`` has the same states along the same sequence, so that one unrolling serves both."""
         return other is self
+
+
+def at_step(values: Tensor, step: Tensor) -> Tensor:
+    """Return what a context holds for the steps that come next, inside a conditional or an advance.
+
+    Args:
+        values: ``[B, T, ...]``, one entry a step.
+        step: long ``[B]``, where each row is, or ``[B, I]``, all steps at once; those past the end get the last entry.
+
+    Returns:
+        ``[B, ...]`` or ``[B, I, ...]``.
+    """
+    rows = torch.arange(len(step), device=step.device)
+    rows = rows if step.dim() == 1 else rows.unsqueeze(1)
+    return values[rows, step.clamp(max=values.shape[1] - 1)]
 
 
 class Steps(NamedTuple):

@@ -98,6 +98,10 @@ class StepwiseKL_ELBO(ELBO):
     Reparametrised steps carry pathwise gradients and no score, mixed steps both. Dimensions that both model and
     guide declare independent by plates are credited separately.
 
+    Vectorised particles are baselines for each other: from what multiplies a particle's score, the mean over the other
+    particles is subtracted (Kool et al., 2019). That is unbiased, and a constant added to a log-likelihood, such as
+    another unit of what is observed, no longer changes the noise of the gradient.
+
     The score term is left unscaled and unmasked: costs are scaled and masked already, and a score once more
     would make the gradient that of another objective.
 
@@ -109,7 +113,7 @@ class StepwiseKL_ELBO(ELBO):
     Args:
         num_particles: how many samples to average.
         max_plate_nesting: of model and guide; guessed if None.
-        vectorize_particles: draw the particles in one batched run.
+        vectorize_particles: draw the particles in one batched run, where they are baselines for each other.
         score: ``"sequential"``; ``"full"`` multiplies every score with all costs (the plain score function: also
             unbiased, noisier); ``"none"`` drops the score term (biased for steps that are not reparametrised).
 
@@ -293,7 +297,7 @@ class StepwiseKL_ELBO(ELBO):
             if self.score == "sequential":
                 for cost in apart[n]:
                     multiplier = multiplier - _sum_to(cost.apart[n].detach(), cost.frames & frames, steps=steps)
-            yield _sum_to(log_prob, frames, steps=steps), multiplier
+            yield _sum_to(log_prob, frames, steps=steps), _less_the_others(multiplier, frames, steps=steps)
 
     # -- when the KL is exact -------------------------------------------------------------------------------------
 
@@ -371,6 +375,16 @@ def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Te
         if dim not in keep and value.shape[dim - last] != 1:
             value = value.sum(dim - last, keepdim=True)
     return value
+
+
+def _less_the_others(multiplier: Tensor, frames: frozenset[Any], *, steps: bool) -> Tensor:
+    """Subtract the mean over the other particles, which no score of a particle's own depends on."""
+    for frame in frames:
+        dim = frame.dim - (1 if steps else 0)
+        if frame.name == "num_particles_vectorized" and multiplier.dim() >= -dim and multiplier.shape[dim] > 1:
+            particles = multiplier.shape[dim]
+            return (multiplier - multiplier.mean(dim, keepdim=True)) * (particles / (particles - 1))
+    return multiplier
 
 
 def _has_steps(model_site: Any | None, guide_site: Any) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..networks import mlp
-from ..process import Process
+from ..process import Process, at_step
 
 __all__ = ["DiscreteMemory", "GaussianMemory", "Memory", "MemoryContext", "MemoryState", "make_memory"]
 
@@ -120,10 +120,7 @@ class Memory(Process):
 
     def seen(self, state: MemoryState, context: MemoryContext) -> Tensor:
         """Return the context of the steps that come next, ``[B, C]`` or ``[B, I, C]``."""
-        if state.step.dim() == 2:  # all steps of a trace, in order
-            return context.features[:, : state.step.shape[1]]
-        rows = torch.arange(len(state.step), device=state.step.device)
-        return context.features[rows, state.step.clamp(max=context.features.shape[1] - 1)]
+        return at_step(context.features, state.step)
 
 
 class DiscreteMemory(Memory):

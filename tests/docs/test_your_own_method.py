@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,12 @@ def test_the_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert scores["accuracy"] > 0.97 and scores["boundary_f1"] > 0.95
     assert names["exact"] - 1 < names["bound"] < names["exact"] + 0.2  # of 16 samples a mean of 400
     assert not list(tmp_path.iterdir())
+    # What the page says that can be exchanged.
+    model, demos, guides = names["model"], names["held_out"][:5], names["pc"].guides
+    for encoder in (guides.TransformerEncoder(4, 32), guides.LSTMEncoder(4, 64)):
+        guide = names["Reader"](demos, 4)
+        guide.encoder = encoder
+        assert math.isfinite(pyro.infer.Trace_ELBO(num_particles=4).loss(model, guide, demos))
 
 
 def test_the_page_is_the_program_of_the_example() -> None:

@@ -1,5 +1,7 @@
 """What generates a demonstration: processes, sequence distributions, Pyro models."""
 
+from .._saved import Saved
+from .causal import Causal
 from .dynamics import (
     ComponentDynamics,
     Dynamics,
@@ -20,6 +22,7 @@ from .heads import (
     SquashedHead,
     make_head,
 )
+from .observation_encoder import ObservationEncoder
 from .optimality import (
     ActionGuide,
     ActionPrior,
@@ -29,16 +32,19 @@ from .optimality import (
     UniformPrior,
     optimality_evidence,
 )
-from .policies.memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
-from .policies.policy import (
-    GoalConditionedPolicy,
+from .policies.controller import Controller, FunctionController, as_controller
+from .policies.episodes import Episodes, Step
+from .policies.memory import (
+    DiscreteMemory,
+    GaussianMemory,
     LatentMemoryPolicy,
-    Policy,
-    ReactivePolicy,
-    RecurrentPolicy,
-    RecurrentState,
+    Memory,
+    MemoryContext,
+    MemoryState,
 )
-from .policies.recurrent import RecurrentController
+from .policies.policy import DirectPolicy, Policy
+from .policies.reactive import GoalConditionedPolicy, ReactivePolicy
+from .policies.recurrent import RecurrentController, RecurrentPolicy, RecurrentState
 from .process import Emission, Process, Sequence, Steps, at_step
 from .programs.call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack
@@ -74,18 +80,23 @@ __all__ = [
     "CallStackContext",
     "CallStackState",
     "CallTrace",
+    "Causal",
     "CategoricalHead",
     "ComponentDynamics",
     "ControlProgram",
+    "Controller",
     "DeterministicHead",
+    "DirectPolicy",
     "DiscreteMemory",
     "Dynamics",
     "DynamicsContext",
     "DynamicsState",
     "Emission",
     "Execution",
+    "Episodes",
     "Field",
     "FieldEncoder",
+    "FunctionController",
     "GaussianHead",
     "GaussianMemory",
     "GaussianPrior",
@@ -99,6 +110,7 @@ __all__ = [
     "MemoryState",
     "MixtureHead",
     "MultiCategoricalHead",
+    "ObservationEncoder",
     "OneStepOptimality",
     "OptimalityModel",
     "PlacedField",
@@ -112,11 +124,13 @@ __all__ = [
     "RecurrentController",
     "RecurrentPolicy",
     "RecurrentState",
+    "Saved",
     "ScalarMixture",
     "Sequence",
     "Skill",
     "SpaceError",
     "SquashedHead",
+    "Step",
     "Steps",
     "Traces",
     "TrajectoryCVAE",
@@ -126,6 +140,7 @@ __all__ = [
     "WaveNetDynamics",
     "action_size",
     "as_action_space",
+    "as_controller",
     "at_step",
     "check_action_space",
     "check_stopped",

@@ -704,7 +704,7 @@ def evaluation(
         for group in groups:
             running = [(body, body.reset(own)) for own, body in group]
             while running:
-                actions, _ = acting.predict(np.stack([seen for _, seen in running]), deterministic=deterministic)
+                actions = acting.act(np.stack([seen for _, seen in running]), deterministic)
                 going = []
                 for (body, _), action in zip(running, actions, strict=True):
                     observation, reward, terminated, truncated = body.step(action)

@@ -20,6 +20,7 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
+from ..._saved import Saved
 from ..._verify import verify_least, verify_positive
 from ...models.optimality import ActionGuide, ActionPrior
 from ..training.checkpoint import described
@@ -32,7 +33,7 @@ __all__ = ["SoftActorCritic", "SoftLearner"]
 _LINEAR = (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO)  # of Pyro's own, in the log joint
 
 
-class SoftLearner(nn.Module):
+class SoftLearner(Saved, nn.Module):
     """What maximum-entropy learners share: a policy that acts, critics, target critics, one optimiser.
 
     Its ``state_dict`` is all of it, the optimiser's state and the number of updates included.
@@ -116,6 +117,9 @@ class SoftLearner(nn.Module):
         } | settings
         if self.value_range is not None:
             self._settings["value_range"] = self.value_range
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_captured": None}  # a graph of where the tensors are
 
     def optimise(self, *others: nn.Parameter | nn.Module) -> None:
         """Make the optimiser of policy, critics, and what else is to be learnt."""

@@ -37,7 +37,7 @@ pytestmark_bullet = pytest.mark.usefixtures("bullet")
 
 def test_without_pybullet_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrocontrol.envs.humanoid.motion.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pybullet is missing: pip install 'pyrocontrol\[bullet\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pybullet is missing: pip install pybullet"):
         demonstrations()
 
 

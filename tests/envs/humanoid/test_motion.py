@@ -160,7 +160,7 @@ def test_a_file_that_is_no_motion_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_without_pybullet_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrocontrol.envs.humanoid.motion.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'pyrocontrol\[bullet\]', with Python 3.11"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install pybullet, with Python 3.11"):
         HumanoidMotion.load("spinkick")
 
 

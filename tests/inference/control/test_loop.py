@@ -518,7 +518,7 @@ def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
         ("start must be at least 0, not -1", {"start": -1}),
         ("steps must be at least 1, not 0", {"steps": 0}),
         ("device nowhere cannot be used", {"device": "nowhere"}),
-        (".*test_control_loop.py is a file, not a folder", {"out": Path(__file__) / "new"}),
+        (".*test_loop.py is a file, not a folder", {"out": Path(__file__) / "new"}),
         ("checkpoint_every must be at least 1, not 0", {"checkpoint_every": 0}),
         ("seed must be less than 2\\*\\*32", {"seed": 2**32}),
         ("evaluate_every is 5, but there is no evaluate to call", {"evaluate_every": 5}),

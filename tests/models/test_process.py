@@ -30,6 +30,7 @@ from pyrocontrol.models import (
     ProcedureTree,
     Process,
     Sequence,
+    at_step,
 )
 
 REAL_TREE = """\
@@ -921,3 +922,12 @@ def test_a_sequence_needs_no_context() -> None:
 
     with pytest.raises(ValueError, match=r"the initial state of a Bare must lead with the batch \[4\]"):
         Sequence(Bare(), None, 3).expand((4,)).sample()
+
+
+def test_what_a_context_holds_for_a_step_is_found_for_one_and_for_all() -> None:
+    values = torch.randn(3, 5, 2)
+    step = torch.tensor([0, 4, 7])  # the last row is past the end
+    assert torch.equal(at_step(values, step), torch.stack([values[0, 0], values[1, 4], values[2, 4]]))
+    every = torch.arange(6).expand(3, 6)
+    assert torch.equal(at_step(values, every), torch.cat([values, values[:, -1:]], 1))
+    assert torch.equal(at_step(values[..., 0], every[:, :3]), values[:, :3, 0])

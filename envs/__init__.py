@@ -20,9 +20,8 @@ from .bubble_sort import (
 )
 from .cart_pole import CartPoleTeacher
 from .data.arrays import from_arrays
-from .data.demonstrations import Demonstrations, Episode
+from .data.demonstrations import Demonstrations, Episode, StoredDemonstrations, StoredTransitions
 from .data.exchange import from_imitation, from_minari, to_imitation, to_minari
-from .data.storage import StoredDemonstrations, StoredTransitions
 from .data.transitions import Transitions
 from .humanoid.deep_mimic import DeepMimicEnv
 from .humanoid.motion import HumanoidMotion

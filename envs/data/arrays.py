@@ -13,9 +13,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ...models.spaces import as_action_space
+from .checks import TraceError
 from .demonstrations import Demonstrations
 from .episodes import Episode
-from .flat_traces import TraceError
 
 __all__ = ["end_flags", "exact_demonstrations", "from_arrays"]
 

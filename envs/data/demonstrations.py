@@ -1,8 +1,8 @@
-"""Demonstrations: observation-action traces, padded into one batch, and their file on disk.
+"""Demonstrations: observation-action traces, in memory or on disk, padded when a batch of them is read.
 
-A demonstration of A actions is the trace o_0 a_0 o_1 a_1 ... o_A: A actions, A + 1 observations. It is stored in
+A demonstration of A actions is the trace o_0 a_0 o_1 a_1 ... o_A: A actions, A + 1 observations. In a batch it has
 T = A + 1 steps, of which the last one holds no action; where actions are numbered (Discrete), it holds the null, the
-choice to stop. On disk only the A actions are stored.
+choice to stop. Only the A actions are stored.
 
 Shapes: B demonstrations, T environment steps, I program steps, O observation numbers, A action numbers, U task numbers
 (the argument of the root procedure), V numbers of an action's argument, W numbers of a program step's argument.
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,20 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..._files import replacing
-from ...models.space_json import space_from_json, space_to_json
-from ...models.spaces import as_action_space, observation_parts
-from .episodes import Episode, episodes_of, flatten_episodes
-from .flat_traces import FlatTraces, TraceError, concatenate, pad
+from ...models.space_json import space_to_json
+from ...models.spaces import action_size, as_action_space, observation_size
+from .checks import TraceError, check_action_kind, number_of_actions, observation_space_of, refuse
+from .dataset import Dataset, hash_observations
+from .episodes import Episode, episodes_of, rows_of_episodes
 from .selection import Index, chosen_rows, split_rows
-from .space_checks import check_action_kind, number_of_actions, observation_space_of, outside_space
+from .store import SPARE, TABLES, Store, load_store
 from .transitions import Transitions
 
-__all__ = ["Demonstrations", "Episode"]
-
-FORMAT = "pyrocontrol-demonstrations-2"
+__all__ = ["Demonstrations", "Episode", "StoredDemonstrations", "StoredTransitions"]
 
 Space = spaces.Space[Any]
+File = str | os.PathLike[str]
 
-_TENSORS = ("observations", "actions", "lengths", "task", "arguments", "calls", "rewards", "terminated", "truncated")
 _REQUIRED = ("observations", "actions", "lengths")
 # Shapes of what needs no more than a check of its shape; None for any width.
 _WIDTHS: dict[str, tuple[str | None, ...]] = {
@@ -51,12 +48,19 @@ _WIDTHS: dict[str, tuple[str | None, ...]] = {
 }
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Demonstrations:
-    """Demonstrations, padded with zeros (Discrete actions with null). A data set and a minibatch are the same class.
+class Demonstrations(Dataset):
+    """Demonstrations, in memory or on disk: a data set, a part of it and a minibatch are the same class.
 
-    Attributes:
-        observations: `[B, T, O]` floats, flattened (`pyrocontrol.models.flatten_observations`), zero in the padding.
+    Traces of any lengths are kept one after the other. What is read of some of them is padded then, with zeros
+    (Discrete actions with null), to the longest of these, and kept; what is not read costs nothing.
+
+    What `load` leaves on disk is read when it is asked for, by positioned reads: only a few numbers a trace are kept in
+    memory, whatever the size of the files, and no file is open in between. Any number of threads may read at once, and
+    what is pickled, for a worker process, opens the files again by itself.
+
+    Args:
+        observations: `[B, T, O]`, flattened (`pyrocontrol.models.flatten_observations`), zero in the padding: floats,
+            or bytes (uint8) if all parts of their space are bytes. Parts that are bytes are kept as bytes.
         actions: stored actions (`pyrocontrol.models.encode_actions`). Discrete: `[B, T]` long, null (= n) at step
             `lengths - 1` and in the padding; MultiDiscrete: `[B, T, A]` long, and Box: `[B, T, A]` floats, both zero
             there.
@@ -79,126 +83,85 @@ class Demonstrations:
         ValueError: naming the trace and the step, if shapes or types disagree, an observation, task, argument or reward
             is not finite, an action is outside its space, a trace does not end with null, goes on after it or holds
             nothing else, or if there are no traces at all.
+
+    Example:
+        >>> import tempfile
+        >>> from pyrocontrol.envs import bubble_sort
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bubble_sort.demonstrations(20, seed=0).save(f"{folder}/a.npz", compressed=False)
+        ...     stored = Demonstrations.load(f"{folder}/a.npz", memory=False)
+        ...     train, test = stored.split(0.9)
+        ...     print(len(train), len(test), train[[3, 5]].actions.shape[0])
+        18 2 2
     """
 
-    observations: Tensor
-    actions: Tensor
-    lengths: Tensor
-    action_space: Space
-    # None is filled in below, so that readers always find a space and tensors.
-    observation_space: Space = None  # type: ignore[assignment]
-    task: Tensor = None  # type: ignore[assignment]
-    arguments: Tensor = None  # type: ignore[assignment]
-    calls: Tensor | None = None
-    rewards: Tensor | None = None
-    terminated: Tensor = None  # type: ignore[assignment]
-    truncated: Tensor = None  # type: ignore[assignment]
-    # Sizes kept on the host, so that taking a minibatch from a GPU never waits for it: [B] steps, [B] program
-    # steps.
-    _steps: Tensor = field(init=False)
-    _call_steps: Tensor = field(init=False)
+    _store: Store
+    _rows: np.ndarray  # [B], which traces of the store these are
+    _changes: Mapping[str, Tensor | None] = {}  # what `_replace` has put in the place of what the store holds
 
-    def __post_init__(self) -> None:
-        for name in _TENSORS:
-            value = getattr(self, name)
+    def __init__(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        lengths: Tensor,
+        action_space: Space | int,
+        observation_space: Space | None = None,
+        task: Tensor | None = None,
+        arguments: Tensor | None = None,
+        calls: Tensor | None = None,
+        rewards: Tensor | None = None,
+        terminated: Tensor | None = None,
+        truncated: Tensor | None = None,
+    ) -> None:
+        given = {"observations": observations, "actions": actions, "lengths": lengths, "task": task}
+        given |= {"arguments": arguments, "calls": calls, "rewards": rewards}
+        given |= {"truncated": truncated, "terminated": terminated}
+        for name, value in given.items():
             if not (isinstance(value, Tensor) or (value is None and name not in _REQUIRED)):
                 raise TypeError(
                     f"{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor, "
                     "or make the traces with Demonstrations.from_episodes"
                 )
-        if self.observations.dim() != 3:
-            raise ValueError(f"observations must have shape [B, T, O], got {tuple(self.observations.shape)}")
-        batch, horizon, _ = self.observations.shape
+        if observations.dim() != 3:
+            raise ValueError(f"observations must have shape [B, T, O], got {tuple(observations.shape)}")
+        batch, horizon, width = observations.shape
         if batch == 0:
             raise ValueError("no demonstrations: the data set is empty")
-        truncated = torch.zeros(batch, dtype=torch.bool, device=self.device)
-        filled: dict[str, Any] = {
-            "action_space": as_action_space(self.action_space),
-            "observation_space": observation_space_of(self.observations, self.observation_space),
+        action_space = as_action_space(action_space)
+        space = observation_space_of(observations.dtype, width, observation_space)
+        check_action_kind(actions.shape, actions.dtype, action_space, (batch, horizon))
+        real = observations.dtype if observations.is_floating_point() else torch.float32
+        empty = torch.zeros(batch, horizon, 0, dtype=real, device=observations.device)
+        if truncated is None:
+            truncated = torch.zeros(batch, dtype=torch.bool, device=observations.device)
+        defaults = {"task": empty[:, 0], "arguments": empty, "truncated": truncated, "terminated": ~truncated.bool()}
+        tensors: dict[str, Tensor] = {
+            name: defaults[name] if value is None else value
+            for name, value in given.items()
+            if value is not None or name in defaults
         }
-        defaults = {
-            "task": self.observations.new_zeros(batch, 0),
-            "arguments": self.observations.new_zeros(batch, horizon, 0),
-            "truncated": truncated,
-            "terminated": ~(truncated if self.truncated is None else self.truncated.bool()),
+        _check_shapes(tensors, batch, horizon)
+        steps, mask, acted = _check_padding(tensors, action_space)
+        rows = {
+            name: tensors[name][mask if spare == 1 else acted]
+            for name, spare in SPARE.items()
+            if name in tensors and name != "calls"
         }
-        filled |= {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        for name, value in filled.items():
-            object.__setattr__(self, name, value)
-        self._validate_shapes(batch, horizon)
-        object.__setattr__(self, "_steps", self.lengths.cpu())
-        self._validate_values()
-        if self.calls is None:
-            call_steps = torch.zeros(batch, dtype=torch.long)
-        else:
-            call_steps = (self.calls[..., 0] >= 0).sum(1).cpu()
-        object.__setattr__(self, "_call_steps", call_steps)
+        call_steps = np.zeros_like(steps)
+        if "calls" in tensors:
+            live = tensors["calls"][..., 0] >= 0
+            rows["calls"], call_steps = tensors["calls"][live], live.sum(1).cpu().numpy()
+        tables = {name: tensors[name] for name in TABLES}
+        store = Store.of(rows, steps, call_steps, tables, action_space, space)
+        store.check()
+        self.__dict__.update(self._of(store).__dict__)
 
-    # ------------------------------------------------------------------ checks
-
-    def _validate_shapes(self, batch: int, horizon: int) -> None:
-        sizes = {"B": batch, "T": horizon}
-        check_action_kind(self.actions, self.action_space, (batch, horizon))
-        for name, shape in _WIDTHS.items():
-            value: Tensor | None = getattr(self, name)
-            if value is None:
-                continue
-            expected = [None if size is None else sizes[size] for size in shape]
-            fits = value.dim() == len(expected) and all(
-                e in (None, n) for e, n in zip(expected, value.shape, strict=True)
-            )
-            if not fits:
-                wanted = ", ".join("any" if e is None else str(e) for e in expected)
-                raise ValueError(f"{name} must have shape [{wanted}], got {tuple(value.shape)}")
-            kind = {"lengths": torch.long, "terminated": torch.bool, "truncated": torch.bool}.get(name)
-            if kind is not None and value.dtype != kind:
-                wanted = "long integers" if kind == torch.long else "bool"
-                raise ValueError(f"{name} must be {wanted}, got {value.dtype}")
-            if kind is None and not value.is_floating_point():
-                raise ValueError(f"{name} must be floating point, got {value.dtype}")
-        for name in _TENSORS:
-            value = getattr(self, name)
-            if value is not None and value.device != self.device:
-                raise ValueError(f"{name} is on {value.device}, observations on {self.device}")
-        if self.calls is not None and self.calls.shape[-1] < 1:
-            raise ValueError("calls must have at least one column, the choice")
-        if not self.discrete and (self.arguments.shape[-1] or self.calls is not None):
-            raise ValueError(f"arguments and calls are of Discrete actions, these are {self.action_space}")
-
-    def _validate_values(self) -> None:
-        horizon = self.actions.shape[1]
-        wrong = (self._steps < 2) | (self._steps > horizon)
-        if bool(wrong.any()):
-            trace = int(wrong.nonzero()[0])
-            length = int(self._steps[trace])
-            what = "is empty: it holds no action" if length < 2 else f"has length {length}, but only {horizon} steps"
-            raise TraceError(trace, 0, f"the trace {what}")
-
-        acted, mask = self.acted, self.mask
-        _refuse(~torch.isfinite(self.observations).all(-1), "the observation is NaN or infinite")
-        _refuse(~torch.isfinite(self.arguments).all(-1), "the action argument is NaN or infinite")
-        _refuse(~torch.isfinite(self.task).all(-1, keepdim=True), "the task is NaN or infinite")
-        if self.discrete:
-            other, null = self.actions != self.null, self.actions == self.null
-            _refuse(mask & ~acted & other, "the trace has no end: its last action must be null", self.actions)
-            _refuse(~mask & other, "an action after the end of the trace", self.actions)
-            _refuse(acted & null, "null before the end of the trace", self.actions)
-        else:
-            _refuse(~acted & (self.actions != 0).any(-1), "an action after the last one")
-        if problem := outside_space(self.actions, self.action_space, acted):
-            (trace, step), what = problem
-            raise TraceError(trace, step, what)
-        _refuse(~mask & (self.observations != 0).any(-1), "an observation after the end of the trace")
-        _refuse(~acted & (self.arguments != 0).any(-1), "an action argument after the last action")
-        if self.rewards is not None:
-            _refuse(~torch.isfinite(self.rewards), "the reward is NaN or infinite")
-            _refuse(~acted & (self.rewards != 0), "a reward after the last action", self.rewards)
-        if self.calls is not None:
-            choice = self.calls[..., 0]
-            live = (choice >= 0).long()
-            _refuse(~torch.isfinite(self.calls).all(-1), "the annotated call is NaN or infinite", unit="call")
-            _refuse(choice != choice.round(), "the annotated choice is no integer", choice, "call")
-            _refuse((live > live.cummin(1).values), "an annotated call after the end of the calls", choice, "call")
+    @classmethod
+    def _of(cls, store: Store, rows: np.ndarray | None = None) -> Demonstrations:
+        """Traces of a store: unchecked, so that no minibatch pays for checks."""
+        made = object.__new__(cls)
+        made.__dict__.update(store.shared, _store=store, _rows=store.everything if rows is None else rows)
+        return made
 
     # ------------------------------------------------------------------ making, saving, loading
 
@@ -206,10 +169,11 @@ class Demonstrations:
     def from_episodes(
         cls, episodes: Sequence[Episode], action_space: Space | int, observation_space: Space | None = None
     ) -> Demonstrations:
-        """Encode episodes through their spaces and pad them into one batch.
+        """Encode episodes through their spaces.
 
         Real numbers are cast to the type that a space declares. Without an observation space they keep float64, and
-        become float32 otherwise; task, arguments and calls have the type of the observations.
+        become float32 otherwise; task, arguments and calls have the type of the observations, float32 where these are
+        bytes.
 
         Args:
             episodes: the demonstrations, all with the same widths.
@@ -223,159 +187,173 @@ class Demonstrations:
                 actions + 1, and on a number of arguments or rewards that is not the number of actions.
         """
         action_space = as_action_space(action_space)
-        flat = flatten_episodes(episodes, action_space, observation_space)
-        return cls.from_flat(flat, action_space, observation_space)
-
-    @classmethod
-    def from_flat(
-        cls, flat: FlatTraces, action_space: Space | int, observation_space: Space | None = None, *, check: bool = True
-    ) -> Demonstrations:
-        """Pad traces that stand one after the other.
-
-        Args:
-            flat: the traces.
-            action_space: of their actions.
-            observation_space: of their observations; None for plain vectors.
-            check: whether to check what they say, on the errors of the class; False for traces that were checked.
-        """
-        action_space, counts = as_action_space(action_space), flat.counts.astype(np.int64)
-        discrete = isinstance(action_space, spaces.Discrete)
-        calls = None
-        if flat.calls.shape[-1] > 0:
-            calls = torch.from_numpy(pad(flat.calls, flat.call_counts))
-            unused = torch.arange(calls.shape[1]) >= torch.as_tensor(flat.call_counts).unsqueeze(1)
-            calls[..., 0].masked_fill_(unused, -1)
-        fill = number_of_actions(action_space) if discrete else 0
-        actions = flat.actions if flat.actions.dtype.kind == "f" else flat.actions.astype(np.int64, copy=False)
-        fields = {
-            "observations": torch.from_numpy(pad(flat.observations, counts + 1)),
-            "actions": torch.from_numpy(pad(actions, counts, fill, extra=1)),
-            "lengths": torch.from_numpy(counts + 1),
-            "task": torch.from_numpy(flat.task.copy()),
-            "arguments": torch.from_numpy(pad(flat.arguments, counts, extra=1)),
-            "calls": calls,
-            "rewards": None if flat.rewards is None else torch.from_numpy(pad(flat.rewards, counts, extra=1)),
-            "terminated": torch.from_numpy(flat.terminated.copy()),
-            "truncated": torch.from_numpy(flat.truncated.copy()),
-            "action_space": action_space,
-        }
-        if check:
-            return cls(**fields, observation_space=observation_space)  # type: ignore[arg-type]
-        copy = object.__new__(cls)
-        copy.__dict__.update(
-            fields,
-            observation_space=observation_space_of(fields["observations"], observation_space),  # type: ignore[arg-type]
-            _steps=fields["lengths"],
-            _call_steps=torch.from_numpy(flat.call_counts.astype(np.int64)),
-        )
-        return copy
-
-    def flat(self) -> FlatTraces:
-        """The traces one after the other, without padding and null: what a file holds."""
-        mask, acted = self.mask.cpu(), self.acted.cpu()
-        calls = None if self.calls is None else self.calls.cpu()
-        return FlatTraces(
-            counts=(self._steps - 1).numpy(),
-            observations=self.observations.cpu()[mask].numpy(),
-            actions=self.actions.cpu()[acted].numpy(),
-            terminated=self.terminated.cpu().numpy(),
-            truncated=self.truncated.cpu().numpy(),
-            task=self.task.cpu().numpy(),
-            arguments=self.arguments.cpu()[acted].numpy(),
-            call_counts=self._call_steps.numpy(),
-            calls=np.zeros((0, 0), np.float32) if calls is None else calls[calls[..., 0] >= 0].numpy(),
-            rewards=None if self.rewards is None else self.rewards.cpu()[acted].numpy(),
-        )
+        rows, steps, call_steps, tables = rows_of_episodes(episodes, action_space, observation_space)
+        seen = rows["observations"]
+        space = observation_space or observation_space_of(seen.dtype, seen.shape[1], None)
+        store = Store.of(rows, steps, call_steps, tables, action_space, space)
+        store.check()
+        return cls._of(store)
 
     def to_episodes(self) -> list[Episode]:
         """The demonstrations one by one, in the environment's form; `from_episodes` takes them back bit for bit."""
-        return episodes_of(self.flat(), self.action_space, self.observation_space)
+        return episodes_of(self._whole().arrays(), self.action_space, self.observation_space)
 
     def transitions(self) -> Transitions:
         """All pairs of an observation and the action taken there, trace after trace."""
-        acted = self.acted
-        return Transitions(self.observations[acted], self.actions[acted], self.action_space, self.observation_space)
+        made = self._settled()
+        rows, traces = made._store.acted(made._rows), made if made.on_disk else None
+        return Transitions._of(made._columns, rows, self.action_space, self.observation_space, traces=traces)
 
-    def save(self, path: str | os.PathLike[str], *, compressed: bool = True) -> None:
+    def save(self, path: File, *, compressed: bool = True) -> None:
         """Write the demonstrations to one `.npz` file. The file appears whole or not at all.
 
-        It holds the arrays of `FlatTraces`, and `format`, `action_space` and `observation_space` (JSON) as texts.
+        It holds, one trace after the other and without padding, ``counts`` (actions of each trace), ``observations``,
+        ``actions``, ``terminated``, ``truncated``, ``task``, ``arguments``, ``call_counts``, ``calls``, ``rewards`` if
+        there are any, and ``bytes`` if only some parts of the observations are bytes; and ``format``,
+        ``action_space`` and ``observation_space`` (JSON) as texts.
 
         Args:
             path: the file. It is written under a temporary name beside it and then renamed.
-            compressed: whether to compress it.
+            compressed: whether to compress it; without, parts of it can be read from disk.
         """
-        path = Path(path)
-        texts = {
-            "format": FORMAT,
-            "action_space": space_to_json(self.action_space),
-            "observation_space": space_to_json(self.observation_space),
-        }
-        arrays: dict[str, Any] = {name: np.array(text) for name, text in texts.items()} | self.flat().arrays()
-        with replacing(path) as (temporary,), open(temporary, "wb") as file:
-            (np.savez_compressed if compressed else np.savez)(file, **arrays)
-
-    def fingerprint(self) -> str:
-        """A short hash of the traces and their spaces, the same on every device and under any padding."""
-        digest = hashlib.blake2b(digest_size=8)
-        for space in (self.action_space, self.observation_space):
-            digest.update(space_to_json(space).encode())
-        for name, array in self.flat().arrays().items():
-            digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        self._whole().save(path, compressed)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Demonstrations:
-        """Read a file written by `save`, to the last bit. Never unpickles.
+    def load(cls, path: File | Sequence[File], *, memory: bool = True, check: bool = True) -> Demonstrations:
+        """Read what `save` wrote, to the last bit. Nothing is ever unpickled.
 
         Args:
-            path: the file.
+            path: a file, or several, of equal spaces, whose traces follow each other.
+            memory: whether to load everything into memory; False leaves it on disk, which needs files that are not
+                compressed, and Linux or macOS.
+            check: whether to read everything once, in parts, for damage and for the errors of the class. Without,
+                what cannot be seen from the arrays' shapes goes unnoticed.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is truncated, damaged or something else than a file of demonstrations, or if its
-                contents are bad (see the class), naming the file.
+            ValueError: naming the file, if it is truncated, damaged, something else than a file of demonstrations or
+                of other spaces, types or widths than the first one; naming trace and step as well, if what it says is
+                bad.
         """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"no demonstrations at {path}")
-        try:
-            # Opened here, because numpy leaves the file open when it turns out to be no archive.
-            with open(path, "rb") as file:
-                archive = np.load(file, allow_pickle=False)
-                if isinstance(archive, np.ndarray):
-                    raise ValueError("it is a single array, not an .npz file")
-                if str(archive["format"]) != FORMAT:
-                    raise ValueError(f"its format is {archive['format']}, not {FORMAT}")
-                action_space, observation_space = (
-                    space_from_json(str(archive[name])) for name in ("action_space", "observation_space")
-                )
-                flat = FlatTraces.of_arrays(archive)
-        except Exception as error:  # on damaged files numpy raises a dozen kinds, from BadZipFile to TypeError
-            raise ValueError(f"{path} is no complete file of demonstrations: {error}") from error
-        try:
-            return cls.from_flat(flat, action_space, observation_space)
-        except TraceError as error:
-            raise ValueError(f"{path}: {error}") from error
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is no complete file of demonstrations: {error}") from error
+        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+        if not paths:
+            raise ValueError("no files of demonstrations")
+        stores = [load_store(each, memory=memory, check=check) for each in paths]
+        return cls._of(stores[0] if len(stores) == 1 else Store.joined(stores, paths))
 
-    # ------------------------------------------------------------------ reading
+    def read(self) -> Demonstrations:
+        """The same demonstrations in memory, and nothing else of what they were chosen from."""
+        return self._of(self._whole())
+
+    def fingerprint(self) -> str:
+        """A short hash of the traces and their spaces, the same on every device and under any padding.
+
+        On disk it is of the files, the traces chosen and the precision, for which no trace is read: names, shapes,
+        types and CRC-32s of the arrays, as their writer noted them, and the order of the files, wherever they are. It
+        is another one than that of the same demonstrations in memory.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        if self.on_disk:
+            digest.update(f"{self._store.precision} ".encode())
+            for reader in self._store.readers:
+                for name, member in reader.members.items():
+                    digest.update(f"{name} {member.shape} {member.dtype} {member.crc} ".encode())
+            digest.update(self._rows.tobytes())
+            return digest.hexdigest()
+        for space in (self.action_space, self.observation_space):
+            digest.update(space_to_json(space).encode())
+        store = self._whole()
+        arrays = store.arrays()
+        for name, array in arrays.items():
+            if name == "observations":  # hashed as version 0.1 did
+                dtype = "float32" if array.dtype == np.uint8 else array.dtype
+                digest.update(f"{name} {dtype} {(len(array), observation_size(self.observation_space))} ".encode())
+                seen = {each: torch.from_numpy(arrays[each]) for each in arrays if each in ("observations", "bytes")}
+                hash_observations(digest, seen, self._of(store)._parts)
+            elif name != "bytes":
+                digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def _whole(self) -> Store:
+        """A store in memory of these traces and no others."""
+        settled = self._settled()
+        store, rows = settled._store, settled._rows
+        return store if rows is store.everything and not settled.on_disk else store.selected(rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self.on_disk:
+            return self._of, (self._whole(),)
+        paths = [reader.path for reader in self._store.readers]
+        return _reopened, (paths, self._rows, self.device, self._store.precision, self.fingerprint())
+
+    # ------------------------------------------------------------------ reading a batch
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """`[B]` long, observations of each trace: its actions + 1."""
+        return self._store.on_device(self._steps)
+
+    @cached_property
+    def task(self) -> Tensor:
+        """`[B, U]` floats, the root procedure's argument."""
+        return self._store.tables["task"].index_select(0, self._there)
+
+    @cached_property
+    def terminated(self) -> Tensor:
+        """`[B]` bool, traces that ended of their own accord."""
+        return self._store.tables["terminated"].index_select(0, self._there)
+
+    @cached_property
+    def truncated(self) -> Tensor:
+        """`[B]` bool, traces that were cut off."""
+        return self._store.tables["truncated"].index_select(0, self._there)
+
+    @cached_property
+    def actions(self) -> Tensor:
+        """`[B, T]` long (Discrete), `[B, T, A]` long (MultiDiscrete) or floats (Box), null or zero after the end."""
+        return self._take("actions")
+
+    @cached_property
+    def arguments(self) -> Tensor:
+        """`[B, T, V]` floats, the argument of each action."""
+        return self._take("arguments")
+
+    @cached_property
+    def rewards(self) -> Tensor | None:
+        """`[B, T]` floats, the reward of each action; None where there are none."""
+        return self._take("rewards") if "rewards" in self._columns else None
+
+    @cached_property
+    def calls(self) -> Tensor | None:
+        """`[B, I, 1 + W]` floats, annotated calls, choice -1 in the padding; None where no trace is annotated."""
+        if "calls" not in self._columns:
+            return None
+        counts = self._store.call_steps[self._rows]
+        if not counts.any():
+            return None
+        horizon = int(counts.max())
+        return self._columns["calls"].take(self._slots("calls", horizon)).view(len(counts), horizon, -1)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """`[B, T]` bool: which observations exist, the one at the last step included."""
+        return self._store.on_device(np.arange(self._shape[1]) < self._steps[:, None])
+
+    @cached_property
+    def acted(self) -> Tensor:
+        """`[B, T]` bool: at which steps an action was taken, which is all but the last."""
+        return self._store.on_device(np.arange(self._shape[1]) < self._steps[:, None] - 1)
+
+    @property
+    def returns(self) -> Tensor | None:
+        """`[B]` floats: the sum of each trace's rewards, in float64; None where there are none."""
+        return None if self.rewards is None else self.rewards.double().sum(1)
 
     @property
     def discrete(self) -> bool:
         """Whether the actions are numbered, so that there is a null."""
         return isinstance(self.action_space, spaces.Discrete)
-
-    @property
-    def num_actions(self) -> int:
-        """How many actions there are, the null not included.
-
-        Raises:
-            TypeError: unless the actions are Discrete.
-        """
-        return number_of_actions(self.action_space)
 
     @property
     def null(self) -> int:
@@ -387,38 +365,49 @@ class Demonstrations:
         return self.num_actions
 
     @property
-    def mask(self) -> Tensor:
-        """`[B, T]` bool: which observations exist, the one at the last step included."""
-        return torch.arange(self.actions.shape[1], device=self.lengths.device) < self.lengths.unsqueeze(1)
-
-    @property
-    def acted(self) -> Tensor:
-        """`[B, T]` bool: at which steps an action was taken, which is all but the last."""
-        return torch.arange(1, self.actions.shape[1] + 1, device=self.lengths.device) < self.lengths.unsqueeze(1)
-
-    @property
-    def observation_parts(self) -> dict[str, slice]:
-        """Where in an observation each of its parts stands, by name; see `pyrocontrol.models.observation_parts`."""
-        return observation_parts(self.observation_space)
-
-    @property
-    def returns(self) -> Tensor | None:
-        """`[B]` floats: the sum of each trace's rewards, in float64; None where there are none."""
-        return None if self.rewards is None else self.rewards.double().sum(1)
-
-    @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.observations.device
+        """Where the tensors are, or come to when they are read."""
+        return self._store.device
+
+    # What is where in a batch is computed on the host, by NumPy, which takes half the time of torch for so little.
+
+    @cached_property
+    def _steps(self) -> np.ndarray:
+        """`[B]`, observations of each trace."""
+        return self._store.steps[self._rows]
+
+    @cached_property
+    def _shape(self) -> tuple[int, int]:
+        """B and T."""
+        return len(self._rows), int(self._steps.max())
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """`[B T]`, the slots of the columns of steps."""
+        return self._slots("actions", self._shape[1])
+
+    def _slots(self, name: str, horizon: int) -> Tensor:
+        """Slots `[B T]` of the traces side by side: after its end each shows its last one, which pads."""
+        first, last = self._store.ends[name]
+        slots = np.minimum(first[self._rows][:, None] + np.arange(horizon), last[self._rows][:, None])
+        return self._store.on_device(slots.reshape(-1))
+
+    def _take(self, name: str) -> Tensor:
+        column = self._columns[name]
+        return column.take(self._places).view(*self._shape, *column.width)
+
+    @cached_property
+    def _there(self) -> Tensor:
+        """The rows, where the tensors are."""
+        return self._store.on_device(self._rows)
+
+    # ------------------------------------------------------------------ choosing
 
     def __len__(self) -> int:
-        return self.observations.shape[0]
-
-    def __iter__(self) -> Iterator[Demonstrations]:
-        return (self[index] for index in range(len(self)))
+        return len(self._rows)
 
     def __getitem__(self, index: Index) -> Demonstrations:
-        """The chosen traces, trimmed to the longest of them. An int gives a batch of one.
+        """The chosen traces. An int gives a batch of one.
 
         Args:
             index: int, slice, integer sequence or tensor, or boolean mask `[B]`.
@@ -427,43 +416,19 @@ class Demonstrations:
             IndexError: if it points outside the data set.
             ValueError: if it chooses nothing.
         """
-        rows = chosen_rows(index, len(self), "trace")
-        steps, call_steps = self._steps.index_select(0, rows), self._call_steps.index_select(0, rows)
-        there = rows.to(self.device, non_blocking=True)
-
-        # index_select is several times as fast as indexing with a tensor, and this stands in every training loop.
-        def take(tensor: Tensor, horizon: int | None = None) -> Tensor:
-            return (tensor if horizon is None else tensor[:, :horizon]).index_select(0, there)
-
-        horizon, call_horizon = int(steps.max()), int(call_steps.max())
-        return self._replace(
-            observations=take(self.observations, horizon),
-            actions=take(self.actions, horizon),
-            lengths=take(self.lengths),
-            task=take(self.task),
-            arguments=take(self.arguments, horizon),
-            calls=None if self.calls is None or call_horizon == 0 else take(self.calls, call_horizon),
-            rewards=None if self.rewards is None else take(self.rewards, horizon),
-            terminated=take(self.terminated),
-            truncated=take(self.truncated),
-            _steps=steps,
-            _call_steps=call_steps,
-        )
+        whole = self._settled() if self._changes else self
+        return self._of(whole._store, chosen_rows(whole._rows, index, "trace"))
 
     def __add__(self, other: Demonstrations) -> Demonstrations:
-        """Both, the other's traces after these, where these are.
+        """Both in memory, the other's traces after these, where these are.
 
         Raises:
             ValueError: if their spaces or widths differ, or only one has rewards.
         """
         if not isinstance(other, Demonstrations):
             return NotImplemented
-        for name in ("action_space", "observation_space"):
-            left, right = getattr(self, name), getattr(other, name)
-            if space_to_json(left) != space_to_json(right):  # stricter than ==, which forgives bounds and orders
-                raise ValueError(f"demonstrations of different {name.replace('_', ' ')}s: {left} and {right}")
-        flat = concatenate([self.flat(), other.flat()])
-        return Demonstrations.from_flat(flat, self.action_space, self.observation_space, check=False).to(self.device)
+        stores = [self._whole(), other._whole().to(self.device, None)]
+        return self._of(Store.joined(stores, ("the first", "the second")))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:
         """Two disjoint parts, whole traces each, in the order they have here.
@@ -481,48 +446,69 @@ class Demonstrations:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Demonstrations:
         """The same demonstrations on another device, or with their real numbers in another precision.
 
-        The spaces stay those of the environment.
+        The spaces stay those of the environment. What is on disk stays there, and is moved and cast when it is read.
         """
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        return self._replace(
-            **{
-                name: value if value is None else value.to(device, dtype if value.is_floating_point() else None)
-                for name, value in tensors.items()
-            }
-        )
+        if self.on_disk and not self._changes:
+            return self._of(self._store.to(device, dtype), self._rows)
+        return self._of(self._whole().to(device, dtype))
 
-    def _replace(self, **changes: Any) -> Demonstrations:
-        """A copy with other tensors, known to be good: unchecked, so that no minibatch pays for checks."""
-        copy = object.__new__(Demonstrations)
-        copy.__dict__.update({**self.__dict__, **changes})
+    def _replace(self, **changes: Tensor | None) -> Demonstrations:
+        """A copy with other tensors for the same steps, known to be good: unchecked, so that no minibatch pays."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "parts"}
+        copy = object.__new__(type(self))
+        copy.__dict__.update(kept | changes, _changes={**self._changes, **changes})
         return copy
+
+    def _settled(self) -> Demonstrations:
+        """The same with what was replaced in a store, in memory; itself if nothing was."""
+        if not self._changes:
+            return self
+        store = self._store.selected(self._rows)
+        tables, call_steps = store.tables.copy(), store.call_steps
+        rows = {name: store.rows(name) for name in store.columns}
+        for name, value in self._changes.items():
+            rows.pop("bytes" if name == "observations" else name, None)
+            if value is None:
+                continue
+            if name in TABLES:
+                tables[name] = value
+            elif name == "calls":
+                live = value[..., 0] >= 0
+                rows[name], call_steps = value[live], live.sum(1).cpu().numpy()
+            else:
+                rows[name] = value[self.mask if name == "observations" else self.acted]
+        return self._of(Store.of(rows, store.steps, call_steps, tables, self.action_space, self.observation_space))
 
     # ------------------------------------------------------------------ showing
 
     def summary(self) -> str:
-        """One line: how many, how long, of which spaces, how good, how ended."""
-        counts, width = self._steps - 1, self.observations.shape[-1]
+        """One line: how many, how long, of which spaces, how good (in memory), how ended."""
+        count, counts, files = len(self), self._steps - 1, len(self._store.readers)
         parts = self.observation_parts
         named = f" ({', '.join(parts)})" if 1 < len(parts) <= 8 else ""
-        box = f"Box of {self.actions.shape[-1]}" if isinstance(self.action_space, spaces.Box) else self.action_space
+        box = (
+            f"Box of {action_size(self.action_space)}"
+            if isinstance(self.action_space, spaces.Box)
+            else self.action_space
+        )
         words = [
-            f"{len(self)} trace{'s' * (len(self) > 1)}",
+            f"{count} trace{'s' * (count > 1)}" + f" in {files} file{'s' * (files > 1)}" * (files > 0),
             f"{int(counts.sum())} actions ({int(counts.min())} to {int(counts.max())} each)",
-            f"{width} observation numbers{named}",
+            f"{observation_size(self.observation_space)} observation numbers{named}",
             f"actions {box}",
         ]
-        if self.returns is not None:
+        if not files and self.returns is not None:
             words.append(f"return {self.returns.mean():.4g} (sd {self.returns.std(correction=0):.3g})")
         words.append(f"{int(self.terminated.sum())} terminated, {int(self.truncated.sum())} truncated")
         if self.task.shape[-1]:
             words.append(f"{self.task.shape[-1]} task numbers")
-        if self.arguments.shape[-1]:
-            words.append(f"{self.arguments.shape[-1]} action argument numbers")
-        if annotated := int((self._call_steps > 0).sum()):
+        if arguments := self._columns["arguments"].width[0]:
+            words.append(f"{arguments} action argument numbers")
+        if annotated := int((self._store.call_steps[self._rows] > 0).sum()):
             words.append(f"{annotated} annotated")
         return ", ".join(words)
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: File) -> None:
         """Draw returns and lengths per trace, a histogram of the actions and the ranges of the observations.
 
         Args:
@@ -536,9 +522,81 @@ class Demonstrations:
         return f"Demonstrations({self.summary()}, {self.device})"
 
 
-def _refuse(bad: Tensor, what: str, value: Tensor | None = None, unit: str = "step") -> None:
-    """Raise naming the first trace and step where `bad` `[B, T]` holds."""
-    if bool(bad.any()):
-        place = tuple(bad.nonzero()[0].tolist())
-        shown = "" if value is None else f" (it is {value[place].item():g})"
-        raise TraceError(place[0], place[1], what + shown, unit)
+def StoredDemonstrations(path: File | Sequence[File], *, check: bool = True) -> Demonstrations:  # noqa: N802
+    """Demonstrations that stay in their files: ``Demonstrations.load(path, memory=False, check=check)``."""
+    return Demonstrations.load(path, memory=False, check=check)
+
+
+def StoredTransitions(demonstrations: Demonstrations) -> Transitions:  # noqa: N802
+    """The transitions of demonstrations: ``demonstrations.transitions()``."""
+    return demonstrations.transitions()
+
+
+def _reopened(
+    paths: Sequence[File],
+    rows: np.ndarray | None,
+    device: torch.device,
+    precision: torch.dtype | None,
+    fingerprint: str,
+) -> Demonstrations:
+    """Unpickle: the files as they are now, if they are what they were."""
+    store = Demonstrations.load(paths, memory=False, check=False)._store.to(device, precision)
+    found = Demonstrations._of(store, rows)
+    if found.fingerprint() != fingerprint:
+        raise ValueError(f"{', '.join(map(str, paths))}: not the data set any more that was pickled")
+    return found
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], batch: int, horizon: int) -> None:
+    """Refuse tensors of a padded batch that do not belong together."""
+    sizes, device = {"B": batch, "T": horizon}, tensors["observations"].device
+    for name, value in tensors.items():
+        if name in _WIDTHS:
+            expected = [None if size is None else sizes[size] for size in _WIDTHS[name]]
+            if value.dim() != len(expected) or any(
+                e not in (None, n) for e, n in zip(expected, value.shape, strict=True)
+            ):
+                wanted = ", ".join("any" if e is None else str(e) for e in expected)
+                raise ValueError(f"{name} must have shape [{wanted}], got {tuple(value.shape)}")
+            kind = {"lengths": torch.long, "terminated": torch.bool, "truncated": torch.bool}.get(name)
+            if kind is not None and value.dtype != kind:
+                raise ValueError(
+                    f"{name} must be {'long integers' if kind == torch.long else 'bool'}, got {value.dtype}"
+                )
+            if kind is None and not value.is_floating_point():
+                raise ValueError(f"{name} must be floating point, got {value.dtype}")
+        if value.device != device:
+            raise ValueError(f"{name} is on {value.device}, observations on {device}")
+    if "calls" in tensors and tensors["calls"].shape[-1] < 1:
+        raise ValueError("calls must have at least one column, the choice")
+
+
+def _check_padding(tensors: Mapping[str, Tensor], action_space: Space) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Refuse padded traces that do not end where their lengths say; return lengths on the host, mask and acted."""
+    actions, steps = tensors["actions"], tensors["lengths"].cpu().numpy().copy()
+    horizon = actions.shape[1]
+    wrong = (steps < 2) | (steps > horizon)
+    if wrong.any():
+        trace = int(wrong.argmax())
+        length = int(steps[trace])
+        what = "is empty: it holds no action" if length < 2 else f"has length {length}, but only {horizon} steps"
+        raise TraceError(trace, 0, f"the trace {what}")
+    clock, lengths = torch.arange(horizon, device=actions.device), tensors["lengths"].unsqueeze(1)
+    mask, acted = clock < lengths, clock + 1 < lengths
+    if isinstance(action_space, spaces.Discrete):
+        null = actions == number_of_actions(action_space)
+        refuse(mask & ~acted & ~null, "the trace has no end: its last action must be null", actions)
+        refuse(~mask & ~null, "an action after the end of the trace", actions)
+        refuse(acted & null, "null before the end of the trace", actions)
+    else:
+        refuse(~acted & (actions != 0).any(-1), "an action after the last one")
+    refuse(~mask & (tensors["observations"] != 0).any(-1), "an observation after the end of the trace")
+    refuse(~acted & (tensors["arguments"] != 0).any(-1), "an action argument after the last action")
+    if "rewards" in tensors:
+        refuse(~acted & (tensors["rewards"] != 0), "a reward after the last action", tensors["rewards"])
+    if "calls" in tensors:
+        choice = tensors["calls"][..., 0]
+        live = (choice >= 0).long()
+        refuse(~torch.isfinite(tensors["calls"]).all(-1), "the annotated call is NaN or infinite", unit="call")
+        refuse(live > live.cummin(1).values, "an annotated call after the end of the calls", choice, "call")
+    return steps, mask, acted

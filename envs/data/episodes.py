@@ -6,23 +6,26 @@ steps, W numbers of a program step's argument.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from ...models.spaces import (
     SpaceError,
     decode_actions,
     encode_actions,
     flatten_observations,
+    observation_bytes,
     observation_size,
     unflatten_observations,
 )
-from .flat_traces import FlatTraces, TraceError
+from .checks import TraceError
 
-__all__ = ["Episode", "episodes_of", "flatten_episodes"]
+__all__ = ["Episode", "episodes_of", "rows_of_episodes"]
 
 Space = spaces.Space[Any]
 
@@ -53,15 +56,18 @@ class Episode(NamedTuple):
     truncated: bool = False
 
 
-def flatten_episodes(
+def rows_of_episodes(
     episodes: Sequence[Episode], action_space: Space, observation_space: Space | None = None
-) -> FlatTraces:
+) -> tuple[dict[str, Tensor], np.ndarray, np.ndarray, dict[str, Tensor]]:
     """Encode episodes and put them one after the other.
 
     Args:
         episodes: the demonstrations.
         action_space: a space that `check_action_space` accepts.
         observation_space: None for plain vectors.
+
+    Returns:
+        What `Store.of` takes: rows by column, steps and calls of each trace, tables.
 
     Raises:
         TypeError: if one of them is no `Episode`.
@@ -71,10 +77,11 @@ def flatten_episodes(
     """
     if len(episodes) == 0:
         raise ValueError("no demonstrations: the data set is empty")
-    names = ("observations", "actions", "task", "arguments", "calls", "rewards")
+    names = ("observations", "bytes", "actions", "task", "arguments", "calls", "rewards")
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
     whole: list[bool] = []  # whether the observations of each episode were integers
-    call_counts = np.zeros(len(episodes), np.int64)
+    call_steps = np.zeros(len(episodes), np.int64)
+    apart = observation_bytes(observation_space) if observation_space is not None else np.zeros(0, bool)
     for index, episode in enumerate(episodes):
         if not isinstance(episode, Episode):
             raise TypeError(f"trace {index} must be an Episode, got {type(episode).__name__}")
@@ -88,6 +95,9 @@ def flatten_episodes(
                 raise TraceError(index, 0, f"observations are {kinds[0]}, those before are {kinds[1]}")
         else:
             observations = _flat_observations(observation_space, episode.observations, index)
+        if apart.any() and not apart.all():
+            columns["bytes"].append(observations[:, apart].astype(np.uint8))
+            observations = observations[:, ~apart]
         columns["observations"].append(observations)
         if len(observations) != len(actions) + 1:
             raise TraceError(
@@ -113,50 +123,55 @@ def flatten_episodes(
             if calls.shape[1] == 0:
                 raise TraceError(index, 0, "calls must have at least one column, the choice", "call")
             columns["calls"].append(calls)
-            call_counts[index] = len(calls)
-    observations = np.concatenate(columns["observations"])
+            call_steps[index] = len(calls)
+    tables: dict[str, Any] = {"task": np.stack(columns.pop("task"))}
+    joined = {name: np.concatenate(column) for name, column in columns.items() if column}
     # What else there is has the precision of the observations, so that a model reads numbers of one kind.
-    cast = {
-        name: (np.stack if name == "task" else np.concatenate)(columns[name] or [np.zeros((0, 0))]).astype(
-            observations.dtype, copy=False
-        )
-        for name in ("task", "arguments", "calls")
-    }
-    return FlatTraces(
-        counts=np.array([len(actions) for actions in columns["actions"]]),
-        observations=observations,
-        actions=np.concatenate(columns["actions"]),
-        terminated=np.array(
-            [bool(not e.truncated if e.terminated is None else e.terminated) for e in episodes], dtype=bool
-        ),
-        truncated=np.array([bool(e.truncated) for e in episodes], dtype=bool),
-        rewards=np.concatenate(columns["rewards"]) if columns["rewards"] else None,
-        call_counts=call_counts,
-        **cast,
+    real = joined["observations"].dtype if joined["observations"].dtype.kind == "f" else np.dtype(np.float32)
+    for name, numbers in (("task", tables), ("arguments", joined), ("calls", joined)):
+        if name in numbers:
+            numbers[name] = numbers[name].astype(real, copy=False)
+    tables["terminated"] = np.array([bool(not e.truncated if e.terminated is None else e.terminated) for e in episodes])
+    tables["truncated"] = np.array([bool(episode.truncated) for episode in episodes])
+    return (
+        {name: torch.from_numpy(column) for name, column in joined.items()},
+        np.array([len(actions) + 1 for actions in columns["actions"]]),
+        call_steps,
+        {name: torch.from_numpy(table) for name, table in tables.items()},
     )
 
 
-def episodes_of(flat: FlatTraces, action_space: Space, observation_space: Space) -> list[Episode]:
-    """Take traces apart again, in the environment's form: the inverse of `flatten_episodes`."""
-    ends = np.cumsum(flat.counts)[:-1]
-    observations = np.split(flat.observations, ends + np.arange(1, len(flat)))
-    actions = np.split(flat.actions, ends)
-    arguments = np.split(flat.arguments, ends)
-    rewards = None if flat.rewards is None else np.split(flat.rewards, ends)
-    calls = np.split(flat.calls, np.cumsum(flat.call_counts)[:-1])
-    return [
-        Episode(
-            observations=unflatten_observations(observation_space, observations[index]),
-            actions=decode_actions(action_space, actions[index]),
-            task=flat.task[index].copy() if flat.task.shape[1] else None,
-            arguments=arguments[index].copy() if flat.arguments.shape[1] else None,
-            calls=calls[index].copy() if flat.call_counts[index] else None,
-            rewards=None if rewards is None else rewards[index].copy(),
-            terminated=bool(flat.terminated[index]),
-            truncated=bool(flat.truncated[index]),
+def episodes_of(arrays: Mapping[str, np.ndarray], action_space: Space, observation_space: Space) -> list[Episode]:
+    """Take the arrays of a file apart again, in the environment's form: the inverse of `rows_of_episodes`."""
+    counts, call_counts = arrays["counts"], arrays["call_counts"]
+    cuts = {1: np.cumsum(counts + 1)[:-1], 0: np.cumsum(counts)[:-1], -1: np.cumsum(call_counts)[:-1]}
+    kinds = {"observations": 1, "bytes": 1, "calls": -1}
+    apart = observation_bytes(observation_space)
+    episodes = []
+    rows = {
+        name: np.split(arrays[name], cuts[kinds.get(name, 0)])
+        for name in ("observations", "bytes", "actions", "arguments", "calls", "rewards")
+        if name in arrays
+    }
+    for index in range(len(counts)):
+        one = {name: column[index] for name, column in rows.items()}
+        seen = one["observations"]
+        if "bytes" in one:
+            seen = np.empty((len(seen), len(apart)), seen.dtype)
+            seen[:, apart], seen[:, ~apart] = one["bytes"], one["observations"]
+        episodes.append(
+            Episode(
+                observations=unflatten_observations(observation_space, seen),
+                actions=decode_actions(action_space, one["actions"]),
+                task=arrays["task"][index].copy() if arrays["task"].shape[1] else None,
+                arguments=one["arguments"].copy() if one["arguments"].shape[1] else None,
+                calls=one["calls"].copy() if call_counts[index] else None,
+                rewards=one["rewards"].copy() if "rewards" in one else None,
+                terminated=bool(arrays["terminated"][index]),
+                truncated=bool(arrays["truncated"][index]),
+            )
         )
-        for index in range(len(flat))
-    ]
+    return episodes
 
 
 def _actions(space: Space, given: Any, index: int) -> np.ndarray:
@@ -183,6 +198,8 @@ def _flat_observations(space: Space, given: Any, index: int) -> np.ndarray:
     """`[A + 1, O]`, the observations of one episode, flattened if they are not."""
     size = observation_size(space)
     came_flat = getattr(given, "ndim", 0) == 2 and tuple(given.shape[1:]) == (size,) != space.shape
+    if isinstance(space, spaces.MultiDiscrete) and space.shape == (size,):  # of one value each: these or their one-hots
+        came_flat = np.asarray(given).dtype.kind == "f"
     try:
         # Those that came flattened go to the environment's form and back, to be checked like all others.
         flat = flatten_observations(space, unflatten_observations(space, given) if came_flat else given)
@@ -191,7 +208,7 @@ def _flat_observations(space: Space, given: Any, index: int) -> np.ndarray:
     if flat.ndim != 2:
         raise TraceError(index, 0, f"the observations must be a batch, one a step, got shape {flat.shape} flattened")
     if came_flat:
-        numbers = np.asarray(given).astype(flat.dtype)
+        numbers = np.asarray(given).astype(np.promote_types(flat.dtype, np.float32))
         changed = ((flat != numbers) & np.isfinite(numbers)).any(-1)
         if changed.any():
             raise TraceError(index, int(changed.argmax()), "the flattened observation is none of its space")

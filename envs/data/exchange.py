@@ -19,9 +19,9 @@ from gymnasium import spaces
 from ...models.space_json import space_from_json, space_to_json
 from ...models.spaces import check_action_space, observation_size
 from .arrays import end_flags, exact_demonstrations
+from .checks import TraceError
 from .demonstrations import Demonstrations
 from .episodes import Episode
-from .flat_traces import TraceError
 
 __all__ = ["from_imitation", "from_minari", "to_imitation", "to_minari"]
 

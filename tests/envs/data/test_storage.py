@@ -19,7 +19,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyrocontrol.envs import Demonstrations, Episode, bubble_sort
-from pyrocontrol.envs.data.storage import StoredDemonstrations, StoredTransitions
+from pyrocontrol.envs.data.demonstrations import StoredDemonstrations, StoredTransitions
 from pyrocontrol.inference import fit
 from pyrocontrol.models import ReactivePolicy, RecurrentPolicy
 from pyrocontrol.models.space_json import space_to_json

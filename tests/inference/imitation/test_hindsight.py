@@ -12,7 +12,7 @@ from gymnasium import spaces
 from scipy.stats import chisquare
 
 from pyrocontrol.envs import Demonstrations, Episode, Transitions
-from pyrocontrol.envs.data.storage import StoredDemonstrations
+from pyrocontrol.envs.data.demonstrations import StoredDemonstrations
 from pyrocontrol.inference import hindsight
 
 

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from pyrocontrol.envs import CollectionError, CollectionInterrupted, Demonstrations, TMazeTeacher, collect
 from pyrocontrol.envs.acting.collect import predict_along
-from pyrocontrol.envs.data.storage import StoredDemonstrations
+from pyrocontrol.envs.data.demonstrations import StoredDemonstrations
 from pyrocontrol.inference import ConfusionNoise, GaussianNoise, constant, dagger, dart, geometric, linear
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {

@@ -155,7 +155,7 @@ def check_traces(
         first: number of the first of these traces, for errors.
 
     Raises:
-        TraceError: naming the trace and the step, if a trace is empty, a number is NaN or infinite, an action is
+        TraceError: naming the trace and the step, if a number is NaN or infinite, an action is
             outside its space or a call is none.
         ValueError: if there are arguments or calls of actions that are not Discrete.
     """
@@ -169,7 +169,6 @@ def check_traces(
             raise TraceError(first + trace, place[0] - int(ends[trace] - counts[trace]), what, unit)
 
     acts, once = steps - 1, np.ones_like(steps)
-    refuse_row(_first(torch.from_numpy(acts < 1)), once, "the trace is empty: it holds no action")
     refuse_row(_first(~torch.isfinite(task).all(-1)), once, "the task is NaN or infinite")
     for name, what, counts in (
         ("observations", "observation", steps),
@@ -183,8 +182,9 @@ def check_traces(
     if "calls" in rows:
         calls, choice = rows["calls"], rows["calls"][:, 0]
         refuse_row(_first(~torch.isfinite(calls)), call_steps, "the annotated call is NaN or infinite", "call")
-        bad = (choice != choice.round()) | (choice < 0)
-        refuse_row(_first(bad), call_steps, "the annotated choice is no integer from 0 on", "call")
+        if (place := _first((choice != choice.round()) | (choice < 0))) is not None:
+            what = f"the annotated choice is no integer from 0 on (it is {choice[place].item():g})"
+            refuse_row(place, call_steps, what, "call")
 
 
 def refuse(bad: Tensor, what: str, value: Tensor | None = None, unit: str = "step") -> None:

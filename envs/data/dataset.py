@@ -93,6 +93,11 @@ class Dataset:
         return number_of_actions(self.action_space)
 
     @property
+    def observation_dtype(self) -> torch.dtype:
+        """Type of `observations`, for which none is read."""
+        return self._settled()._columns["observations"].dtype
+
+    @property
     def on_disk(self) -> bool:
         """Whether it is read from files when it is asked for."""
         return isinstance(self._columns["actions"], StoredColumn)

@@ -35,10 +35,8 @@ __all__ = ["Demonstrations", "Episode", "StoredDemonstrations", "StoredTransitio
 Space = spaces.Space[Any]
 File = str | os.PathLike[str]
 
-_REQUIRED = ("observations", "actions", "lengths")
 # Shapes of what needs no more than a check of its shape; None for any width.
-_WIDTHS: dict[str, tuple[str | None, ...]] = {
-    "lengths": ("B",),
+_OPTIONAL: dict[str, tuple[str | None, ...]] = {
     "task": ("B", None),
     "arguments": ("B", "T", None),
     "calls": ("B", None, None),
@@ -46,6 +44,7 @@ _WIDTHS: dict[str, tuple[str | None, ...]] = {
     "truncated": ("B",),
     "terminated": ("B",),
 }
+_WIDTHS = {"lengths": ("B",), **_OPTIONAL}
 
 
 class Demonstrations(Dataset):
@@ -117,7 +116,7 @@ class Demonstrations(Dataset):
         given |= {"arguments": arguments, "calls": calls, "rewards": rewards}
         given |= {"truncated": truncated, "terminated": terminated}
         for name, value in given.items():
-            if not (isinstance(value, Tensor) or (value is None and name not in _REQUIRED)):
+            if not (isinstance(value, Tensor) or (value is None and name in _OPTIONAL)):
                 raise TypeError(
                     f"{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor, "
                     "or make the traces with Demonstrations.from_episodes"
@@ -451,6 +450,32 @@ class Demonstrations(Dataset):
         if self.on_disk and not self._changes:
             return self._of(self._store.to(device, dtype), self._rows)
         return self._of(self._whole().to(device, dtype))
+
+    def replace(self, **tensors: Tensor | None) -> Demonstrations:
+        """The same traces with other tensors, in memory, checked as at construction.
+
+        Args:
+            **tensors: padded as in this batch; None takes away what may be missing.
+
+        Raises:
+            TypeError: as for the class.
+            ValueError: as for the class.
+        """
+        names = (
+            "observations",
+            "actions",
+            "lengths",
+            "task",
+            "arguments",
+            "calls",
+            "rewards",
+            "terminated",
+            "truncated",
+        )
+        given = {name: getattr(self, name) for name in names if name not in tensors}
+        return Demonstrations(
+            **given | tensors, action_space=self.action_space, observation_space=self.observation_space
+        )
 
     def _replace(self, **changes: Tensor | None) -> Demonstrations:
         """A copy with other tensors for the same steps, known to be good: unchecked, so that no minibatch pays."""

@@ -28,7 +28,9 @@ def chosen_rows(rows: np.ndarray, index: Index, name: str) -> np.ndarray:
         index = (index if index.is_cpu else index.cpu()).numpy()
     elif isinstance(index, int | np.integer):
         index = [int(index)]
-    elif not isinstance(index, slice):
+    elif isinstance(index, slice):
+        index = np.arange(*index.indices(len(rows)))
+    else:
         index = np.asarray(index if len(index) else [], None if len(index) else np.int64)
     try:
         found = rows[index]

@@ -43,7 +43,7 @@ SPARE = {"observations": 1, "bytes": 1, "actions": 2, "arguments": 2, "rewards":
 TABLES, COUNTS = ("task", "terminated", "truncated"), ("counts", "call_counts")
 FORMAT, FORMAT_WITH_BYTES = "pyrocontrol-demonstrations-2", "pyrocontrol-demonstrations-3"
 _TEXTS = ("format", "action_space", "observation_space")
-_CHECKED_BYTES = 2**23  # at a time
+_CHECKED_BYTES = 2**21  # at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +243,8 @@ class Store:
                 if (key in store.columns) != (key in first.columns) and key != "calls":
                     has, had = ("", "none") if key in store.columns else ("no ", "some")
                     raise ValueError(f"{name} has {has}{key}, {names[0]} has {had}")
-            found = {"task": (list(store.tables["task"].shape[1:]), store.tables["task"].dtype)}
-            found |= {key: ([*column.width], column.dtype) for key, column in store.columns.items()}
+            found = {key: ([*column.width], column.dtype) for key, column in store.columns.items()}
+            found |= {"task": ([*store.tables["task"].shape[1:]], store.tables["task"].dtype)}
             for key, kind in found.items():
                 known = kinds.setdefault(key, kind)
                 if known[0] != kind[0] or store.readers and known != kind:
@@ -378,6 +378,8 @@ def _check_arrays(arrays: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} has {arrays[name].shape[0]} rows for {len(counts)} traces")
     if min(counts.min(), calls.min()) < 0:
         raise ValueError("a trace has a negative number of steps")
+    if counts.min() == 0:
+        raise TraceError(int(counts.argmin()), 0, "the trace is empty: it holds no action")
     actions = int(counts.sum())
     for name, spare in SPARE.items():
         what, total = ("counts, one more each,", actions + len(counts)) if spare == 1 else ("counts", actions)

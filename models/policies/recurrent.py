@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..programs.traces import Traces, check_stopped
 from ..registration import register
+from ..spaces import observation_size
 
 __all__ = ["RecurrentController"]
 
@@ -74,7 +75,7 @@ class RecurrentController(nn.Module):
         """
         check_stopped(traces)
         found = {
-            "obs_size": (traces.observations.shape[-1], self.obs_size),
+            "obs_size": (observation_size(traces.observation_space), self.obs_size),
             "num_actions": (traces.num_actions, self.num_actions),
             "action argument size": (traces.arguments.shape[-1], 0),
         }

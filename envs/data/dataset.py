@@ -1,87 +1,101 @@
 """What demonstrations and transitions have in common: spaces, and numbers that are read when they are asked for.
 
-Shapes: `...` the dimensions of a batch, R rows, O observation numbers.
+Shapes: `...` the dimensions of a batch, O observation numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cached_property
-from typing import Any, NamedTuple, NoReturn, Self
+from collections.abc import Iterator
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ...models.spaces import observation_bytes, observation_leaves, observation_parts
+from ...models.spaces import observation_parts
 from .checks import number_of_actions
-from .columns import Column, StoredColumn
+from .columns import Columns
 from .selection import Index
 
-__all__ = ["Dataset", "hash_observations"]
+__all__ = ["Dataset", "when_read"]
 
 Space = spaces.Space[Any]
 
 
-class _Part(NamedTuple):
-    """A part of the observations: its space, the column it is kept in, and which numbers of the column's rows it is."""
+class _WhenRead:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
 
-    space: Space
-    column: str
-    numbers: slice
+    def __get__(self, data: Dataset, owner: type) -> Any:
+        value = data.__dict__[self.name] = data._read(self.name)
+        return value
+
+
+def when_read() -> Any:
+    """An attribute that `Dataset._read` gives when it is first read, and that is kept then."""
+    return _WhenRead()
 
 
 class Dataset:
     """Examples, of which an index chooses some. It cannot be changed.
 
     What a batch holds is put together when it is first read, and kept; nothing else is read or copied.
+
+    Attributes:
+        observations: `[..., O]`, flattened (`pyrocontrol.models.flatten_observations`): floats, or bytes (uint8) where
+            all parts of their space are bytes.
+        parts: the parts of the observations by name, each `[..., *shape]`, in the shape and type of its space.
+        actions: `[...]` or `[..., A]`, stored actions (`pyrocontrol.models.encode_actions`).
+        acted: `[...]` bool, where an action was taken.
     """
 
-    action_space: Space
-    observation_space: Space
-    _columns: Mapping[str, Column | StoredColumn]
+    observations: Tensor = when_read()
+    parts: dict[str, Tensor] = when_read()
+    actions: Tensor = when_read()
+    acted: Tensor = when_read()
+    _source: Columns
+    _rows: np.ndarray  # which of what there is in the source these are
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __getitem__(self, index: Index) -> Self:
-        raise NotImplementedError
-
-    def _take(self, name: str) -> Tensor:
-        """The rows of a column that this is made of, `[..., *]`."""
+    def _read(self, name: str) -> Any:
+        """What has this name."""
         raise NotImplementedError
 
     def _settled(self) -> Self:
-        """The same with all that it is made of in columns."""
+        """The same with everything in the source."""
         return self
-
-    def __iter__(self) -> Iterator[Self]:
-        return (self[index] for index in range(len(self)))
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} cannot be changed: {name} cannot be set")
 
-    @cached_property
-    def observations(self) -> Tensor:
-        """`[..., O]`, flattened (`pyrocontrol.models.flatten_observations`): floats, or bytes where all are bytes."""
-        if "bytes" not in self._columns:
-            return self._take("observations")
-        return _together({name: self._take(name) for name in ("observations", "bytes")}, self._parts)
+    def __len__(self) -> int:
+        return len(self._rows)
 
-    @cached_property
-    def parts(self) -> dict[str, Tensor]:
-        """The parts of the observations by name, each `[..., *shape]`, in the shape and type of its space."""
-        given = self._settled()
-        rows = {name: given._take(name) for name in {part.column: None for part in given._parts.values()}}
-        return {
-            name: _in_space(part.space, rows[part.column][..., part.numbers]) for name, part in given._parts.items()
-        }
+    def __getitem__(self, index: Index) -> Self:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def action_space(self) -> Space:
+        """Discrete, MultiDiscrete or Box."""
+        return self._source.action_space
+
+    @property
+    def observation_space(self) -> Space:
+        """Of the environment."""
+        return self._source.observation_space
 
     @property
     def observation_parts(self) -> dict[str, slice]:
         """Where in an observation each of its parts stands, by name; see `pyrocontrol.models.observation_parts`."""
         return observation_parts(self.observation_space)
+
+    @property
+    def observation_dtype(self) -> torch.dtype:
+        """Type of the observations, for which none is read."""
+        return self._settled()._source.columns["observations"].dtype
 
     @property
     def num_actions(self) -> int:
@@ -93,54 +107,11 @@ class Dataset:
         return number_of_actions(self.action_space)
 
     @property
-    def observation_dtype(self) -> torch.dtype:
-        """Type of `observations`, for which none is read."""
-        return self._settled()._columns["observations"].dtype
-
-    @property
     def on_disk(self) -> bool:
         """Whether it is read from files when it is asked for."""
-        return isinstance(self._columns["actions"], StoredColumn)
+        return bool(self._source.readers)
 
-    @cached_property
-    def _parts(self) -> dict[str, _Part]:
-        of_bytes, ends = observation_bytes(self.observation_space), {"observations": 0, "bytes": 0}
-        leaves, found = observation_leaves(self.observation_space), {}
-        for name, place in self.observation_parts.items():
-            column = "bytes" if "bytes" in self._columns and of_bytes[place].any() else "observations"
-            start = ends[column]
-            ends[column] += place.stop - place.start
-            found[name] = _Part(leaves[name], column, slice(start, ends[column]))
-        return found
-
-
-def hash_observations(digest: Any, rows: Mapping[str, Tensor], parts: Mapping[str, Any]) -> None:
-    """Add observations to a hash as the floats that version 0.1 kept.
-
-    Args:
-        digest: of `hashlib`.
-        rows: `[R, *]` of the columns that the observations are kept in.
-        parts: what is where in them.
-    """
-    for some in zip(*(column.split(4096) for column in rows.values()), strict=True):
-        flat = _together(dict(zip(rows, some, strict=True)), parts)
-        digest.update((flat.float() if flat.dtype == torch.uint8 else flat).cpu().numpy().tobytes())
-
-
-def _together(rows: Mapping[str, Tensor], parts: Mapping[str, _Part]) -> Tensor:
-    """Observations `[..., O]` from the columns that they are kept in."""
-    real = rows["observations"]
-    if len(rows) == 1:
-        return real
-    return torch.cat([rows[part.column][..., part.numbers].to(real.dtype) for part in parts.values()], -1)
-
-
-def _in_space(space: Space, flat: Tensor) -> Tensor:
-    """A part of flattened observations `[..., width]` in the environment's form, `[..., *shape]`."""
-    shape = (*flat.shape[:-1], *(space.shape or ()))
-    dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        counts = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.reshape(-1).tolist()
-        chosen = torch.stack([onehot.argmax(-1) for onehot in flat.split(counts, -1)], -1)
-        flat = chosen.view(shape) + torch.as_tensor(np.asarray(space.start), device=flat.device)
-    return flat.reshape(shape).to(dtype)
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are, or come to when they are read."""
+        return self._source.device

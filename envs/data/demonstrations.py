@@ -10,10 +10,10 @@ Shapes: B demonstrations, T environment steps, I program steps, O observation nu
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from torch import Tensor
 from ...models.space_json import space_to_json
 from ...models.spaces import action_size, as_action_space, observation_size
 from .checks import TraceError, check_action_kind, number_of_actions, observation_space_of, refuse
-from .dataset import Dataset, hash_observations
+from .columns import slots_of
+from .dataset import Dataset, when_read
 from .episodes import Episode, episodes_of, rows_of_episodes
 from .selection import Index, chosen_rows, split_rows
 from .store import SPARE, TABLES, Store, load_store
@@ -35,6 +36,7 @@ __all__ = ["Demonstrations", "Episode", "StoredDemonstrations", "StoredTransitio
 Space = spaces.Space[Any]
 File = str | os.PathLike[str]
 
+_NONE: Mapping[str, Any] = {}
 # Shapes of what needs no more than a check of its shape; None for any width.
 _OPTIONAL: dict[str, tuple[str | None, ...]] = {
     "task": ("B", None),
@@ -94,9 +96,20 @@ class Demonstrations(Dataset):
         18 2 2
     """
 
-    _store: Store
-    _rows: np.ndarray  # [B], which traces of the store these are
-    _changes: Mapping[str, Tensor | None] = {}  # what `_replace` has put in the place of what the store holds
+    lengths: Tensor = when_read()
+    task: Tensor = when_read()
+    arguments: Tensor = when_read()
+    calls: Tensor | None = when_read()
+    rewards: Tensor | None = when_read()
+    terminated: Tensor = when_read()
+    truncated: Tensor = when_read()
+    mask: Tensor = when_read()
+    # Of each trace its observations [B], B and T, and the slots [B T] in the columns of steps.
+    _steps: np.ndarray = when_read()
+    _shape: tuple[int, int] = when_read()
+    _slots: Tensor = when_read()
+    _source: Store
+    _changes: Mapping[str, Tensor | None]  # what `_replace` has put in the place of what the source holds
 
     def __init__(
         self,
@@ -151,7 +164,7 @@ class Demonstrations(Dataset):
             live = tensors["calls"][..., 0] >= 0
             rows["calls"], call_steps = tensors["calls"][live], live.sum(1).cpu().numpy()
         tables = {name: tensors[name] for name in TABLES}
-        store = Store.of(rows, steps, call_steps, tables, action_space, space)
+        store = Store(action_space, space, {}, steps, call_steps, tables).having(rows)
         store.check()
         self.__dict__.update(self._of(store).__dict__)
 
@@ -159,7 +172,7 @@ class Demonstrations(Dataset):
     def _of(cls, store: Store, rows: np.ndarray | None = None) -> Demonstrations:
         """Traces of a store: unchecked, so that no minibatch pays for checks."""
         made = object.__new__(cls)
-        made.__dict__.update(store.shared, _store=store, _rows=store.everything if rows is None else rows)
+        made.__dict__.update(_source=store, _rows=store.everything if rows is None else rows, _changes=_NONE)
         return made
 
     # ------------------------------------------------------------------ making, saving, loading
@@ -189,7 +202,7 @@ class Demonstrations(Dataset):
         rows, steps, call_steps, tables = rows_of_episodes(episodes, action_space, observation_space)
         seen = rows["observations"]
         space = observation_space or observation_space_of(seen.dtype, seen.shape[1], None)
-        store = Store.of(rows, steps, call_steps, tables, action_space, space)
+        store = Store(action_space, space, {}, steps, call_steps, tables).having(rows)
         store.check()
         return cls._of(store)
 
@@ -200,8 +213,8 @@ class Demonstrations(Dataset):
     def transitions(self) -> Transitions:
         """All pairs of an observation and the action taken there, trace after trace."""
         made = self._settled()
-        rows, traces = made._store.acted(made._rows), made if made.on_disk else None
-        return Transitions._of(made._columns, rows, self.action_space, self.observation_space, traces=traces)
+        slots = slots_of(made._source.slots("actions"), made._rows, SPARE["actions"])
+        return Transitions._of(made._source, slots, traces=made if made.on_disk else None)
 
     def save(self, path: File, *, compressed: bool = True) -> None:
         """Write the demonstrations to one `.npz` file. The file appears whole or not at all.
@@ -251,24 +264,22 @@ class Demonstrations(Dataset):
         types and CRC-32s of the arrays, as their writer noted them, and the order of the files, wherever they are. It
         is another one than that of the same demonstrations in memory.
         """
-        digest = hashlib.blake2b(digest_size=8)
-        if self.on_disk:
-            digest.update(f"{self._store.precision} ".encode())
-            for reader in self._store.readers:
+        digest, made = hashlib.blake2b(digest_size=8), self._settled()
+        if made.on_disk:
+            digest.update(f"{made._source.precision} ".encode())
+            for reader in made._source.readers:
                 for name, member in reader.members.items():
                     digest.update(f"{name} {member.shape} {member.dtype} {member.crc} ".encode())
-            digest.update(self._rows.tobytes())
+            digest.update(made._rows.tobytes())
             return digest.hexdigest()
         for space in (self.action_space, self.observation_space):
             digest.update(space_to_json(space).encode())
         store = self._whole()
-        arrays = store.arrays()
-        for name, array in arrays.items():
+        for name, array in store.arrays().items():
             if name == "observations":  # hashed as version 0.1 did
                 dtype = "float32" if array.dtype == np.uint8 else array.dtype
                 digest.update(f"{name} {dtype} {(len(array), observation_size(self.observation_space))} ".encode())
-                seen = {each: torch.from_numpy(arrays[each]) for each in arrays if each in ("observations", "bytes")}
-                hash_observations(digest, seen, self._of(store)._parts)
+                store.hash_observations(digest, slots_of(store.slots(name), None, SPARE[name]))
             elif name != "bytes":
                 digest.update(f"{name} {array.dtype} {array.shape} ".encode())
                 digest.update(array.tobytes())
@@ -276,73 +287,50 @@ class Demonstrations(Dataset):
 
     def _whole(self) -> Store:
         """A store in memory of these traces and no others."""
-        settled = self._settled()
-        store, rows = settled._store, settled._rows
-        return store if rows is store.everything and not settled.on_disk else store.selected(rows)
+        made = self._settled()
+        kept = made._rows is made._source.everything and not made.on_disk
+        return made._source if kept else made._source.selected(made._rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if not self.on_disk:
+        if not self.on_disk or self._changes:
             return self._of, (self._whole(),)
-        paths = [reader.path for reader in self._store.readers]
-        return _reopened, (paths, self._rows, self.device, self._store.precision, self.fingerprint())
+        paths = [reader.path for reader in self._source.readers]
+        return _reopened, (paths, self._rows, self.device, self._source.precision, self.fingerprint())
 
     # ------------------------------------------------------------------ reading a batch
 
-    @cached_property
-    def lengths(self) -> Tensor:
-        """`[B]` long, observations of each trace: its actions + 1."""
-        return self._store.on_device(self._steps)
+    def _read(self, name: str) -> Any:
+        store, rows = self._source, self._rows
+        if name in ("observations", "actions", "arguments", "rewards"):
+            found = store.read(name, self._slots)
+            return found if found is None else found.view(*self._shape, *found.shape[1:])
+        if name == "_slots":
+            return self._side_by_side("actions", self._shape[1])
+        if name == "_shape":
+            return len(rows), int(self._steps.max())
+        if name == "_steps":
+            return store.steps[rows]
+        if name == "lengths":
+            return store.on_device(self._steps)
+        if name in ("mask", "acted"):
+            return store.on_device(np.arange(self._shape[1]) < self._steps[:, None] - (name == "acted"))
+        if name in TABLES:
+            return store.tables[name].index_select(0, store.on_device(rows))
+        if name == "calls":
+            horizon = int(store.call_steps[rows].max()) if name in store.columns else 0
+            return store.read(name, self._side_by_side(name, horizon)).view(len(rows), horizon, -1) if horizon else None
+        made = self._settled()
+        parts = made._source.read("parts", made._slots)
+        return {name: part.view(*self._shape, *part.shape[1:]) for name, part in parts.items()}
 
-    @cached_property
-    def task(self) -> Tensor:
-        """`[B, U]` floats, the root procedure's argument."""
-        return self._store.tables["task"].index_select(0, self._there)
+    def _side_by_side(self, name: str, horizon: int) -> Tensor:
+        """The slots of the traces in a batch `[B horizon]`: after its end each shows its last one, which pads.
 
-    @cached_property
-    def terminated(self) -> Tensor:
-        """`[B]` bool, traces that ended of their own accord."""
-        return self._store.tables["terminated"].index_select(0, self._there)
-
-    @cached_property
-    def truncated(self) -> Tensor:
-        """`[B]` bool, traces that were cut off."""
-        return self._store.tables["truncated"].index_select(0, self._there)
-
-    @cached_property
-    def actions(self) -> Tensor:
-        """`[B, T]` long (Discrete), `[B, T, A]` long (MultiDiscrete) or floats (Box), null or zero after the end."""
-        return self._take("actions")
-
-    @cached_property
-    def arguments(self) -> Tensor:
-        """`[B, T, V]` floats, the argument of each action."""
-        return self._take("arguments")
-
-    @cached_property
-    def rewards(self) -> Tensor | None:
-        """`[B, T]` floats, the reward of each action; None where there are none."""
-        return self._take("rewards") if "rewards" in self._columns else None
-
-    @cached_property
-    def calls(self) -> Tensor | None:
-        """`[B, I, 1 + W]` floats, annotated calls, choice -1 in the padding; None where no trace is annotated."""
-        if "calls" not in self._columns:
-            return None
-        counts = self._store.call_steps[self._rows]
-        if not counts.any():
-            return None
-        horizon = int(counts.max())
-        return self._columns["calls"].take(self._slots("calls", horizon)).view(len(counts), horizon, -1)
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """`[B, T]` bool: which observations exist, the one at the last step included."""
-        return self._store.on_device(np.arange(self._shape[1]) < self._steps[:, None])
-
-    @cached_property
-    def acted(self) -> Tensor:
-        """`[B, T]` bool: at which steps an action was taken, which is all but the last."""
-        return self._store.on_device(np.arange(self._shape[1]) < self._steps[:, None] - 1)
+        It is computed on the host, by NumPy, which takes half the time of torch for so little.
+        """
+        first, last = self._source.ends[name]
+        slots = np.minimum(first[self._rows][:, None] + np.arange(horizon), last[self._rows][:, None])
+        return self._source.on_device(slots.reshape(-1))
 
     @property
     def returns(self) -> Tensor | None:
@@ -363,47 +351,7 @@ class Demonstrations(Dataset):
         """
         return self.num_actions
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are, or come to when they are read."""
-        return self._store.device
-
-    # What is where in a batch is computed on the host, by NumPy, which takes half the time of torch for so little.
-
-    @cached_property
-    def _steps(self) -> np.ndarray:
-        """`[B]`, observations of each trace."""
-        return self._store.steps[self._rows]
-
-    @cached_property
-    def _shape(self) -> tuple[int, int]:
-        """B and T."""
-        return len(self._rows), int(self._steps.max())
-
-    @cached_property
-    def _places(self) -> Tensor:
-        """`[B T]`, the slots of the columns of steps."""
-        return self._slots("actions", self._shape[1])
-
-    def _slots(self, name: str, horizon: int) -> Tensor:
-        """Slots `[B T]` of the traces side by side: after its end each shows its last one, which pads."""
-        first, last = self._store.ends[name]
-        slots = np.minimum(first[self._rows][:, None] + np.arange(horizon), last[self._rows][:, None])
-        return self._store.on_device(slots.reshape(-1))
-
-    def _take(self, name: str) -> Tensor:
-        column = self._columns[name]
-        return column.take(self._places).view(*self._shape, *column.width)
-
-    @cached_property
-    def _there(self) -> Tensor:
-        """The rows, where the tensors are."""
-        return self._store.on_device(self._rows)
-
     # ------------------------------------------------------------------ choosing
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __getitem__(self, index: Index) -> Demonstrations:
         """The chosen traces. An int gives a batch of one.
@@ -415,8 +363,8 @@ class Demonstrations(Dataset):
             IndexError: if it points outside the data set.
             ValueError: if it chooses nothing.
         """
-        whole = self._settled() if self._changes else self
-        return self._of(whole._store, chosen_rows(whole._rows, index, "trace"))
+        made = self._settled() if self._changes else self
+        return self._of(made._source, chosen_rows(made._rows, index, "trace"))
 
     def __add__(self, other: Demonstrations) -> Demonstrations:
         """Both in memory, the other's traces after these, where these are.
@@ -448,67 +396,47 @@ class Demonstrations(Dataset):
         The spaces stay those of the environment. What is on disk stays there, and is moved and cast when it is read.
         """
         if self.on_disk and not self._changes:
-            return self._of(self._store.to(device, dtype), self._rows)
+            return self._of(self._source.to(device, dtype), self._rows)
         return self._of(self._whole().to(device, dtype))
 
-    def replace(self, **tensors: Tensor | None) -> Demonstrations:
-        """The same traces with other tensors, in memory, checked as at construction.
+    def replace(self, **changes: Any) -> Demonstrations:
+        """The same with other arguments of the class, in memory, checked as at construction.
 
         Args:
-            **tensors: padded as in this batch; None takes away what may be missing.
-
-        Raises:
-            TypeError: as for the class.
-            ValueError: as for the class.
+            **changes: tensors padded as in this batch (None takes away what may be missing), or spaces.
         """
-        names = (
-            "observations",
-            "actions",
-            "lengths",
-            "task",
-            "arguments",
-            "calls",
-            "rewards",
-            "terminated",
-            "truncated",
-        )
-        given = {name: getattr(self, name) for name in names if name not in tensors}
-        return Demonstrations(
-            **given | tensors, action_space=self.action_space, observation_space=self.observation_space
-        )
+        names = ("observations", "actions", *_WIDTHS, "action_space", "observation_space")
+        return Demonstrations(**{name: getattr(self, name) for name in names if name not in changes} | changes)
 
     def _replace(self, **changes: Tensor | None) -> Demonstrations:
         """A copy with other tensors for the same steps, known to be good: unchecked, so that no minibatch pays."""
-        kept = {name: value for name, value in self.__dict__.items() if name != "parts"}
-        copy = object.__new__(type(self))
-        copy.__dict__.update(kept | changes, _changes={**self._changes, **changes})
+        copy = self._of(self._source, self._rows)
+        changes = {**self._changes, **changes}
+        copy.__dict__.update(changes, _changes=changes)
         return copy
 
     def _settled(self) -> Demonstrations:
         """The same with what was replaced in a store, in memory; itself if nothing was."""
         if not self._changes:
             return self
-        store = self._store.selected(self._rows)
-        tables, call_steps = store.tables.copy(), store.call_steps
+        store = self._source.selected(self._rows)
         rows = {name: store.rows(name) for name in store.columns}
         for name, value in self._changes.items():
             rows.pop("bytes" if name == "observations" else name, None)
-            if value is None:
-                continue
-            if name in TABLES:
-                tables[name] = value
-            elif name == "calls":
+            if name in TABLES and value is not None:
+                store = dataclasses.replace(store, tables=store.tables | {name: value})
+            elif name == "calls" and value is not None:
                 live = value[..., 0] >= 0
-                rows[name], call_steps = value[live], live.sum(1).cpu().numpy()
-            else:
+                rows[name], store = value[live], dataclasses.replace(store, call_steps=live.sum(1).cpu().numpy())
+            elif value is not None:
                 rows[name] = value[self.mask if name == "observations" else self.acted]
-        return self._of(Store.of(rows, store.steps, call_steps, tables, self.action_space, self.observation_space))
+        return self._of(store.having(rows))
 
     # ------------------------------------------------------------------ showing
 
     def summary(self) -> str:
         """One line: how many, how long, of which spaces, how good (in memory), how ended."""
-        count, counts, files = len(self), self._steps - 1, len(self._store.readers)
+        count, counts, files = len(self), self._steps - 1, len(self._source.readers)
         parts = self.observation_parts
         named = f" ({', '.join(parts)})" if 1 < len(parts) <= 8 else ""
         box = (
@@ -527,9 +455,9 @@ class Demonstrations(Dataset):
         words.append(f"{int(self.terminated.sum())} terminated, {int(self.truncated.sum())} truncated")
         if self.task.shape[-1]:
             words.append(f"{self.task.shape[-1]} task numbers")
-        if arguments := self._columns["arguments"].width[0]:
+        if arguments := self._source.columns["arguments"].width[0]:
             words.append(f"{arguments} action argument numbers")
-        if annotated := int((self._store.call_steps[self._rows] > 0).sum()):
+        if annotated := int((self._source.call_steps[self._rows] > 0).sum()):
             words.append(f"{annotated} annotated")
         return ", ".join(words)
 
@@ -565,7 +493,7 @@ def _reopened(
     fingerprint: str,
 ) -> Demonstrations:
     """Unpickle: the files as they are now, if they are what they were."""
-    store = Demonstrations.load(paths, memory=False, check=False)._store.to(device, precision)
+    store = Demonstrations.load(paths, memory=False, check=False)._source.to(device, precision)
     found = Demonstrations._of(store, rows)
     if found.fingerprint() != fingerprint:
         raise ValueError(f"{', '.join(map(str, paths))}: not the data set any more that was pickled")

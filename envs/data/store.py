@@ -1,7 +1,6 @@
 """Traces one after the other, in memory or in files: what demonstrations are a selection of, and their file format.
 
-Shapes: B traces of A_b actions each, R = sum(A_b + 1) steps of all of them, O observation numbers, A action numbers, U
-task numbers, V numbers of an action's argument, I_b program steps of a trace, W numbers of a program step's argument.
+Shapes: B traces, U task numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from .checks import (
     number_of_actions,
     observation_space_of,
 )
-from .columns import Column, StoredColumn, filled
+from .columns import Column, Columns, StoredColumn, slots_of
 from .npz_reader import NpzReader
 
 __all__ = ["SPARE", "TABLES", "Store", "load_store"]
@@ -47,71 +46,62 @@ _CHECKED_BYTES = 2**21  # at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Store:
+class Store(Columns):
     """Traces one after the other.
 
+    Its columns are ``observations`` (and ``bytes``), ``actions``, ``arguments`` and, if there are any, ``rewards`` and
+    ``calls``.
+
     Attributes:
-        action_space: of the actions.
-        observation_space: of the observations.
         steps: `[B]`, observations of each trace. On the host, so that taking a minibatch from a GPU never waits for it.
         call_steps: `[B]`, annotated calls of each trace.
         tables: ``task`` `[B, U]`, ``terminated`` and ``truncated`` `[B]`.
-        columns: ``observations`` `[..., O]`, ``actions`` `[...]` or `[..., A]`, ``arguments`` `[..., V]`; if there are
-            any, ``rewards`` `[...]` and ``calls`` `[..., 1 + W]`. Where only some parts of the observations are bytes,
-            these stand side by side in ``bytes``, and the others in ``observations``.
         precision: what real numbers were cast to, or None.
     """
 
-    action_space: Space
-    observation_space: Space
     steps: np.ndarray
     call_steps: np.ndarray
     tables: dict[str, Tensor]
-    columns: Mapping[str, Column | StoredColumn]
     precision: torch.dtype | None = None
 
-    @classmethod
-    def of(
-        cls,
-        rows: Mapping[str, Tensor],
-        steps: np.ndarray,
-        call_steps: np.ndarray,
-        tables: dict[str, Tensor],
-        action_space: Space,
-        observation_space: Space,
-    ) -> Store:
-        """Keep rows in memory. Observations that are bytes of their space, or have such parts, are kept as bytes."""
-        seen = bytes_if_they_are(rows["observations"], observation_space)
+    def having(self, rows: Mapping[str, Tensor]) -> Store:
+        """The same traces with these rows of columns, in memory.
+
+        Observations that are bytes of their space, or have such parts, are kept as bytes.
+        """
+        seen, apart = (
+            bytes_if_they_are(rows["observations"], self.observation_space),
+            observation_bytes(self.observation_space),
+        )
         rows = {**rows, "observations": seen}
-        apart = observation_bytes(observation_space)
         if "bytes" not in rows and apart.any() and not apart.all():
             place = torch.from_numpy(apart).to(seen.device)
             taken = bytes_if_they_are(seen[:, place], spaces.Box(0, 255, (int(apart.sum()),), np.uint8))
             if taken.dtype == torch.uint8:
                 rows |= {"bytes": taken, "observations": seen[:, ~place]}
-        made = cls(action_space, observation_space, steps, call_steps, tables, {})
+        columns = {name: Column.of(value, *self._layout(name, value.shape[1:])) for name, value in rows.items()}
+        return dataclasses.replace(self, columns=columns)
+
+    def in_files(self, readers: Sequence[NpzReader], kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> Store:
+        """The same traces with columns that stay in files, by name of these widths and types."""
         columns = {
-            name: Column.of(value, made.slots(name), SPARE[name], made.padding(name, value.shape[1:]))
-            for name, value in rows.items()
+            name: StoredColumn(readers, name, width, dtype, *self._layout(name, width))
+            for name, (width, dtype) in kinds.items()
         }
-        return dataclasses.replace(made, columns=columns)
+        return dataclasses.replace(self, columns=columns)
 
-    def padding(self, name: str, width: tuple[int, ...]) -> Any:
-        """The row of a column that stands for whatever is not there: null, no call, or zero."""
+    def _layout(self, name: str, width: Sequence[int]) -> tuple[np.ndarray, int, Any]:
+        """The slots `[B]` of each trace in a column, how many of them are spare, and what these hold."""
+        padding: Any = 0
         if name == "actions" and isinstance(self.action_space, spaces.Discrete):
-            return number_of_actions(self.action_space)
-        return torch.tensor([-1.0] + [0.0] * (width[0] - 1)) if name == "calls" else 0
+            padding = number_of_actions(self.action_space)
+        elif name == "calls":
+            padding = torch.tensor([-1.0] + [0.0] * (width[0] - 1))
+        return self.slots(name), SPARE[name], padding
 
-    @property
-    def device(self) -> torch.device:
-        """Where what is taken from here is."""
-        return self.tables["task"].device
-
-    @property
-    def readers(self) -> Sequence[NpzReader]:
-        """The files; none in memory."""
-        column = self.columns["actions"]
-        return column.readers if isinstance(column, StoredColumn) else ()
+    def slots(self, name: str) -> np.ndarray:
+        """`[B]`, how many slots each trace has in a column."""
+        return (self.call_steps if name == "calls" else self.steps) + 1
 
     @cached_property
     def everything(self) -> np.ndarray:
@@ -119,49 +109,24 @@ class Store:
         return np.arange(len(self.steps))
 
     @cached_property
-    def shared(self) -> dict[str, Any]:
-        """What all selections of it have."""
-        spaces = {"action_space": self.action_space, "observation_space": self.observation_space}
-        return {"_columns": self.columns, **spaces}
-
-    def slots(self, name: str) -> np.ndarray:
-        """`[B]`, how many slots each trace has in a column."""
-        return (self.call_steps if name == "calls" else self.steps) + 1
-
-    @cached_property
     def ends(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """The first and the last slot of each trace in a column, `[B]` each."""
         ends = {name: np.cumsum(self.slots(name)) for name in SPARE}
         return {name: (end - self.slots(name), end - 1) for name, end in ends.items()}
 
-    def on_device(self, numbers: np.ndarray) -> Tensor:
-        """Numbers of the host where what is taken from here is."""
-        found, device = torch.from_numpy(numbers), self.device
-        return found if device.type == "cpu" else found.to(device, non_blocking=True)
-
     def selected(self, traces: np.ndarray) -> Store:
         """The traces `[B]`, in memory."""
         columns = {
-            name: Column(column.take(self.on_device(_runs(self.slots(name), traces))))
+            name: Column(column.take(self.on_device(slots_of(self.slots(name), traces))))
             for name, column in self.columns.items()
         }
-        return dataclasses.replace(
-            self,
-            steps=self.steps[traces],
-            call_steps=self.call_steps[traces],
-            tables={name: table[self.on_device(traces)] for name, table in self.tables.items()},
-            columns=columns,
-        )
-
-    def acted(self, traces: np.ndarray) -> np.ndarray:
-        """The slots of all steps of traces `[B]` at which an action was taken."""
-        return _runs(self.slots("actions"), traces, SPARE["actions"])
+        tables = {name: table[self.on_device(traces)] for name, table in self.tables.items()}
+        steps, call_steps = self.steps[traces], self.call_steps[traces]
+        return dataclasses.replace(self, steps=steps, call_steps=call_steps, tables=tables, columns=columns)
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> Store:
         """The same on another device, or with real numbers of another precision; of files, when they are read."""
-        tables = {
-            name: table.to(device, dtype if table.is_floating_point() else None) for name, table in self.tables.items()
-        }
+        tables = {name: Column(table).to(device, dtype).values for name, table in self.tables.items()}
         columns = {name: column.to(device, dtype) for name, column in self.columns.items()}
         return dataclasses.replace(self, tables=tables, columns=columns, precision=dtype or self.precision)
 
@@ -171,8 +136,7 @@ class Store:
         if isinstance(column, StoredColumn):
             ends = np.append(0, np.cumsum(slots - spare))
             return column.stored(int(ends[first]), int(ends[len(slots) if last is None else last]))
-        start = int(slots[:first].sum())
-        return column.values[start:][self.on_device(filled(slots[first:last], spare))]
+        return column.values[int(slots[:first].sum()) :][self.on_device(slots_of(slots[first:last], None, spare))]
 
     def check(self) -> None:
         """Read everything once, in parts, and refuse bad numbers, and bytes of a file that have changed.
@@ -232,54 +196,39 @@ class Store:
         Raises:
             ValueError: naming both, if spaces or widths differ (or types, in files), or only one has rewards.
         """
-        first = stores[0]
-        kinds: dict[str, Any] = {}
+        kinds: list[dict[str, Any]] = []
         for store, name in zip(stores, names, strict=True):
+            found = {key: (column.width, column.dtype) for key, column in store.columns.items()}
+            kinds.append(found | {"task": (tuple(store.tables["task"].shape[1:]), store.tables["task"].dtype)})
             for space in ("action_space", "observation_space"):
-                mine, theirs = getattr(store, space), getattr(first, space)
+                mine, theirs = getattr(store, space), getattr(stores[0], space)
                 if space_to_json(mine) != space_to_json(theirs):  # stricter than ==, which forgives bounds and orders
                     raise ValueError(f"{name} has the {space.replace('_', ' ')} {mine}, {names[0]} has {theirs}")
-            for key in {**store.columns, **first.columns}:
-                if (key in store.columns) != (key in first.columns) and key != "calls":
-                    has, had = ("", "none") if key in store.columns else ("no ", "some")
-                    raise ValueError(f"{name} has {has}{key}, {names[0]} has {had}")
-            found = {key: ([*column.width], column.dtype) for key, column in store.columns.items()}
-            found |= {"task": ([*store.tables["task"].shape[1:]], store.tables["task"].dtype)}
-            for key, kind in found.items():
-                known = kinds.setdefault(key, kind)
-                if known[0] != kind[0] or store.readers and known != kind:
-                    mine, theirs = (f"{width} {str(dtype).removeprefix('torch.')}" for width, dtype in (kind, known))
-                    raise ValueError(f"{name} has {key} of {mine} a row, those before have {theirs}")
+            for key in kinds[0] | kinds[-1]:
+                mine, theirs = (_described(key, kind.get(key), bool(store.readers)) for kind in (kinds[-1], kinds[0]))
+                if mine != theirs and not (key == "calls" and "no calls" in (mine, theirs)):
+                    raise ValueError(f"{name} has {mine}, {names[0]} has {theirs}")
         joined = dataclasses.replace(
-            first,
+            stores[0],
             steps=np.concatenate([store.steps for store in stores]),
             call_steps=np.concatenate([store.call_steps for store in stores]),
             tables={name: torch.cat([store.tables[name] for store in stores]) for name in TABLES},
         )
-        columns: dict[str, Column | StoredColumn] = {}
-        for key in (key for key in SPARE if key in kinds):
-            there: list[Any] = [store.columns[key] for store in stores if key in store.columns]
-            if first.readers:
-                readers = [reader for store in stores for reader in store.readers]
-                columns[key] = joined.stored(readers, key, there[0].width, there[0].dtype)
-            elif len(there) == len(stores):
-                columns[key] = Column(torch.cat([column.values for column in there]))
-            else:
-                rows = torch.cat([store.rows(key) for store in stores if key in store.columns])
-                columns[key] = Column.of(rows, joined.slots(key), SPARE[key], joined.padding(key, rows.shape[1:]))
-        return dataclasses.replace(joined, columns=columns)
-
-    def stored(
-        self, readers: Sequence[NpzReader], name: str, width: tuple[int, ...], dtype: torch.dtype
-    ) -> StoredColumn:
-        """A column of these traces in files."""
-        return StoredColumn(readers, name, width, dtype, self.slots(name), SPARE[name], self.padding(name, width))
+        names = [name for name in SPARE if any(name in store.columns for store in stores)]
+        if readers := [reader for store in stores for reader in store.readers]:
+            return joined.in_files(
+                readers, {name: next(kind[name] for kind in kinds if name in kind) for name in names}
+            )
+        return joined.having(
+            {name: torch.cat([store.rows(name) for store in stores if name in store.columns]) for name in names}
+        )
 
 
-def _runs(slots: np.ndarray, traces: np.ndarray, spare: int = 0) -> np.ndarray:
-    """The slots of traces `[B]` one after the other, but for the last so many of each."""
-    first, counts = (np.cumsum(slots) - slots)[traces], slots[traces] - spare
-    return np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+def _described(name: str, kind: tuple[tuple[int, ...], torch.dtype] | None, with_type: bool) -> str:
+    """What is in a column, in words."""
+    if kind is None:
+        return f"no {name}"
+    return f"{name} of {[*kind[0]]}{f' {kind[1]}'.replace('torch.', '') * with_type} a row"
 
 
 def _parts(steps: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
@@ -345,14 +294,12 @@ def _store_of(arrays: Mapping[str, Any], readers: Sequence[NpzReader]) -> Store:
     width = sum(arrays[name].shape[1] for name in names if SPARE[name] == 1 and name != "calls")
     observation_space_of(types["observations"], width, observation_space)
     check_action_kind(arrays["actions"].shape, types["actions"], action_space, arrays["actions"].shape[:1])
+    store = Store(action_space, observation_space, {}, steps, call_steps, tables)
     if not readers:
-        rows = {name: torch.from_numpy(arrays[name]).to(types[name]) for name in names}
-        return Store.of(rows, steps, call_steps, tables, action_space, observation_space)
+        return store.having({name: torch.from_numpy(arrays[name]).to(types[name]) for name in names})
     if width and observation_bytes(observation_space).all():
         types["observations"] = torch.uint8  # which version 0.1 stored as floats
-    store = Store(action_space, observation_space, steps, call_steps, tables, {})
-    columns = {name: store.stored(readers, name, tuple(arrays[name].shape[1:]), types[name]) for name in names}
-    return dataclasses.replace(store, columns=columns)
+    return store.in_files(readers, {name: (tuple(arrays[name].shape[1:]), types[name]) for name in names})
 
 
 def _check_arrays(arrays: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from torch import Tensor
 from ...models.space_json import space_to_json
 from ...models.spaces import as_action_space, observation_size
 from .checks import bytes_if_they_are, check_action_kind, observation_space_of, outside_space
-from .columns import Column, StoredColumn
-from .dataset import Dataset, hash_observations
+from .columns import Column, Columns
+from .dataset import Dataset, when_read
 from .selection import Index, chosen_rows
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Transitions"]
 
 Space = spaces.Space[Any]
+Goals = tuple[Tensor, np.ndarray] | None  # [K, G], and which of them are meant, [N]
 
 
 class Transitions(Dataset):
@@ -51,9 +51,9 @@ class Transitions(Dataset):
             is outside its space, or if there are no transitions at all.
     """
 
-    _shared: dict[str, Any]  # what all selections of these have
-    _rows: np.ndarray  # [N], their slots in the columns
-    _given: tuple[Tensor, np.ndarray] | None  # goals, and which of them these have, [N]
+    goals: Tensor | None = when_read()
+    _there: Tensor = when_read()  # the rows, where the tensors are
+    _goals: Goals
     _traces: Demonstrations | None  # where they come from, if that is on disk
 
     def __init__(
@@ -72,9 +72,8 @@ class Transitions(Dataset):
             raise ValueError(f"observations must have shape [N, O], N positive, got {tuple(observations.shape)}")
         space = observation_space_of(observations.dtype, observations.shape[1], observation_space)
         check_action_kind(actions.shape, actions.dtype, action_space, (len(observations),))
-        if actions.device != observations.device:
-            raise ValueError(f"actions is on {actions.device}, observations on {observations.device}")
-        _check_finite("observations", observations)
+        _check_numbers("actions", actions, observations)
+        _check_numbers("observations", observations, observations)
         if problem := outside_space(actions, action_space):
             raise ValueError(f"transition {problem[0]}: {problem[1]}")
         rows = {"observations": bytes_if_they_are(observations, space), "actions": actions}
@@ -82,61 +81,32 @@ class Transitions(Dataset):
         self.__dict__.update((made if goals is None else made.with_goals(goals)).__dict__)
 
     @classmethod
+    def _of(
+        cls, source: Columns, rows: np.ndarray, goals: Goals = None, traces: Demonstrations | None = None
+    ) -> Transitions:
+        """Some of what there is: unchecked, so that no minibatch pays for checks."""
+        made = object.__new__(cls)
+        made.__dict__.update(_source=source, _rows=rows, _goals=goals, _traces=traces)
+        return made
+
+    @classmethod
     def _plain(
         cls, rows: Mapping[str, Tensor], action_space: Space, observation_space: Space, goals: Tensor | None = None
     ) -> Transitions:
         """Those of tensors."""
-        columns, places = {name: Column(value) for name, value in rows.items()}, np.arange(len(rows["actions"]))
-        return cls._of(columns, places, action_space, observation_space, None if goals is None else (goals, places))
+        source = Columns(action_space, observation_space, {name: Column(value) for name, value in rows.items()})
+        places = np.arange(len(rows["actions"]))
+        return cls._of(source, places, None if goals is None else (goals, places))
 
-    @classmethod
-    def _of(
-        cls,
-        columns: Mapping[str, Column | StoredColumn],
-        rows: np.ndarray,
-        action_space: Space,
-        observation_space: Space,
-        given: tuple[Tensor, np.ndarray] | None = None,
-        traces: Demonstrations | None = None,
-    ) -> Transitions:
-        shared = {"_columns": columns, "_traces": traces}
-        return cls._with(shared | {"action_space": action_space, "observation_space": observation_space}, rows, given)
-
-    @classmethod
-    def _with(
-        cls, shared: dict[str, Any], rows: np.ndarray, given: tuple[Tensor, np.ndarray] | None = None
-    ) -> Transitions:
-        """Some of those that share this: unchecked, so that no minibatch pays for checks."""
-        made = object.__new__(cls)
-        made.__dict__.update(shared, _shared=shared, _rows=rows, _given=given)
-        return made
-
-    @cached_property
-    def actions(self) -> Tensor:
-        """`[N]` or `[N, A]`, stored actions (`pyrocontrol.models.encode_actions`)."""
-        return self._take("actions")
-
-    @cached_property
-    def goals(self) -> Tensor | None:
-        """`[N, G]`, what each action was to reach; None without."""
-        if self._given is None:
-            return None
-        goals, rows = self._given
-        return goals.index_select(0, torch.from_numpy(rows).to(goals.device, non_blocking=True))
-
-    @cached_property
-    def acted(self) -> Tensor:
-        """`[N]` bool: where an action was taken, which is everywhere."""
-        return torch.ones(len(self), dtype=torch.bool, device=self.device)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are, or come to when they are read."""
-        column = self._columns["actions"]
-        return column.values.device if isinstance(column, Column) else torch.device(column.device or "cpu")
-
-    def __len__(self) -> int:
-        return len(self._rows)
+    def _read(self, name: str) -> Any:
+        source = self._source
+        if name in ("observations", "actions", "parts"):
+            return source.read(name, self._there)
+        if name == "_there":
+            return source.on_device(self._rows)
+        if name == "goals":
+            return self._goals and self._goals[0].index_select(0, source.on_device(self._goals[1]))
+        return torch.ones(len(self), dtype=torch.bool, device=self.device)  # acted
 
     def __getitem__(self, index: Index) -> Transitions:
         """The chosen transitions. An int gives a batch of one.
@@ -148,25 +118,15 @@ class Transitions(Dataset):
             IndexError: if it points outside the data set.
             ValueError: if it chooses nothing.
         """
-        rows, given = chosen_rows(self._rows, index, "transition"), self._given
-        given = given and (given[0], chosen_rows(given[1], index, "transition"))
-        return self._with(self._shared, rows, given)
+        goals = self._goals and (self._goals[0], chosen_rows(self._goals[1], index, "transition"))
+        return self._of(self._source, chosen_rows(self._rows, index, "transition"), goals, self._traces)
 
-    def _take(self, name: str) -> Tensor:
-        return self._columns[name].take(self._there)
-
-    @cached_property
-    def _there(self) -> Tensor:
-        """The rows, where the tensors are."""
-        rows, device = torch.from_numpy(self._rows), self.device
-        return rows if device.type == "cpu" else rows.to(device, non_blocking=True)
-
-    def _in_memory(self) -> dict[str, Tensor]:
-        return {name: self._take(name) for name in ("observations", "bytes", "actions") if name in self._columns}
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: column.take(self._there) for name, column in self._source.columns.items() if name in _NAMES}
 
     def _replace(self, **changes: Tensor | None) -> Transitions:
         """A copy, in memory, with other observations, actions or goals: unchecked."""
-        rows: dict[str, Any] = self._in_memory() | {"goals": self.goals} | changes
+        rows: dict[str, Any] = self._tensors() | {"goals": self.goals} | changes
         if "observations" in changes:
             rows.pop("bytes", None)
         return self._plain(rows, self.action_space, self.observation_space, rows.pop("goals"))
@@ -176,12 +136,8 @@ class Transitions(Dataset):
         goals = None if self.goals is None else self.goals.to(device, dtype)
         if self._traces is not None:
             moved = self._traces.to(device, dtype)
-            given = None if goals is None else (goals, np.arange(len(self)))
-            return self._of(moved._columns, self._rows, self.action_space, self.observation_space, given, moved)
-        rows = {
-            name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in self._in_memory().items()
-        }
+            return self._of(moved._source, self._rows, None if goals is None else (goals, np.arange(len(self))), moved)
+        rows = {name: Column(value).to(device, dtype).values for name, value in self._tensors().items()}
         return self._plain(rows, self.action_space, self.observation_space, goals)
 
     def with_goals(self, goals: Tensor) -> Transitions:
@@ -194,10 +150,8 @@ class Transitions(Dataset):
             raise ValueError(f"goals must have shape [{len(self)}, G], got {tuple(goals.shape)}")
         if not goals.is_floating_point():
             raise ValueError(f"goals must be floating point, got {goals.dtype}")
-        if goals.device != self.device:
-            raise ValueError(f"goals is on {goals.device}, observations on {self.device}")
-        _check_finite("goals", goals)
-        return self._with(self._shared, self._rows, (goals, np.arange(len(self))))
+        _check_numbers("goals", goals, self._source)
+        return self._of(self._source, self._rows, (goals, np.arange(len(self))), self._traces)
 
     def fingerprint(self) -> str:
         """A short hash of the transitions and their spaces, the same on every device; on disk, of files and places."""
@@ -210,11 +164,10 @@ class Transitions(Dataset):
         else:
             for space in (self.action_space, self.observation_space):
                 digest.update(space_to_json(space).encode())
-            seen = self._in_memory()
-            numbers = {"actions": seen.pop("actions"), **numbers}
-            dtype = seen["observations"].dtype if seen["observations"].is_floating_point() else torch.float32
+            dtype = self.observation_dtype if self.observation_dtype.is_floating_point else torch.float32
             digest.update(f"observations {dtype} {[len(self), observation_size(self.observation_space)]}".encode())
-            hash_observations(digest, seen, self._parts)
+            self._source.hash_observations(digest, self._rows)
+            numbers = {"actions": self.actions, **numbers}
         for name, value in numbers.items():
             if value is not None:
                 digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -223,8 +176,8 @@ class Transitions(Dataset):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._traces is not None:
-            return _restored, (self._traces, self._rows, self._given)
-        return self._plain, (self._in_memory(), self.action_space, self.observation_space, self.goals)
+            return _restored, (self._traces, self._rows, self._goals)
+        return self._plain, (self._tensors(), self.action_space, self.observation_space, self.goals)
 
     def __repr__(self) -> str:
         goals = "" if self.goals is None else f", goals of {self.goals.shape[-1]} numbers"
@@ -234,12 +187,16 @@ class Transitions(Dataset):
         )
 
 
-def _restored(traces: Demonstrations, rows: np.ndarray, given: tuple[Tensor, np.ndarray] | None) -> Transitions:
+_NAMES = ("observations", "bytes", "actions")
+
+
+def _restored(traces: Demonstrations, rows: np.ndarray, goals: Goals) -> Transitions:
     """Those that were pickled, of files."""
-    return Transitions._of(traces._columns, rows, traces.action_space, traces.observation_space, given, traces)
+    return Transitions._of(traces._source, rows, goals, traces)
 
 
-def _check_finite(name: str, value: Tensor) -> None:
-    finite = torch.isfinite(value).all(-1)
-    if not bool(finite.all()):
+def _check_numbers(name: str, value: Tensor, observations: Tensor | Columns) -> None:
+    if value.device != observations.device:
+        raise ValueError(f"{name} is on {value.device}, observations on {observations.device}")
+    if name != "actions" and not bool((finite := torch.isfinite(value).all(-1)).all()):
         raise ValueError(f"transition {int((~finite).nonzero()[0])}: {name} hold NaN or an infinite number")

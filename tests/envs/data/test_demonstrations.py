@@ -109,7 +109,7 @@ def test_bytes_stay_bytes() -> None:
         assert traces.observations.dtype == traces.observation_dtype == (torch.float32 if mixed else torch.uint8)
         assert traces.to(dtype=torch.float64).observations.dtype == (torch.float64 if mixed else torch.uint8)
         assert traces.task.dtype == traces.arguments.dtype == torch.float32
-        columns = vars(traces)["_store"].columns
+        columns = vars(traces)["_source"].columns
         assert columns["bytes" if mixed else "observations"].dtype == torch.uint8, "one byte a pixel"
         padded = {name: getattr(traces, name) for name in FIELDS}
         for floats in (padded["observations"], padded["observations"].float()):
@@ -240,8 +240,8 @@ def test_joining_what_does_not_belong_together() -> None:
             Demonstrations.from_episodes(recorded(BOX, NAMED), BOX, NAMED),
             "the second has the observation",
         ),
-        (one, one.replace(rewards=None), "the second has no rewards, the first has some"),
-        (one, one.replace(task=torch.ones(3, 2)), r"has task of \[2\] float32 a row, those before have \[0\] float64"),
+        (one, one.replace(rewards=None), "the second has no rewards, the first has rewards of"),
+        (one, one.replace(task=torch.ones(3, 2)), r"the second has task of \[2\] a row, the first has task of \[0\]"),
         (first, second, "the second has the observation space"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -22,11 +22,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ...models.space_json import space_to_json
-from ...models.spaces import action_size, as_action_space, observation_size
+from ...models.spaces import action_size, as_action_space, decode_actions, observation_size, unflatten_observations
 from .checks import TraceError, check_action_kind, number_of_actions, observation_space_of, refuse
 from .columns import slots_of
 from .dataset import Dataset, when_read
-from .episodes import Episode, episodes_of, rows_of_episodes
+from .episodes import Episode, rows_of_episodes
 from .selection import Index, chosen_rows, split_rows
 from .store import SPARE, TABLES, Store, load_store
 from .transitions import Transitions
@@ -125,46 +125,34 @@ class Demonstrations(Dataset):
         terminated: Tensor | None = None,
         truncated: Tensor | None = None,
     ) -> None:
-        given = {"observations": observations, "actions": actions, "lengths": lengths, "task": task}
-        given |= {"arguments": arguments, "calls": calls, "rewards": rewards}
-        given |= {"truncated": truncated, "terminated": terminated}
+        given = dict(observations=observations, actions=actions, lengths=lengths, task=task, arguments=arguments)
+        given |= dict(calls=calls, rewards=rewards, truncated=truncated, terminated=terminated)
         for name, value in given.items():
-            if not (isinstance(value, Tensor) or (value is None and name in _OPTIONAL)):
+            if not (isinstance(value, Tensor) or value is None and name in _OPTIONAL):
                 raise TypeError(
                     f"{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor, "
                     "or make the traces with Demonstrations.from_episodes"
                 )
         if observations.dim() != 3:
             raise ValueError(f"observations must have shape [B, T, O], got {tuple(observations.shape)}")
-        batch, horizon, width = observations.shape
-        if batch == 0:
+        if len(observations) == 0:
             raise ValueError("no demonstrations: the data set is empty")
         action_space = as_action_space(action_space)
-        space = observation_space_of(observations.dtype, width, observation_space)
-        check_action_kind(actions.shape, actions.dtype, action_space, (batch, horizon))
-        real = observations.dtype if observations.is_floating_point() else torch.float32
-        empty = torch.zeros(batch, horizon, 0, dtype=real, device=observations.device)
-        if truncated is None:
-            truncated = torch.zeros(batch, dtype=torch.bool, device=observations.device)
-        defaults = {"task": empty[:, 0], "arguments": empty, "truncated": truncated, "terminated": ~truncated.bool()}
-        tensors: dict[str, Tensor] = {
-            name: defaults[name] if value is None else value
-            for name, value in given.items()
-            if value is not None or name in defaults
-        }
-        _check_shapes(tensors, batch, horizon)
-        steps, mask, acted = _check_padding(tensors, action_space)
-        rows = {
-            name: tensors[name][mask if spare == 1 else acted]
-            for name, spare in SPARE.items()
-            if name in tensors and name != "calls"
-        }
-        call_steps = np.zeros_like(steps)
-        if "calls" in tensors:
-            live = tensors["calls"][..., 0] >= 0
-            rows["calls"], call_steps = tensors["calls"][live], live.sum(1).cpu().numpy()
-        tables = {name: tensors[name] for name in TABLES}
-        store = Store(action_space, space, {}, steps, call_steps, tables).having(rows)
+        space = observation_space_of(observations.dtype, observations.shape[2], observation_space)
+        check_action_kind(actions.shape, actions.dtype, action_space, tuple(observations.shape[:2]))
+        tensors = {name: value for name, value in given.items() if value is not None}
+        nothing = observations[..., :0] if observations.is_floating_point() else observations[..., :0].float()
+        tensors = {
+            "task": nothing[:, 0],
+            "arguments": nothing,
+            "truncated": torch.zeros_like(nothing[:, 0, :1]).sum(1).bool(),
+        } | tensors
+        tensors.setdefault("terminated", ~tensors["truncated"].bool())
+        _check_shapes(tensors)
+        steps, live = _check_padding(tensors, action_space)
+        rows = {name: tensors[name][live[name]] for name in SPARE if name in tensors}
+        call_steps = live["calls"].sum(1).cpu().numpy() if "calls" in tensors else np.zeros_like(steps)
+        store = Store(action_space, space, {}, steps, call_steps, {name: tensors[name] for name in TABLES}).having(rows)
         store.check()
         self.__dict__.update(self._of(store).__dict__)
 
@@ -208,7 +196,24 @@ class Demonstrations(Dataset):
 
     def to_episodes(self) -> list[Episode]:
         """The demonstrations one by one, in the environment's form; `from_episodes` takes them back bit for bit."""
-        return episodes_of(self._whole().arrays(), self.action_space, self.observation_space)
+        return [one._episode() for one in self.read()]
+
+    def _episode(self) -> Episode:
+        """The only trace of this batch, which has no padding then."""
+
+        def given(value: Tensor | None, until: int | None = None) -> Any:
+            return None if value is None or value.dim() == 3 and not value.shape[2] else value[0, :until].cpu().numpy()
+
+        return Episode(
+            observations=unflatten_observations(self.observation_space, given(self.observations)),
+            actions=decode_actions(self.action_space, self.actions[0, :-1].cpu().numpy()),
+            task=given(self.task) if self.task.shape[1] else None,
+            arguments=given(self.arguments, -1),
+            calls=given(self.calls),
+            rewards=given(self.rewards, -1),
+            terminated=bool(self.terminated),
+            truncated=bool(self.truncated),
+        )
 
     def transitions(self) -> Transitions:
         """All pairs of an observation and the action taken there, trace after trace."""
@@ -250,8 +255,7 @@ class Demonstrations(Dataset):
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
         if not paths:
             raise ValueError("no files of demonstrations")
-        stores = [load_store(each, memory=memory, check=check) for each in paths]
-        return cls._of(stores[0] if len(stores) == 1 else Store.joined(stores, paths))
+        return cls._of(Store.joined([load_store(each, memory=memory, check=check) for each in paths], paths))
 
     def read(self) -> Demonstrations:
         """The same demonstrations in memory, and nothing else of what they were chosen from."""
@@ -500,41 +504,40 @@ def _reopened(
     return found
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], batch: int, horizon: int) -> None:
+def _check_shapes(tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors of a padded batch that do not belong together."""
-    sizes, device = {"B": batch, "T": horizon}, tensors["observations"].device
+    seen = tensors["observations"]
     for name, value in tensors.items():
-        if name in _WIDTHS:
-            expected = [None if size is None else sizes[size] for size in _WIDTHS[name]]
-            if value.dim() != len(expected) or any(
-                e not in (None, n) for e, n in zip(expected, value.shape, strict=True)
-            ):
-                wanted = ", ".join("any" if e is None else str(e) for e in expected)
-                raise ValueError(f"{name} must have shape [{wanted}], got {tuple(value.shape)}")
-            kind = {"lengths": torch.long, "terminated": torch.bool, "truncated": torch.bool}.get(name)
-            if kind is not None and value.dtype != kind:
-                raise ValueError(
-                    f"{name} must be {'long integers' if kind == torch.long else 'bool'}, got {value.dtype}"
-                )
-            if kind is None and not value.is_floating_point():
-                raise ValueError(f"{name} must be floating point, got {value.dtype}")
-        if value.device != device:
-            raise ValueError(f"{name} is on {value.device}, observations on {device}")
+        expected = [None if size is None else seen.shape["BT".index(size)] for size in _WIDTHS.get(name, ())]
+        fits = len(expected) == value.dim() and all(e in (None, n) for e, n in zip(expected, value.shape, strict=True))
+        if expected and not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in expected)
+            raise ValueError(f"{name} must have shape [{wanted}], got {tuple(value.shape)}")
+        kind = {"lengths": torch.long, "terminated": torch.bool, "truncated": torch.bool}.get(name)
+        if expected and (value.dtype != kind if kind else not value.is_floating_point()):
+            wanted = {None: "floating point", torch.long: "long integers", torch.bool: "bool"}[kind]
+            raise ValueError(f"{name} must be {wanted}, got {value.dtype}")
+        if value.device != seen.device:
+            raise ValueError(f"{name} is on {value.device}, observations on {seen.device}")
     if "calls" in tensors and tensors["calls"].shape[-1] < 1:
         raise ValueError("calls must have at least one column, the choice")
 
 
-def _check_padding(tensors: Mapping[str, Tensor], action_space: Space) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Refuse padded traces that do not end where their lengths say; return lengths on the host, mask and acted."""
+def _check_padding(tensors: Mapping[str, Tensor], action_space: Space) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Refuse padded traces that do not end where their lengths say.
+
+    Returns:
+        Lengths `[B]` on the host, and by tensor where there is something in it, `[B, T]`.
+    """
     actions, steps = tensors["actions"], tensors["lengths"].cpu().numpy().copy()
-    horizon = actions.shape[1]
-    wrong = (steps < 2) | (steps > horizon)
+    wrong = (steps < 2) | (steps > actions.shape[1])
     if wrong.any():
-        trace = int(wrong.argmax())
-        length = int(steps[trace])
-        what = "is empty: it holds no action" if length < 2 else f"has length {length}, but only {horizon} steps"
+        trace, length = int(wrong.argmax()), int(steps[wrong][0])
+        what = (
+            f"has length {length}, but only {actions.shape[1]} steps" if length > 1 else "is empty: it holds no action"
+        )
         raise TraceError(trace, 0, f"the trace {what}")
-    clock, lengths = torch.arange(horizon, device=actions.device), tensors["lengths"].unsqueeze(1)
+    clock, lengths = torch.arange(actions.shape[1], device=actions.device), tensors["lengths"].unsqueeze(1)
     mask, acted = clock < lengths, clock + 1 < lengths
     if isinstance(action_space, spaces.Discrete):
         null = actions == number_of_actions(action_space)
@@ -547,9 +550,11 @@ def _check_padding(tensors: Mapping[str, Tensor], action_space: Space) -> tuple[
     refuse(~acted & (tensors["arguments"] != 0).any(-1), "an action argument after the last action")
     if "rewards" in tensors:
         refuse(~acted & (tensors["rewards"] != 0), "a reward after the last action", tensors["rewards"])
+    live = {"observations": mask, "actions": acted, "arguments": acted, "rewards": acted}
     if "calls" in tensors:
         choice = tensors["calls"][..., 0]
-        live = (choice >= 0).long()
+        live["calls"] = choice >= 0
+        ended = (~live["calls"]).cummax(1).values
         refuse(~torch.isfinite(tensors["calls"]).all(-1), "the annotated call is NaN or infinite", unit="call")
-        refuse(live > live.cummin(1).values, "an annotated call after the end of the calls", choice, "call")
-    return steps, mask, acted
+        refuse(live["calls"] & ended, "an annotated call after the end of the calls", choice, "call")
+    return steps, live

@@ -6,7 +6,7 @@ steps, W numbers of a program step's argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...models.spaces import (
     SpaceError,
-    decode_actions,
     encode_actions,
     flatten_observations,
     observation_bytes,
@@ -25,9 +24,11 @@ from ...models.spaces import (
 )
 from .checks import TraceError
 
-__all__ = ["Episode", "episodes_of", "rows_of_episodes"]
+__all__ = ["Episode", "rows_of_episodes"]
 
 Space = spaces.Space[Any]
+
+_EXTRAS = {"task": 1, "arguments": 2, "calls": 2, "rewards": 1}  # what else an episode may have, and its dimensions
 
 
 class Episode(NamedTuple):
@@ -67,7 +68,7 @@ def rows_of_episodes(
         observation_space: None for plain vectors.
 
     Returns:
-        What `Store.of` takes: rows by column, steps and calls of each trace, tables.
+        What a `Store` takes: rows by column, steps and calls of each trace, tables.
 
     Raises:
         TypeError: if one of them is no `Episode`.
@@ -77,101 +78,54 @@ def rows_of_episodes(
     """
     if len(episodes) == 0:
         raise ValueError("no demonstrations: the data set is empty")
-    names = ("observations", "bytes", "actions", "task", "arguments", "calls", "rewards")
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    whole: list[bool] = []  # whether the observations of each episode were integers
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*_EXTRAS, "observations", "bytes", "actions")}
     call_steps = np.zeros(len(episodes), np.int64)
+    whole = None  # whether the observations are integers
     apart = observation_bytes(observation_space) if observation_space is not None else np.zeros(0, bool)
     for index, episode in enumerate(episodes):
         if not isinstance(episode, Episode):
             raise TypeError(f"trace {index} must be an Episode, got {type(episode).__name__}")
         actions = _actions(action_space, episode.actions, index)
-        columns["actions"].append(actions)
         if observation_space is None:
-            observations = _column("observations", episode.observations, index, columns["observations"], 2)
-            whole.append(np.asarray(episode.observations).dtype.kind != "f")
-            if whole[-1] != whole[0]:
-                kinds = ("integers", "floats") if whole[-1] else ("floats", "integers")
+            seen = _column("observations", episode.observations, index, columns["observations"], 2)
+            kinds = ("floats", "integers")[:: -1 if np.asarray(episode.observations).dtype.kind != "f" else 1]
+            if whole not in (None, kinds):
                 raise TraceError(index, 0, f"observations are {kinds[0]}, those before are {kinds[1]}")
+            whole = kinds
         else:
-            observations = _flat_observations(observation_space, episode.observations, index)
+            seen = _flat_observations(observation_space, episode.observations, index)
+        what = f"{len(seen)} observations for {len(actions)} actions; a trace has one observation more than actions"
+        if len(seen) != len(actions) + 1:
+            raise TraceError(index, min(len(seen), len(actions)), what)
         if apart.any() and not apart.all():
-            columns["bytes"].append(observations[:, apart].astype(np.uint8))
-            observations = observations[:, ~apart]
-        columns["observations"].append(observations)
-        if len(observations) != len(actions) + 1:
-            raise TraceError(
-                index,
-                min(len(observations), len(actions)),
-                f"{len(observations)} observations for {len(actions)} actions; "
-                "a trace has one observation more than actions",
-            )
+            columns["bytes"].append(seen[:, apart].astype(np.uint8))
+            seen = seen[:, ~apart]
+        columns["observations"].append(seen)
+        columns["actions"].append(actions)
         none = {"task": np.zeros(0, np.float32), "arguments": np.zeros((len(actions), 0), np.float32)}
-        for name, dimensions in (("task", 1), ("arguments", 2)):
-            given = getattr(episode, name)
-            value = _column(name, none[name] if given is None else given, index, columns[name], dimensions)
-            columns[name].append(value)
-        _same_count("arguments", len(columns["arguments"][-1]), len(actions), index)
-        if episode.rewards is not None:
-            columns["rewards"].append(_column("rewards", episode.rewards, index, columns["rewards"], 1))
-            _same_count("rewards", len(columns["rewards"][-1]), len(actions), index)
+        for name, dimensions in _EXTRAS.items():
+            if (given := none.get(name) if getattr(episode, name) is None else getattr(episode, name)) is not None:
+                value = _column(name, given, index, columns[name], dimensions)
+                if name in ("arguments", "rewards") and len(value) != len(actions):
+                    what = f"{len(value)} {name} for {len(actions)} actions"
+                    raise TraceError(index, min(len(value), len(actions)), what)
+                columns[name].append(value)
         if len(columns["rewards"]) not in (0, index + 1):
             has, had = ("no rewards", "have") if episode.rewards is None else ("rewards", "have none")
             raise TraceError(index, 0, f"the trace has {has}, those before {had}")
-        if episode.calls is not None:
-            calls = _column("calls", episode.calls, index, columns["calls"], 2)
-            if calls.shape[1] == 0:
-                raise TraceError(index, 0, "calls must have at least one column, the choice", "call")
-            columns["calls"].append(calls)
-            call_steps[index] = len(calls)
-    tables: dict[str, Any] = {"task": np.stack(columns.pop("task"))}
+        call_steps[index] = 0 if episode.calls is None else len(columns["calls"][-1])
+    columns["task"] = [np.stack(columns["task"])]
     joined = {name: np.concatenate(column) for name, column in columns.items() if column}
     # What else there is has the precision of the observations, so that a model reads numbers of one kind.
-    real = joined["observations"].dtype if joined["observations"].dtype.kind == "f" else np.dtype(np.float32)
-    for name, numbers in (("task", tables), ("arguments", joined), ("calls", joined)):
-        if name in numbers:
-            numbers[name] = numbers[name].astype(real, copy=False)
-    tables["terminated"] = np.array([bool(not e.truncated if e.terminated is None else e.terminated) for e in episodes])
-    tables["truncated"] = np.array([bool(episode.truncated) for episode in episodes])
-    return (
-        {name: torch.from_numpy(column) for name, column in joined.items()},
-        np.array([len(actions) + 1 for actions in columns["actions"]]),
-        call_steps,
-        {name: torch.from_numpy(table) for name, table in tables.items()},
-    )
-
-
-def episodes_of(arrays: Mapping[str, np.ndarray], action_space: Space, observation_space: Space) -> list[Episode]:
-    """Take the arrays of a file apart again, in the environment's form: the inverse of `rows_of_episodes`."""
-    counts, call_counts = arrays["counts"], arrays["call_counts"]
-    cuts = {1: np.cumsum(counts + 1)[:-1], 0: np.cumsum(counts)[:-1], -1: np.cumsum(call_counts)[:-1]}
-    kinds = {"observations": 1, "bytes": 1, "calls": -1}
-    apart = observation_bytes(observation_space)
-    episodes = []
+    real = np.promote_types(joined["observations"].dtype, np.float32)
     rows = {
-        name: np.split(arrays[name], cuts[kinds.get(name, 0)])
-        for name in ("observations", "bytes", "actions", "arguments", "calls", "rewards")
-        if name in arrays
+        name: torch.from_numpy(column.astype(real, copy=False) if name in ("task", "arguments", "calls") else column)
+        for name, column in joined.items()
     }
-    for index in range(len(counts)):
-        one = {name: column[index] for name, column in rows.items()}
-        seen = one["observations"]
-        if "bytes" in one:
-            seen = np.empty((len(seen), len(apart)), seen.dtype)
-            seen[:, apart], seen[:, ~apart] = one["bytes"], one["observations"]
-        episodes.append(
-            Episode(
-                observations=unflatten_observations(observation_space, seen),
-                actions=decode_actions(action_space, one["actions"]),
-                task=arrays["task"][index].copy() if arrays["task"].shape[1] else None,
-                arguments=one["arguments"].copy() if one["arguments"].shape[1] else None,
-                calls=one["calls"].copy() if call_counts[index] else None,
-                rewards=one["rewards"].copy() if "rewards" in one else None,
-                terminated=bool(arrays["terminated"][index]),
-                truncated=bool(arrays["truncated"][index]),
-            )
-        )
-    return episodes
+    terminated = [bool(not e.truncated if e.terminated is None else e.terminated) for e in episodes]
+    tables = {"task": rows.pop("task"), "terminated": torch.tensor(terminated)}
+    tables["truncated"] = torch.tensor([bool(episode.truncated) for episode in episodes])
+    return rows, np.array([len(actions) + 1 for actions in columns["actions"]]), call_steps, tables
 
 
 def _actions(space: Space, given: Any, index: int) -> np.ndarray:
@@ -229,6 +183,8 @@ def _column(name: str, given: Any, index: int, before: list[np.ndarray], dimensi
         raise bad(f"must have {dimensions} dimensions, got shape {value.shape}")
     if value.dtype.kind not in "fiub":  # objects too, which are never looked into
         raise bad(f"must be numbers, got {value.dtype}")
+    if name == "calls" and value.shape[1] == 0:
+        raise bad("must have at least one column, the choice")
     if name != "rewards" and before and value.shape[-1] != before[0].shape[-1]:
         raise bad(f"have width {value.shape[-1]}, those before have {before[0].shape[-1]}")
     if value.dtype.kind == "f":
@@ -236,8 +192,3 @@ def _column(name: str, given: Any, index: int, before: list[np.ndarray], dimensi
     else:  # float32 holds the smaller integers exactly
         double = value.dtype.kind in "iu" and value.size > 0 and np.abs(value.astype(np.float64)).max() > 2**24
     return value.astype(np.float64 if double else np.float32, copy=False)
-
-
-def _same_count(name: str, count: int, actions: int, index: int) -> None:
-    if count != actions:
-        raise TraceError(index, min(count, actions), f"{count} {name} for {actions} actions")

@@ -69,11 +69,8 @@ class Store(Columns):
 
         Observations that are bytes of their space, or have such parts, are kept as bytes.
         """
-        seen, apart = (
-            bytes_if_they_are(rows["observations"], self.observation_space),
-            observation_bytes(self.observation_space),
-        )
-        rows = {**rows, "observations": seen}
+        seen, apart = rows["observations"], observation_bytes(self.observation_space)
+        rows = {**rows, "observations": bytes_if_they_are(seen, self.observation_space)}
         if "bytes" not in rows and apart.any() and not apart.all():
             place = torch.from_numpy(apart).to(seen.device)
             taken = bytes_if_they_are(seen[:, place], spaces.Box(0, 255, (int(apart.sum()),), np.uint8))
@@ -132,11 +129,12 @@ class Store(Columns):
 
     def rows(self, name: str, first: int = 0, last: int | None = None) -> Any:
         """The rows of a column as a file has them, of all traces or some: a tensor in memory, an array on disk."""
-        column, slots, spare = self.columns[name], self.slots(name), SPARE[name]
+        column, spare, (begin, end) = self.columns[name], SPARE[name], self.ends[name]
+        last = len(self.steps) if last is None else last
+        start, stop = int(begin[first]), int(end[last - 1]) + 1
         if isinstance(column, StoredColumn):
-            ends = np.append(0, np.cumsum(slots - spare))
-            return column.stored(int(ends[first]), int(ends[len(slots) if last is None else last]))
-        return column.values[int(slots[:first].sum()) :][self.on_device(slots_of(slots[first:last], None, spare))]
+            return column.stored(start - spare * first, stop - spare * last)
+        return column.values[start:stop][self.on_device(slots_of(self.slots(name)[first:last], None, spare))]
 
     def check(self) -> None:
         """Read everything once, in parts, and refuse bad numbers, and bytes of a file that have changed.
@@ -155,12 +153,8 @@ class Store(Columns):
                     rows[name] = torch.from_numpy(stored).to(column.dtype)
                     if column.dtype == torch.uint8 and (rows[name].numpy() != stored).any():
                         raise ValueError(f"{name} are no bytes, which their space is of")
-            steps, call_steps, task = (
-                self.steps[first:last],
-                self.call_steps[first:last],
-                self.tables["task"][first:last],
-            )
-            check_traces(rows, steps, call_steps, task, self.action_space, first)
+            steps, call_steps = self.steps[first:last], self.call_steps[first:last]
+            check_traces(rows, steps, call_steps, self.tables["task"][first:last], self.action_space, first)
         for name, crc in crcs.items():
             if crc != self.columns[name].members[0].crc:  # type: ignore[union-attr]
                 raise ValueError(f"it is damaged: the bytes of {name} are not those that were written")
@@ -196,6 +190,8 @@ class Store(Columns):
         Raises:
             ValueError: naming both, if spaces or widths differ (or types, in files), or only one has rewards.
         """
+        if len(stores) == 1:
+            return stores[0]
         kinds: list[dict[str, Any]] = []
         for store, name in zip(stores, names, strict=True):
             found = {key: (column.width, column.dtype) for key, column in store.columns.items()}
@@ -214,13 +210,12 @@ class Store(Columns):
             call_steps=np.concatenate([store.call_steps for store in stores]),
             tables={name: torch.cat([store.tables[name] for store in stores]) for name in TABLES},
         )
-        names = [name for name in SPARE if any(name in store.columns for store in stores)]
+        having = {name: [store for store in stores if name in store.columns] for name in SPARE}
         if readers := [reader for store in stores for reader in store.readers]:
-            return joined.in_files(
-                readers, {name: next(kind[name] for kind in kinds if name in kind) for name in names}
-            )
+            columns = {name: some[0].columns[name] for name, some in having.items() if some}
+            return joined.in_files(readers, {name: (column.width, column.dtype) for name, column in columns.items()})
         return joined.having(
-            {name: torch.cat([store.rows(name) for store in stores if name in store.columns]) for name in names}
+            {name: torch.cat([each.rows(name) for each in some]) for name, some in having.items() if some}
         )
 
 
@@ -291,13 +286,18 @@ def _store_of(arrays: Mapping[str, Any], readers: Sequence[NpzReader]) -> Store:
     types = {name: torch.from_numpy(np.zeros(0, arrays[name].dtype)).dtype for name in names}
     if not types["actions"].is_floating_point:
         types["actions"] = torch.long  # whatever the integers in the file
-    width = sum(arrays[name].shape[1] for name in names if SPARE[name] == 1 and name != "calls")
+    apart = observation_bytes(observation_space)
+    width = arrays["observations"].shape[1]
+    if "bytes" in arrays:
+        if arrays["bytes"].shape[1] != apart.sum():
+            raise ValueError(f"bytes has width {arrays['bytes'].shape[1]}, the space has {apart.sum()} of them")
+        width += int(apart.sum())
     observation_space_of(types["observations"], width, observation_space)
     check_action_kind(arrays["actions"].shape, types["actions"], action_space, arrays["actions"].shape[:1])
     store = Store(action_space, observation_space, {}, steps, call_steps, tables)
     if not readers:
         return store.having({name: torch.from_numpy(arrays[name]).to(types[name]) for name in names})
-    if width and observation_bytes(observation_space).all():
+    if width and apart.all():
         types["observations"] = torch.uint8  # which version 0.1 stored as floats
     return store.in_files(readers, {name: (tuple(arrays[name].shape[1:]), types[name]) for name in names})
 

@@ -12,7 +12,6 @@ from gymnasium import spaces
 from scipy.stats import chisquare
 
 from pyrocontrol.envs import Demonstrations, Episode, Transitions
-from pyrocontrol.envs.data.storage import StoredDemonstrations
 from pyrocontrol.inference import hindsight
 
 
@@ -154,10 +153,11 @@ def test_goals_take_part_in_all_that_transitions_do() -> None:
         plain.with_goals(goals[:3])
 
 
-def test_stored_demonstrations_are_read_first(tmp_path: Path) -> None:
+def test_demonstrations_may_be_on_disk(tmp_path: Path) -> None:
     data = traces([3, 1])
     data.save(tmp_path / "a.npz", compressed=False)
-    stored: Any = StoredDemonstrations(tmp_path / "a.npz")
-    with pytest.raises(TypeError, match=r"got StoredDemonstrations; of StoredDemonstrations take a batch"):
-        hindsight(stored, slice(0, 1))
-    assert points(hindsight(stored[:], slice(0, 1))) == points(hindsight(data, slice(0, 1)))
+    stored = Demonstrations.load(tmp_path / "a.npz", memory=False)
+    assert points(hindsight(stored, slice(0, 1))) == points(hindsight(data, slice(0, 1)))
+    wrong: Any = data.transitions()
+    with pytest.raises(TypeError, match="goals are found in whole traces, such as Demonstrations, got Transitions"):
+        hindsight(wrong, slice(0, 1))

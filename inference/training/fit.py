@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -126,8 +127,8 @@ def fit(
     Raises:
         TypeError: ``svi`` is neither an `SVI` nor a pair of a loss and a torch optimiser, a number that should be
             whole is not, or the data is no dataset or not of the kind that the modules learn from.
-        ValueError: an argument is out of range, the device cannot be used, ``out`` is a file, the data is of
-            another precision than the modules, the optimiser of a pair holds no parameter of one of its modules,
+        ValueError: an argument is out of range, the device cannot be used, ``out`` is a file, the modules are of
+            several precisions, the optimiser of a pair holds no parameter of one of its modules,
             or the checkpoint is truncated, of another model, made under other settings (objective, optimiser,
             data) or already beyond ``steps``; nothing has been changed or written then. Or, at the first step of
             an `SVI`, the parameters of a module do not reach the optimiser.
@@ -142,6 +143,7 @@ def fit(
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, not {clip}")
     update = update_of(svi)
+    data = _in_precision(data, update.modules)
     for module in update.modules:
         _verify_data(module, data)
     settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
@@ -246,18 +248,25 @@ def _verify_dataset(data: Any) -> None:
         )
 
 
-def _verify_data(module: nn.Module, data: Any) -> None:
-    """Refuse data that ``module`` cannot learn from: of another precision, or refused by its own check."""
-    kind = type(module).__name__
+def _in_precision(data: Any, modules: Sequence[nn.Module]) -> Any:
+    """Return data in the precision of the modules. A note says so where that rounds, as NumPy's float64 often is."""
     found = getattr(data, "observation_dtype", None)  # for which nothing is read from disk
     found = getattr(getattr(data, "observations", None), "dtype", None) if found is None else found
-    if isinstance(found, torch.dtype) and found.is_floating_point:
-        dtypes = list(dict.fromkeys(p.dtype for p in module.parameters() if p.is_floating_point()))
-        if dtypes and found not in dtypes:
-            raise ValueError(
-                f"the observations are {found}, the parameters of the {kind} {dtypes[0]}: "
-                f"use data.to(dtype={dtypes[0]})"
-            )
+    wanted = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or not wanted or found in wanted:
+        return data
+    if len(wanted) > 1:
+        names = " and ".join(sorted(map(str, wanted)))
+        raise ValueError(f"the modules are {names}, the observations {found}: give all modules one precision")
+    (dtype,) = wanted
+    if torch.finfo(dtype).bits < torch.finfo(found).bits:
+        warnings.warn(f"the data is {found}, the model {dtype}: the data is rounded to it", stacklevel=3)
+    return data.to(dtype=dtype)
+
+
+def _verify_data(module: nn.Module, data: Any) -> None:
+    """Refuse data that ``module`` does not learn from, by its own check."""
+    kind = type(module).__name__
     if callable(check := getattr(module, "check", None)):
         try:
             check(data)

@@ -1,11 +1,11 @@
 """Imitation and control as inference: Pyro models, guides and ELBOs.
 
-The library has four rooms:
+The package has four rooms, each of which imports from those before it:
 
-- `pyrocontrol.models`: what generates a demonstration;
-- `pyrocontrol.guides`: what explains one, the variational posteriors and policies;
-- `pyrocontrol.inference`: ELBOs, the training loop and evaluation;
-- `pyrocontrol.envs`: Gymnasium environments, their teachers, and demonstrations on disk.
+- `pyrocontrol.models`: what generates a demonstration, and the protocol of what acts;
+- `pyrocontrol.guides`: what explains a demonstration, and policies for a reward;
+- `pyrocontrol.envs`: Gymnasium environments and their teachers, demonstrations, acting;
+- `pyrocontrol.inference`: ELBOs, training, learning from a teacher or from a reward, measuring.
 """
 
 from torch.distributions import Distribution as _Distribution
@@ -15,9 +15,10 @@ from torch.distributions import Distribution as _Distribution
 _validate_args = _Distribution._validate_args
 
 from . import envs, guides, inference, models  # noqa: E402  (the setting has to be read first)
+from ._saved import Saved, load  # noqa: E402
 
 _Distribution.set_default_validate_args(_validate_args)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = ["__version__", "envs", "guides", "inference", "models"]
+__all__ = ["Saved", "__version__", "envs", "guides", "inference", "load", "models"]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import secrets
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-__all__ = ["replacing", "writing"]
+import numpy as np
+import torch
+
+__all__ = ["read_content", "replacing", "write_contents", "writing"]
 
 
 @contextmanager
@@ -57,3 +62,78 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when the block ends, and vanishes if it fails; see `replacing`."""
     with replacing(path) as (temporary,), open(temporary, "wb") as file:
         yield file
+
+
+def write_contents(contents: dict[Path, dict[str, Any]]) -> None:
+    """Write dictionaries of tensors and numbers, a file each: none replaces an old file before all are on the disk.
+
+    Args:
+        contents: by path; each says its ``format``, by which `read_content` knows it.
+
+    Raises:
+        OSError: a folder cannot be written, or the disk is full; what was there stands.
+    """
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            file = stack.enter_context(writing(path))
+            torch.save(_plain(content, {}), file)
+            file.flush()
+            os.fsync(file.fileno())  # all are on the disk before the first is renamed
+
+
+def read_content(path: str | os.PathLike[str], what: str, *formats: str) -> dict[str, Any]:
+    """Read a file of `write_contents`, all tensors on the CPU, without executing code (``weights_only=True``).
+
+    Args:
+        path: the file.
+        what: it should be, for messages.
+        *formats: it may have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, damaged or of another kind.
+    """
+
+    def wrong(fault: str) -> ValueError:
+        return ValueError(f"{path} is truncated or not {what} ({fault})")
+
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as parts:
+                damaged = parts.testzip()
+            if damaged is None:
+                file.seek(0)
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except zipfile.BadZipFile as error:
+            raise wrong("it is no whole archive") from error
+        except pickle.UnpicklingError as error:
+            raise wrong("it holds more than tensors and numbers") from error
+        except Exception as error:  # torch and zipfile raise several kinds, by where the damage is
+            raise wrong(type(error).__name__) from error
+    if damaged is not None:
+        raise wrong(f"{damaged} in it is damaged")
+    if not isinstance(content, dict) or content.get("format") not in formats:
+        raise wrong(f"no {formats[0]!r} inside")
+    return content
+
+
+def _plain(value: Any, copies: dict[Any, torch.Tensor]) -> Any:
+    """The same content with numpy scalars, which ``weights_only=True`` refuses, as Python numbers.
+
+    Views that do not fill their storage are copied, once each: the file would get all of it.
+    """
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        if storage.nbytes() <= value.nbytes:
+            return value
+        place = storage.data_ptr(), value.storage_offset(), value.dtype, value.shape, value.stride()
+        if place not in copies:
+            copies[place] = value.clone()
+        return copies[place]
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {_plain(key, copies): _plain(item, copies) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, copies) for item in value)
+    return value

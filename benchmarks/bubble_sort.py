@@ -32,7 +32,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 TEST_SEED, TEST_TRACES = 1_000, 100
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "bubble_sort.json"
+RESULTS, PAGE = HERE / "results" / "bubble_sort.json", HERE.parent / "docs" / "methods" / "hvil.md"
 METHODS: dict[str, list[str]] = {
     "hvil": ["--method", "hvil"],
     "hvil-paper": ["--method", "hvil", "--procedures", "paper"],
@@ -101,7 +101,7 @@ def collect(arguments: Arguments) -> list[dict[str, Any]]:
 
 
 def main(arguments: Arguments) -> None:
-    """Make the missing runs, then the results file and its plot."""
+    """Make the missing runs, then the results file, its plot and the page's table."""
     if arguments.train:
         # Seed by seed, so that what there is at any time is balanced.
         jobs = [(m, d, s) for s in arguments.seeds for d in arguments.demos for m in arguments.methods]
@@ -118,9 +118,8 @@ def main(arguments: Arguments) -> None:
     write_results(RESULTS, "bubble_sort", rows, command="python benchmarks/bubble_sort.py")
     plot(rows, HERE / "results" / "bubble_sort.png")
     print(table(rows))
-    readme = HERE.parent / "README.md"
     if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
-        readme.write_text(with_table(readme.read_text(), table(rows)))
+        PAGE.write_text(with_table(PAGE.read_text(), table(rows)))
 
 
 def identifiable(demos: int, seed: int) -> float:

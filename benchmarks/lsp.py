@@ -46,7 +46,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp.json"
-README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "methods" / "lsp.md"
+PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
 SOFT = ("--start", "10000")  # as many steps before the first update for all
 DRAWS = ("--particles", "4")  # actions of each state in the policy's loss; 1 otherwise, 4 for mixtures
 SPLINE = "lsp-spline"  # which cannot be compiled
@@ -119,7 +119,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Make the missing runs, measure the speed, then the results file, its plot and the tables of page and README."""
+    """Make the missing runs, measure the speed, then the results file, its plot and the page's tables."""
     verify_known("method", arguments.methods, [*METHODS])
     verify_usable(arguments.device)
     if arguments.train:
@@ -149,8 +149,7 @@ def main(arguments: Arguments) -> None:
     print(table(rows))
     plot(rows, HERE / "results" / "lsp.png")
     if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
-        PAGE.write_text(with_table(PAGE.read_text(), table(rows)))
-        README.write_text(with_table(README.read_text(), summary(rows), "LSP"))
+        PAGE.write_text(with_tables(PAGE.read_text(), rows))
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -244,6 +243,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
         cells.append(_cell(select(rows, STILL, "return", task=task)))
         lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def with_tables(page: str, rows: list[dict[str, Any]]) -> str:
+    """Return the page with both tables."""
+    return with_table(with_table(page, summary(rows), "LSP"), table(rows))
 
 
 def _cell(values: list[float]) -> str:

@@ -113,16 +113,16 @@ def measured(path: Path, floor: str, given: dict[str, Any], arguments: Arguments
 
 def way(env: gymnasium.Env[Any, Any], policy: Any, latent: torch.Tensor, episode: int, steps: int) -> np.ndarray:
     """Return how far and where one episode leads, ``[2]`` (m), one latent kept."""
-    observation, info = env.reset(seed=episode)
-    begin = info["position"]
-    for _ in range(steps):
-        seen = torch.as_tensor(observation, dtype=torch.float32)[None]
-        with torch.no_grad():
-            action = policy.actions(latent[None], seen)[0].numpy()
-        observation, _, terminated, truncated, info = env.step(action)
-        if terminated or truncated:
-            break
-    return np.asarray(info["position"]) - begin
+
+    @torch.no_grad()
+    def act(seen: np.ndarray) -> np.ndarray:
+        return policy.actions(latent[None], torch.as_tensor(seen, dtype=torch.float32)[None])[0].numpy()
+
+    acting = pc.models.Episodes(env, act, max_steps=steps)
+    acting.begin(seed=episode)
+    begin = acting.info["position"]
+    (*_, last) = acting
+    return np.asarray(last.info["position"]) - begin
 
 
 def shares(angles: np.ndarray) -> tuple[float, float]:

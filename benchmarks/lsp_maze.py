@@ -34,7 +34,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_maze.json"
-README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "methods" / "lsp.md"
+PAGE = HERE.parent / "docs" / "methods" / "lsp.md"
 # A single level has the default temperature, one that acts on latents that of the paper.
 ONE = ("--levels", "1", "--temperature", "learned")
 METHODS: dict[str, list[str]] = {
@@ -90,7 +90,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Make the missing runs, then the results file, its plot and the page's table."""
+    """Make the missing runs, then the results file, its plot and the page's tables."""
     verify_known("method", arguments.methods, [*METHODS])
     verify_usable(arguments.device)
     if arguments.train:
@@ -115,8 +115,7 @@ def main(arguments: Arguments) -> None:
     print(table(rows))
     plot(rows, HERE / "results" / "lsp_maze.png")
     if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
-        PAGE.write_text(with_table(PAGE.read_text(), table(rows), "MAZE"))
-        README.write_text(with_table(README.read_text(), summary(rows), "MAZE"))
+        PAGE.write_text(with_tables(PAGE.read_text(), rows))
 
 
 def run_of(item: dict[str, Any]) -> Run:
@@ -210,6 +209,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
             cells.append(f"{np.mean(distances):.1f} m, {np.mean(along):.2f} ({len(along)})" if distances else "")
         lines.append(f"| {task}, goal {goal} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def with_tables(page: str, rows: list[dict[str, Any]]) -> str:
+    """Return the page with both tables."""
+    return with_table(with_table(page, summary(rows), "GOALS"), table(rows), "MAZE")
 
 
 def _cell(values: list[float]) -> str:

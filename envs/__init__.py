@@ -19,9 +19,14 @@ from .bubble_sort import (
     BubbleSortMoveEnv,
 )
 from .cart_pole import CartPoleTeacher
-from .data.arrays import from_arrays
 from .data.demonstrations import Demonstrations, Episode, StoredDemonstrations, StoredTransitions
-from .data.exchange import from_imitation, from_minari, to_imitation, to_minari
+from .data.readers.arrays import from_arrays
+from .data.readers.d4rl import from_d4rl
+from .data.readers.imitation import from_imitation, to_imitation
+from .data.readers.lerobot import from_lerobot
+from .data.readers.minari import from_minari, to_minari
+from .data.readers.npz import from_npz
+from .data.readers.robomimic import from_robomimic
 from .data.transitions import Transitions
 from .humanoid.deep_mimic import DeepMimicEnv
 from .humanoid.motion import HumanoidMotion
@@ -69,8 +74,12 @@ __all__ = [
     "collect",
     "evaluate_policy",
     "from_arrays",
+    "from_d4rl",
     "from_imitation",
+    "from_lerobot",
     "from_minari",
+    "from_npz",
+    "from_robomimic",
     "save_video",
     "to_imitation",
     "to_minari",

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
 
+from .._saved import Saved
+
 __all__ = ["CartPoleTeacher"]
 
 
-class CartPoleTeacher:
+class CartPoleTeacher(Saved):
     """Balances Gymnasium's CartPole: the linear-quadratic regulator of the dynamics, linearised at the upright pole.
 
     With s = (x, x', theta, theta') and force F, s_{t+1} = A s_t + B F_t near the upright pole; the regulator

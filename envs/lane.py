@@ -23,6 +23,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .._saved import Saved
+
 __all__ = ["LaneEnv", "LaneTeacher"]
 
 _OUTER = 2  # lanes on either side of the own one
@@ -156,7 +158,7 @@ def _lane(position: float) -> int:
     return min(max(math.floor(position / _WIDTH + 0.5), -_OUTER), _OUTER)
 
 
-class LaneTeacher:
+class LaneTeacher(Saved):
     """Steers to the middle of its own lane: a* = clip(-(p + g) / 3.5, -1, 1), whatever lane it is in."""
 
     def predict(

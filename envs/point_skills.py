@@ -20,6 +20,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .._saved import Saved
+from ..models.policies.episodes import Episodes
 from .data.demonstrations import Demonstrations
 from .data.episodes import Episode
 
@@ -214,7 +216,7 @@ class PointSkillsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return _picture(self._reference, np.stack(self._track))
 
 
-class PointTeacher:
+class PointTeacher(Saved):
     """Follows a skill: the skill's own forces, and a spring and a damper towards where the skill would be.
 
     a = f_t + 0.5 (x_t - x) + 0.15 (v_t - v), clipped to -1 to 1, where t is read off the phase.
@@ -318,23 +320,21 @@ def demonstrations(
 
 def _episode(env: PointSkillsEnv, teacher: PointTeacher, disturbances: np.ndarray, task: np.ndarray) -> Episode:
     """One episode of a teacher whose actions are disturbed by ``[T, 2]``."""
-    observations, actions, rewards = [env.reset()[0]], [], []
-    terminated = False
-    for disturbance in disturbances:
-        action = np.clip(teacher.predict(observations[-1])[0] + disturbance, -1, 1).astype(np.float32)
-        observation, reward, terminated, truncated, _ = env.step(action)
-        observations.append(observation)
-        actions.append(action)
-        rewards.append(reward)
-        if terminated or truncated:
-            break
+    pushes = iter(disturbances)
+
+    def disturbed(_observation: Any, action: np.ndarray, _start: Any) -> np.ndarray:
+        return np.clip(action + next(pushes), -1, 1).astype(np.float32)
+
+    acting = Episodes(env, teacher, execute=disturbed, max_steps=len(disturbances))
+    first = acting.begin()
+    taken = list(acting)
     return Episode(
-        np.stack(observations),
-        np.stack(actions),
+        np.stack([first, *(step.next_observation for step in taken)]),
+        np.stack([step.action for step in taken]),
         task=task,
-        rewards=np.array(rewards, np.float32),
-        terminated=terminated,
-        truncated=not terminated,
+        rewards=np.array([step.reward for step in taken], np.float32),
+        terminated=taken[-1].terminated,
+        truncated=not taken[-1].terminated,
     )
 
 

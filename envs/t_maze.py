@@ -16,6 +16,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .._saved import Saved
+
 __all__ = ["T_MAZE_ACTIONS", "TMazeEnv", "TMazeTeacher"]
 
 T_MAZE_ACTIONS = ("forward", "left", "right", "back")
@@ -177,7 +179,7 @@ def _arrow(up: bool) -> np.ndarray:
     return head | ((rows >= 15) & (rows < 33) & (abs(columns - 9) <= 2))
 
 
-class TMazeTeacher:
+class TMazeTeacher(Saved):
     """Walks to the junction and turns where the signal said.
 
     What it remembers is the `state` that `predict` returns: `[B]` (or a number) int64, 0 left, 1 right, -1 not seen.

@@ -110,7 +110,7 @@ def main(arguments: Arguments) -> None:
         with pc.inference.claim_folder(arguments.out, whole):
             learnt = [baseline(arguments)] if arguments.learner in BASELINES else latent_space_policies(arguments)
     except (ValueError, FloatingPointError) as error:  # most of all, OUT holds another run
-        raise SystemExit(str(error)) from error
+        raise SystemExit("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
     if learnt is None:
         print("stopped; the same command goes on from there")
         return
@@ -159,6 +159,8 @@ def checked(arguments: Arguments) -> None:
     for name, number in (least | {"steps": arguments.levels}).items():
         if getattr(arguments, name) < number:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
+    if arguments.particles is not None and arguments.particles < 1:
+        raise SystemExit(f"--particles must be at least 1, got {arguments.particles}")
     seeds = set(arguments.seed)
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(seeds) < len(arguments.seed):
         raise SystemExit(f"--seed must be from 0 to 2**32 - 1, and several be different, got {arguments.seed}")
@@ -236,17 +238,16 @@ def make_learner(arguments: Arguments, level: int, observations: int, actions: i
     )
     if arguments.learner == "sql":
         return pc.inference.SoftQLearning(policy, observations, actions, **common)
-    first = arguments.learner == "sac-first"
-    temperature: Any = None if first else 1.0 if arguments.temperature == "fixed" else "learned"
+    if arguments.learner == "sac-first":
+        return pc.inference.FirstSoftActorCritic(
+            policy, observations, actions, draws=arguments.particles or 1, **common
+        )
+    pathwise = arguments.gradient == "pathwise" or (arguments.gradient is None and policy.has_rsample)
+    estimator = pc.inference.Pathwise if pathwise else pc.inference.Score
+    gradient = estimator() if arguments.particles is None else estimator(arguments.particles)
+    temperature: Any = 1.0 if arguments.temperature == "fixed" else "learned"
     return pc.inference.SoftActorCritic(
-        policy,
-        observations,
-        actions,
-        first=first,
-        gradient=arguments.gradient,
-        particles=arguments.particles,
-        temperature=temperature,
-        **common,
+        policy, observations, actions, temperature=temperature, gradient=gradient, **common
     )
 
 
@@ -405,10 +406,7 @@ def mode_return(arguments: Arguments, policy: Any) -> float:
     """Return the mean return without noise."""
     with closing(gymnasium.make(arguments.task)) as env:
         found = pc.envs.evaluate_policy(env, policy, arguments.episodes, seed=EVALUATION_SEED)
-    mean = float(np.mean(found["return"]))
-    if not math.isfinite(mean):
-        raise FloatingPointError(f"the mean return of {arguments.task} is {mean}")
-    return mean
+    return float(np.mean(found["return"]))
 
 
 def film(arguments: Arguments, seed: int, policy: Any) -> bool:
@@ -418,14 +416,9 @@ def film(arguments: Arguments, seed: int, policy: Any) -> bool:
             # Gymnasium's bodies run out of the picture unless the camera goes with them.
             camera: dict[str, Any] = {"camera_name": "track"} if hasattr(env.unwrapped, "mujoco_renderer") else {}
         with closing(gymnasium.make(arguments.task, render_mode="rgb_array", **camera)) as env:
-            frames: list[Any] = []
-            state, ended = None, False
-            observation, _ = env.reset(seed=seed)
-            while not ended and len(frames) < FILM_STEPS:
-                frames.append(env.render())
-                action, state = policy.predict(observation, state, deterministic=True)
-                observation, _, terminated, truncated, _ = env.step(action)
-                ended = terminated or truncated
+            acting = pc.models.Episodes(env, policy, deterministic=True, max_steps=FILM_STEPS)
+            acting.begin(seed=seed)
+            frames: list[Any] = [env.render(), *(env.render() for _ in acting)]
             rate = min(50, math.ceil(env.metadata.get("render_fps", 30) / 2))
         pc.envs.save_video(folder(arguments, seed) / "policy.gif", frames[::2], fps=rate)
     except Exception as error:  # a machine without OpenGL is no reason to lose a run

@@ -115,7 +115,7 @@ def main(arguments: Arguments) -> None:
             lowest, moving = learnt_to_move(arguments) if arguments.pretrain else (None, 0.0)
             learnt = None if arguments.pretrain and lowest is None else learnt_the_maze(arguments, lowest)
     except (ValueError, FloatingPointError) as error:  # most of all, OUT holds another run
-        raise SystemExit(str(error)) from error
+        raise SystemExit("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
     if learnt is None:
         print("stopped; the same command goes on from there")
         return
@@ -408,16 +408,12 @@ def rollouts(policy: Any, env: gymnasium.Env[Any, Any], episodes: int) -> tuple[
     """
     distances, reached, tracks = [], [], []
     torch.manual_seed(EVALUATION_SEED)
+    acting = pc.models.Episodes(env, policy)
     for episode in range(episodes):
-        observation, info = env.reset(seed=EVALUATION_SEED + episode)
-        state, over, track = None, False, [info["position"]]
-        while not over:
-            action, state = policy.predict(observation, state)
-            observation, _, terminated, truncated, info = env.step(action)
-            over = terminated or truncated
-            track.append(info["position"])
-        distances.append(info["distance"])
-        reached.append(info["is_success"])
+        acting.begin(seed=EVALUATION_SEED + episode)
+        track = [acting.info["position"], *(step.info["position"] for step in acting)]
+        distances.append(acting.info["distance"])
+        reached.append(acting.info["is_success"])
         tracks.append(np.array(track))
     env.close()
     return float(np.mean(distances)), float(np.mean(reached)), tracks
@@ -452,16 +448,10 @@ def film(arguments: Arguments, seed: int, policy: Any) -> bool:
         env = maze(arguments, render_mode="rgb_array", **small)
         limit = env.spec.max_episode_steps if env.spec else None
         every = max(1, (limit or FILM_FRAMES) // FILM_FRAMES)
-        frames: list[Any] = []
         torch.manual_seed(EVALUATION_SEED)
-        observation, _ = env.reset(seed=EVALUATION_SEED)
-        state, over, step = None, False, 0
-        while not over:
-            if step % every == 0:
-                frames.append(env.render())
-            action, state = policy.predict(observation, state)
-            observation, _, terminated, truncated, _ = env.step(action)
-            over, step = terminated or truncated, step + 1
+        acting = pc.models.Episodes(env, policy)
+        acting.begin(seed=EVALUATION_SEED)
+        frames: list[Any] = [env.render(), *(env.render() for step, _ in enumerate(acting, 1) if step % every == 0)]
         frames.append(env.render())
         pc.envs.save_video(
             folder(arguments.out, arguments, seed) / "policy.gif", frames, fps=env.metadata["render_fps"]

@@ -6,6 +6,7 @@ from .memory import MemoryGuide
 from .policies.action_policy import ActionDistribution, ActionPolicy, LatentPolicy
 from .policies.flow_policy import FlowPolicy
 from .policies.gaussian_policy import GaussianPolicy, MixturePolicy
+from .policies.hierarchy import Hierarchy, HierarchyState
 from .policies.zuko_policy import ZukoPolicy
 from .trajectory import TrajectoryEncoder, TrajectoryGuide
 
@@ -16,6 +17,8 @@ __all__ = [
     "CallStackGuide",
     "FlowPolicy",
     "GaussianPolicy",
+    "Hierarchy",
+    "HierarchyState",
     "LSTMEncoder",
     "LatentPolicy",
     "MLPEncoder",

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._saved import Saved
+from ..models.observation_encoder import ObservationEncoder, as_floats
 from ..models.process import Sequence
 from ..models.programs.call_stack import CallStack, CallStackContext
 from ..models.programs.call_trace import CallTrace
@@ -18,7 +20,7 @@ from .encoders import TraceEncoder, make_encoder
 __all__ = ["CallStackGuide"]
 
 
-class CallStackGuide(nn.Module):
+class CallStackGuide(Saved, nn.Module):
     """The posterior q_phi(z | x) over the calls of a control program, masked so that it can only explain x.
 
     The same PHP steps as the program's with parameters of their own, the observation replaced by a context b_t
@@ -29,7 +31,8 @@ class CallStackGuide(nn.Module):
     Args:
         program: the program whose calls are inferred.
         encoder: ``"bilstm"`` (the paper's), ``"lstm"`` (causal), ``"transformer"``, or a :class:`TraceEncoder`
-            over (previous action, observation, action).
+            over (previous action, observation, action). The observation is what the program's own
+            :class:`~pyrocontrol.models.ObservationEncoder` makes of it, if it has one; its weights are shared.
         encoder_size: units of a named encoder (a direction).
         compile: compile the sampling walk; see :class:`~pyrocontrol.models.Process`.
 
@@ -48,7 +51,8 @@ class CallStackGuide(nn.Module):
         super().__init__()
         tree = program.tree
         # One-hot previous action (none at first), observation, one-hot action (null at last), its argument.
-        self.input_size = program.obs_size + 2 * len(tree.actions) + 1 + tree.action_arg_size
+        seen = program.encoder.size if isinstance(program.encoder, ObservationEncoder) else program.obs_size
+        self.input_size = seen + 2 * len(tree.actions) + 1 + tree.action_arg_size
         self.encoder = make_encoder(encoder, self.input_size, encoder_size)
         self.process = CallStack(
             tree, self.encoder.size, hidden=program.hidden, argument_hidden=program.argument_hidden, posterior=True
@@ -89,6 +93,9 @@ class CallStackGuide(nn.Module):
 
     def _inputs(self, traces: Traces) -> Tensor:
         count = traces.num_actions
-        action = F.one_hot(traces.actions, count + 1).to(traces.observations.dtype)
+        encoder, observations = self.program.encoder, as_floats(traces.observations, traces.arguments)
+        if isinstance(encoder, ObservationEncoder):
+            observations = encoder(observations)
+        action = F.one_hot(traces.actions, count + 1).to(observations.dtype)
         previous = F.pad(action[:, :-1, :count], (0, 0, 1, 0))
-        return torch.cat([previous, traces.observations, action, traces.arguments], -1)
+        return torch.cat([previous, observations, action, traces.arguments], -1)

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._saved import Saved
 from ..models.networks import mlp
 
 __all__ = ["BiLSTMEncoder", "LSTMEncoder", "MLPEncoder", "TransformerEncoder", "TraceEncoder", "make_encoder"]
 
 
-class TraceEncoder(nn.Module):
+class TraceEncoder(Saved, nn.Module):
     """Turns inputs ``[B, T, X]`` of traces with ``lengths`` ``[B]`` into contexts b_t ``[B, T, size]``.
 
     Attributes:

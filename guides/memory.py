@@ -8,9 +8,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from .._saved import Saved
 from ..models.heads import action_features, action_features_size
-from ..models.policies.memory import MemoryContext
-from ..models.policies.policy import LatentMemoryPolicy
+from ..models.policies.memory import LatentMemoryPolicy, MemoryContext
 from ..models.process import Sequence
 from ..models.registration import register
 from .encoders import TraceEncoder, make_encoder
@@ -18,7 +18,7 @@ from .encoders import TraceEncoder, make_encoder
 __all__ = ["MemoryGuide"]
 
 
-class MemoryGuide(nn.Module):
+class MemoryGuide(Saved, nn.Module):
     """The posterior q(m_t | m_{t-1}, b_t) over the memory of a policy, b an encoding of the whole demonstration.
 
     Memory of the policy's own kind with parameters of its own, the observation replaced by the context b_t.
@@ -35,7 +35,7 @@ class MemoryGuide(nn.Module):
 
     def __init__(self, policy: LatentMemoryPolicy, encoder: str | TraceEncoder = "bilstm", *, encoder_size: int = 32):
         super().__init__()
-        self.input_size = policy.input_size + action_features_size(policy.action_space)
+        self.input_size = policy.encoded_size + action_features_size(policy.action_space)
         self.encoder = make_encoder(encoder, self.input_size, encoder_size)
         self.process = policy.memory.like(self.encoder.size)
         self._policy = (policy,)  # in a tuple, so that its parameters are not the guide's
@@ -53,7 +53,7 @@ class MemoryGuide(nn.Module):
 
     def posterior(self, batch: Any) -> Sequence:
         """Return ``q(m | o, a)``."""
-        observations = self.policy.scaled(batch.observations)
+        observations = self.policy.encoded(batch.observations)
         actions = action_features(self.policy.action_space, batch.actions, observations.dtype)
         contexts = self.encoder(torch.cat([observations, actions], -1), batch.lengths)
         return Sequence(self.process, MemoryContext(contexts, batch.lengths - 1), max(contexts.shape[1] - 1, 1))

@@ -14,6 +14,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from .._saved import Saved
 from ..models.heads import GaussianHead
 from ..models.registration import register
 from ..models.skills import TrajectoryCVAE
@@ -26,7 +27,7 @@ _POOLINGS = ("attention", "mean")
 _NEVER = -1e9
 
 
-class TrajectoryEncoder(nn.Module):
+class TrajectoryEncoder(Saved, nn.Module):
     """From a trajectory of any length to a diagonal normal over D numbers.
 
     Args:
@@ -74,7 +75,7 @@ class TrajectoryEncoder(nn.Module):
         return self.attention(contexts.tanh()).squeeze(-1)
 
 
-class TrajectoryGuide(nn.Module):
+class TrajectoryGuide(Saved, nn.Module):
     """q(z | s_1..s_T), a diagonal normal; it reads states only, as the paper's does.
 
     Args:

@@ -2,16 +2,21 @@
 
 from .._verify import claim_folder, verify_device, verify_folder
 from .control.critics import Critics, TargetCopy
-from .control.loop import Learner, LearnResult, evaluation, learn, learn_together
+from .control.evaluation import evaluation
+from .control.first_form import FirstSoftActorCritic
+from .control.loop import Learner, LearnOptions, LearnResult, learn, learn_together
+from .control.policy_gradient import Pathwise, PolicyGradient, Score
 from .control.replay import Replay, ReplayBatch
 from .control.seed_batch import SeedBatch
-from .control.soft_control import SoftActorCritic, SoftLearner
+from .control.soft_control import SoftActorCritic, SoftLearner, SoftOptions
 from .control.soft_q_learning import SoftQLearning
 from .control.stagewise import StagewiseResult, train_stagewise, train_stagewise_together
+from .control.temperature import Temperature
 from .imitation.augmentation import Augmented, compose, jitter, shifted
 from .imitation.hindsight import GoalData, GoalTraces, hindsight
 from .imitation.interactive import InteractiveResult, Round, constant, dagger, dart, geometric, linear
 from .imitation.noise import ConfusionNoise, GaussianNoise, Noise
+from .imitation.segmentation import match_labels, segmentation_scores
 from .imitation.structure import GreedyPolicy, Structured, boundary_f1, exact_match
 from .objectives.forward import ChainPosterior, chain_posterior, forward_log_likelihood
 from .objectives.kl_weight import KLWeight
@@ -36,6 +41,7 @@ __all__ = [
     "ConfusionNoise",
     "Critics",
     "Examples",
+    "FirstSoftActorCritic",
     "FitResult",
     "GaussianNoise",
     "GoalData",
@@ -44,16 +50,21 @@ __all__ = [
     "InexactKLError",
     "InteractiveResult",
     "KLWeight",
+    "LearnOptions",
     "LearnResult",
     "Learner",
     "MutualInformation",
     "Noise",
+    "Pathwise",
+    "PolicyGradient",
     "Replay",
     "ReplayBatch",
     "Round",
+    "Score",
     "SeedBatch",
     "SoftActorCritic",
     "SoftLearner",
+    "SoftOptions",
     "SoftQLearning",
     "StagewiseResult",
     "StepTerm",
@@ -61,6 +72,7 @@ __all__ = [
     "Structured",
     "Summary",
     "TargetCopy",
+    "Temperature",
     "boundary_f1",
     "chain_posterior",
     "claim_folder",
@@ -83,10 +95,12 @@ __all__ = [
     "linear",
     "literal",
     "load_checkpoint",
+    "match_labels",
     "mean_interval",
     "nonvariational",
     "read_rows",
     "row",
+    "segmentation_scores",
     "select",
     "shifted",
     "sum_of_parts",

@@ -1,5 +1,7 @@
 """What generates a demonstration: processes, sequence distributions, Pyro models."""
 
+from .._saved import Saved
+from .causal import Causal
 from .dynamics import (
     ComponentDynamics,
     Dynamics,
@@ -20,6 +22,7 @@ from .heads import (
     SquashedHead,
     make_head,
 )
+from .observation_encoder import ObservationEncoder
 from .optimality import (
     ActionGuide,
     ActionPrior,
@@ -31,17 +34,18 @@ from .optimality import (
 )
 from .policies.controller import Controller, FunctionController, as_controller
 from .policies.episodes import Episodes, Step
-from .policies.memory import DiscreteMemory, GaussianMemory, Memory, MemoryContext, MemoryState
-from .policies.policy import (
-    GoalConditionedPolicy,
+from .policies.memory import (
+    DiscreteMemory,
+    GaussianMemory,
     LatentMemoryPolicy,
-    Policy,
-    ReactivePolicy,
-    RecurrentPolicy,
-    RecurrentState,
+    Memory,
+    MemoryContext,
+    MemoryState,
 )
-from .policies.recurrent import RecurrentController
-from .process import Emission, Process, Sequence, Steps
+from .policies.policy import DirectPolicy, Policy
+from .policies.reactive import GoalConditionedPolicy, ReactivePolicy
+from .policies.recurrent import RecurrentController, RecurrentPolicy, RecurrentState
+from .process import Emission, Process, Sequence, Steps, at_step
 from .programs.call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack
 from .programs.control_program import ControlProgram, Execution
@@ -64,6 +68,7 @@ from .spaces import (
     observation_size,
     unflatten_observations,
 )
+from .spread import spread
 from .wavenet import WaveNet, WaveNetCache
 
 __all__ = [
@@ -75,11 +80,13 @@ __all__ = [
     "CallStackContext",
     "CallStackState",
     "CallTrace",
+    "Causal",
     "CategoricalHead",
     "ComponentDynamics",
     "ControlProgram",
     "Controller",
     "DeterministicHead",
+    "DirectPolicy",
     "DiscreteMemory",
     "Dynamics",
     "DynamicsContext",
@@ -103,6 +110,7 @@ __all__ = [
     "MemoryState",
     "MixtureHead",
     "MultiCategoricalHead",
+    "ObservationEncoder",
     "OneStepOptimality",
     "OptimalityModel",
     "PlacedField",
@@ -116,6 +124,7 @@ __all__ = [
     "RecurrentController",
     "RecurrentPolicy",
     "RecurrentState",
+    "Saved",
     "ScalarMixture",
     "Sequence",
     "Skill",
@@ -132,6 +141,7 @@ __all__ = [
     "action_size",
     "as_action_space",
     "as_controller",
+    "at_step",
     "check_action_space",
     "check_stopped",
     "decode_actions",
@@ -148,5 +158,6 @@ __all__ = [
     "space_from_json",
     "space_to_json",
     "split_annotated",
+    "spread",
     "unflatten_observations",
 ]

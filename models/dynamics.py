@@ -17,10 +17,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from .causal import Causal
 from .heads import GaussianHead, MixtureHead
 from .networks import mlp
 from .process import Process, Sequence
-from .wavenet import WaveNet, WaveNetCache
+from .wavenet import WaveNet
 
 __all__ = [
     "ComponentDynamics",
@@ -65,15 +66,19 @@ class DynamicsState(NamedTuple):
 class Dynamics(Process):
     """p(s_{t+1} | s_1..s_t, z), the states after the first.
 
-    Subclasses give :meth:`begin`, :meth:`follow`, :meth:`along` and :meth:`conditional`.
+    Subclasses give ``net`` and :meth:`conditional`.
 
     Args:
         state_size: S.
         latent_size: D.
+
+    Attributes:
+        net: what is known at a state, ``[B, F]``, of the states up to it, the embedding being its condition.
     """
 
     has_rsample = True
     support = constraints.real_vector
+    net: Causal
 
     def __init__(self, state_size: int, latent_size: int):
         super().__init__()
@@ -84,31 +89,19 @@ class Dynamics(Process):
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
         return {}
 
-    def begin(self, context: DynamicsContext) -> Any:
-        """Return the cache before the first state."""
-        return ()
-
-    def follow(self, s: Tensor, cache: Any, context: DynamicsContext) -> tuple[Tensor, Any]:
-        """Return the features ``[B, F]`` at a state ``[B, S]`` and the cache after it."""
-        raise NotImplementedError
-
-    def along(self, states: Tensor, context: DynamicsContext) -> Tensor:
-        """Return the features ``[B, I, F]`` at given states ``[B, I, S]``, all at once."""
-        raise NotImplementedError
-
     def initial(self, context: DynamicsContext) -> DynamicsState:
         """Return what the second state depends on."""
-        return DynamicsState(context.first, *self.follow(context.first, self.begin(context), context))
+        return DynamicsState(context.first, *self.net.step(context.first, self.net.begin(len(context.z), context.z)))
 
     def advance(self, state: DynamicsState, z: Tensor, context: DynamicsContext) -> DynamicsState:
         """Return what the state after ``z`` depends on."""
-        return DynamicsState(z, *self.follow(z, state.cache, context))
+        return DynamicsState(z, *self.net.step(z, state.cache))
 
     def unroll(self, z: Tensor, context: DynamicsContext) -> tuple[DynamicsState, Tensor]:
         """Return what each given state ``[B, I, S]`` depends on, in parallel, and which are no padding."""
         before = torch.cat([context.first.unsqueeze(1), z[:, :-1]], 1)
         live = torch.arange(z.shape[1], device=z.device) < context.steps.unsqueeze(1)
-        return DynamicsState(before, self.along(before, context)), live
+        return DynamicsState(before, self.net(before, context.z)), live
 
 
 class WaveNetDynamics(Dynamics):
@@ -126,6 +119,8 @@ class WaveNetDynamics(Dynamics):
         min_scale: least standard deviation, in scaled units.
         residual: predict the change of the state.
     """
+
+    net: WaveNet
 
     def __init__(
         self,
@@ -146,18 +141,6 @@ class WaveNetDynamics(Dynamics):
     def settings(self) -> dict[str, Any]:
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
         return {"dilations": self.net.dilations, "residual": self.residual, **self.head.settings()}
-
-    def begin(self, context: DynamicsContext) -> WaveNetCache:
-        """Return the empty cache."""
-        return self.net.start(len(context.z), context.z)
-
-    def follow(self, s: Tensor, cache: WaveNetCache, context: DynamicsContext) -> tuple[Tensor, WaveNetCache]:
-        """Return the WaveNet's output at one more state."""
-        return self.net.step(s, cache)
-
-    def along(self, states: Tensor, context: DynamicsContext) -> Tensor:
-        """Return the WaveNet's outputs at all states."""
-        return self.net(states, context.z)
 
     def walk(self, context: DynamicsContext, horizon: int, draw: str) -> tuple[Tensor, Tensor]:
         """Take a whole walk without a distribution object a step, with all noise drawn at once."""
@@ -213,14 +196,6 @@ class MLPDynamics(Dynamics):
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
         return {"residual": self.residual, **self.head.settings()}
 
-    def follow(self, s: Tensor, cache: Any, context: DynamicsContext) -> tuple[Tensor, Any]:
-        """Return the network's output at a state."""
-        return self.net(torch.cat([s, context.z], -1)), ()
-
-    def along(self, states: Tensor, context: DynamicsContext) -> Tensor:
-        """Return the network's outputs at all states."""
-        return self.net(torch.cat([states, _each_step(context.z, states)], -1))
-
     def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
         """Return a diagonal normal."""
         return _normal(self.head, state, self.residual)
@@ -273,14 +248,6 @@ class ComponentDynamics(Dynamics):
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
         return {"dilations": self.components.net.dilations, **self.components.head.settings()}
 
-    def follow(self, s: Tensor, cache: Any, context: DynamicsContext) -> tuple[Tensor, Any]:
-        """Return the condition of the next state's components."""
-        return self.net(torch.cat([s, context.z], -1)), ()
-
-    def along(self, states: Tensor, context: DynamicsContext) -> Tensor:
-        """Return the conditions at all states."""
-        return self.net(torch.cat([states, _each_step(context.z, states)], -1))
-
     def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
         """Return the sequence of the components, event shape ``(S,)``."""
         given = _ComponentContext(state.last, state.features)
@@ -323,7 +290,7 @@ class _Components(Process):
         self.head = MixtureHead(features, 1, components=components, min_scale=min_scale)
 
     def initial(self, context: _ComponentContext) -> _ComponentState:
-        cache = self.net.start(len(context.last), context.condition)
+        cache = self.net.begin(len(context.last), context.condition)
         return self._at(0, torch.zeros_like(context.last[:, 0]), cache, context)
 
     def advance(self, state: _ComponentState, z: Tensor, context: _ComponentContext) -> _ComponentState:
@@ -397,7 +364,7 @@ def make_dynamics(axis: str | Dynamics, state_size: int, latent_size: int) -> Dy
     return _AXES[axis](state_size, latent_size)
 
 
-def _layers(inputs: int, hidden: Several[int]) -> nn.Module:
+def _layers(inputs: int, hidden: Several[int]) -> Causal:
     if not hidden:
         raise ValueError("hidden must name at least one layer")
     return mlp(inputs, hidden, "relu")
@@ -409,7 +376,3 @@ def _normal(head: GaussianHead, state: DynamicsState, residual: bool) -> TorchDi
     if not residual:
         return normal
     return dist.Normal(state.last + normal.mean, normal.base_dist.scale).to_event(1)
-
-
-def _each_step(z: Tensor, states: Tensor) -> Tensor:
-    return z.unsqueeze(1).expand(-1, states.shape[1], -1)

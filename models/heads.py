@@ -20,6 +20,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import transforms
 
+from .._saved import Saved
+
 __all__ = [
     "CategoricalHead",
     "DeterministicHead",
@@ -41,7 +43,7 @@ _UNIT = math.log(math.e - 1)
 _EDGE = 1 - 1e-6
 
 
-class Head(nn.Module):
+class Head(Saved, nn.Module):
     """A distribution of actions given features.
 
     Args:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from .causal import FeedForward
+
 __all__ = ["mlp"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-def mlp(inputs: int, hidden: Sequence[int], activation: str = "tanh") -> nn.Sequential:
+def mlp(inputs: int, hidden: Sequence[int], activation: str = "tanh") -> FeedForward:
     """Return layers ``[..., inputs] -> [..., hidden[-1]]``, an activation after each; the identity without any.
 
     Raises:
@@ -25,4 +27,4 @@ def mlp(inputs: int, hidden: Sequence[int], activation: str = "tanh") -> nn.Sequ
     layers: list[nn.Module] = []
     for size, following in zip(sizes, sizes[1:], strict=False):
         layers += [nn.Linear(size, following), _ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers)
+    return FeedForward(*layers)

@@ -27,6 +27,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
+from .._saved import Saved
 from .registration import register
 
 __all__ = [
@@ -75,10 +76,8 @@ class ActionGuide(Protocol):
     def mode(self, observations: Tensor) -> Tensor:
         """Return the actions ``[..., A]`` that a deterministic controller takes."""
 
-    def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
-        """Return normalised actions for numpy observations ``[O]`` or ``[B, O]``, and the state as it was."""
+    def act(self, observation: Any, deterministic: bool = False) -> np.ndarray:
+        """Return normalised actions for numpy observations ``[O]`` or ``[B, O]``."""
 
     def settings(self) -> dict[str, Any]:
         """What it takes to build the policy again."""
@@ -152,7 +151,7 @@ def _uniform_log_prob(actions: Tensor) -> Tensor:
     return density.masked_fill(~inside, -math.inf)
 
 
-class _Prior:
+class _Prior(Saved):
     def __init__(self, action_size: int):
         if action_size < 1:
             raise ValueError(f"action_size must be at least 1, not {action_size}")
@@ -224,7 +223,7 @@ class GaussianPrior(_Prior):
         return torch.erf(actions * math.sqrt(0.5))
 
 
-class OneStepOptimality(nn.Module):
+class OneStepOptimality(Saved, nn.Module):
     """One action and its optimality: ``a ~ prior; factor(Q(s, a) / alpha)``, for a batch of states.
 
     The posterior is ``prior(a) exp(Q(s, a) / alpha) / Z(s)``, and ``alpha log Z(s)`` is the soft value of the state.

@@ -17,19 +17,22 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from pyro.distributions import Independent, TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 from torch.utils import _pytree as pytree
 
-__all__ = ["Emission", "Process", "Sequence", "Steps"]
+from .._saved import Saved
+
+__all__ = ["Emission", "Process", "Sequence", "Steps", "at_step", "same_tensors"]
 
 State = Any
 Context = Any
 
 
-class Process(nn.Module):
+class Process(Saved, nn.Module):
     """A sequence of latent choices, as a pure state machine over batched tensors.
 
     Subclasses give :meth:`initial`, :meth:`conditional` and :meth:`advance`; a ``State`` and a context are any
@@ -45,6 +48,9 @@ class Process(nn.Module):
             alive at the horizon is an error. A process that does not terminate runs to its horizon.
         has_rsample: whether the walk keeps its graph, so that reparametrised parts of the steps carry pathwise
             gradients. Discrete processes leave it False and are walked without a graph.
+        end_is_discrete: that ends depend on the context and on discrete parts of the steps alone. A process that
+            terminates and has reparametrised parts has to say so: whether a step exists has no pathwise gradient, so an
+            end that such a part decides would bias the gradient in silence.
         padding: value inside the support of every step, which fills the steps after the end.
         compile_walk: compile the sampling walk with ``torch.compile``, a chunk of steps at a time. Worth its
             half minute of compilation in a long training; needs a C++ compiler (or a GPU with Triton).
@@ -54,6 +60,7 @@ class Process(nn.Module):
     support: constraints.Constraint = constraints.real
     terminates: bool = False
     has_rsample: bool = False
+    end_is_discrete: bool = False
     padding: float = 0.0
     compile_walk: bool = False
 
@@ -97,28 +104,54 @@ class Process(nn.Module):
             context: leaves ``[B, ...]``.
 
         Returns:
-            The states, leaves ``[B, I, ...]``, and ``live``, bool ``[B, I]``.
+            The states, leaves ``[B, I, ...]``, and ``live``, bool ``[B, I]``. After the end stands the state before
+            step 0: a conditional in it is finite, and so is the gradient that a mask then drops.
         """
-        state = self.initial(context)
+        first = state = self.initial(context)
         live = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
         states, lives = [], []
         for i in range(z.shape[1]):
             if self.terminates:
                 live = live & self.live(state, context)
-            states.append(state)
+            states.append(_select(live, state, first, self.terminates))
             lives.append(live)
             value = _fill_dead(self, z[:, i], live)
             state = _select(live, self.advance(state, value, context), state, self.terminates)
         stacked = pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *states)
         return stacked, torch.stack(lives, 1)
 
-    def same_states(self, other: Process) -> bool:
-        """Whether ``other`` has the same states along the same sequence, so that one unrolling serves both."""
-        return other is self
+    def steps_alive(self, z: Tensor) -> int:
+        """Return a number of steps ``[B, I, ...]`` after which no row lives; fewer than I if that is cheaply known."""
+        return z.shape[1]
+
+    def same_states(self, other: Process, context: Context, theirs: Context) -> bool:
+        """Whether ``other``, in its context, has the same states and ends along the same sequence.
+
+        Then one unrolling serves both. The default says so of a process and itself, in equal contexts.
+        """
+        return other is self and same_tensors(context, theirs)
+
+
+def at_step(values: Tensor, step: Tensor) -> Tensor:
+    """Return what a context holds for the steps that come next, inside a conditional or an advance.
+
+    Args:
+        values: ``[B, T, ...]``, one entry a step.
+        step: long ``[B]``, where each row is, or ``[B, I]``, all steps at once; those past the end get the last entry.
+
+    Returns:
+        ``[B, ...]`` or ``[B, I, ...]``.
+    """
+    rows = torch.arange(len(step), device=step.device)
+    rows = rows if step.dim() == 1 else rows.unsqueeze(1)
+    return values[rows, step.clamp(max=values.shape[1] - 1)]
 
 
 class Steps(NamedTuple):
-    """All steps of a given sequence: states ``[B, I, ...]``, which exist ``[B, I]``, and their distributions."""
+    """All steps of a given sequence: states ``[B, I, ...]``, which exist ``[B, I]``, and their distributions.
+
+    I may be smaller than the sequence's length: all further steps are dead.
+    """
 
     state: State
     live: Tensor
@@ -137,6 +170,26 @@ def _fill_dead(process: Process, z: Tensor, live: Tensor) -> Tensor:
     return z.masked_fill(~_trailing(live, z), process.padding) if process.terminates else z
 
 
+def same_tensors(one: Context, other: Context) -> bool:
+    """Whether two trees hold the same tensors: the same memory, or, on a CPU, equal numbers that carry no gradient."""
+    if one is other:
+        return True
+    (leaves, form), (others, their_form) = pytree.tree_flatten(one), pytree.tree_flatten(other)
+    return form == their_form and all(map(_same_leaf, leaves, others))
+
+
+def _same_leaf(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)
+    if one.requires_grad or other.requires_grad or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.device == other.device and one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+        return True
+    return one.device.type == other.device.type == "cpu" and torch.equal(one, other)  # elsewhere it would wait
+
+
 def _trailing(flag: Tensor, like: Tensor) -> Tensor:
     return flag.reshape(flag.shape + (1,) * (like.dim() - flag.dim()))
 
@@ -149,8 +202,11 @@ def _take_steps(
     The last is which rows were alive before each step and after the last one, ``[B, steps + 1]``.
     """
     values, lives = [], []
+    # A walk that keeps its graph never asks for a conditional after the end, whose gradient need not be finite.
+    first = process.initial(context) if process.terminates and draw == "rsample" else None
     for _ in range(steps):
-        conditional = process.conditional(state, context)
+        there = state if first is None else _select(process.live(state, context), state, first, True)
+        conditional = process.conditional(there, context)
         z = conditional.mode if draw == "mode" else getattr(conditional, draw)()
         if process.terminates:
             live = process.live(state, context)
@@ -177,17 +233,18 @@ class Sequence(TorchDistribution):
 
     Args:
         process: the state machine.
-        context: what every step is conditioned on; a pytree of tensors that lead with ``batch_shape``.
+        context: what every step is conditioned on; a pytree of tensors that lead with ``batch_shape``. None stands for
+            rows of no numbers, ``[*batch_shape, 0]``, by which a process knows how many rows there are.
         horizon: the largest number of steps ``I``.
         batch_shape: defaults to the first dimension of the context's leaves (``()`` without any).
         validate_args: check the shape of values.
 
-    The event shape is ``(horizon,) + process.event_shape``. A process that ends by itself yields samples only
-    as long as their longest row, and scores values of any length up to the horizon.
+    The event shape is ``(horizon,) + process.event_shape``. What stands after the end of a row is the process's
+    padding; values of any length up to the horizon are scored.
 
     Raises:
         ValueError: if the horizon is not positive, leaves disagree about the batch, a value has the wrong shape,
-            or a walk has not ended at the horizon (naming the row).
+            a walk has not ended at the horizon (naming the row), or ends might depend on reparametrised values.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -203,6 +260,15 @@ class Sequence(TorchDistribution):
     ):
         if horizon < 1:
             raise ValueError(f"a sequence needs a horizon of at least one step, got {horizon}")
+        if process.terminates and process.has_rsample and not process.end_is_discrete:
+            raise ValueError(
+                f"the steps of a {type(process).__name__} are reparametrised and it ends by itself: an end that a "
+                "reparametrised value decides has no pathwise gradient. If ends depend on the context and on discrete "
+                "parts of the steps alone, set end_is_discrete = True; if not, has_rsample = False"
+            )
+        if context is None:
+            context = torch.zeros(*(batch_shape or ()), 0)
+            batch_shape = context.shape[:-1]
         leaves = [leaf for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor)]
         if batch_shape is None:
             batch_shape = leaves[0].shape[:1] if leaves else ()
@@ -283,7 +349,10 @@ class Sequence(TorchDistribution):
                     f"horizon exhausted: sequence {int(steps.argmax())} of the batch has not ended "
                     f"after {self.horizon} steps"
                 )
-            z = z[:, : max(used, 1)]
+        # As long as the event shape says, whatever the longest row: draws can be stacked, and be steps of a sequence.
+        missing = self.horizon - z.shape[1]
+        if missing > 0:
+            z = torch.cat([z, z.new_full((len(z), missing) + z.shape[2:], self.process.padding)], 1)
         z = z[:, : self.horizon]
         return z.reshape(shape + z.shape[1:])
 
@@ -294,6 +363,13 @@ class Sequence(TorchDistribution):
         take = _compiled_steps(process) if compiled else _take_steps
         chunk = _COMPILED_CHUNK if compiled else _CHUNK
         state, values, lives, taken = process.initial(context), [], [], 0
+        rows = self._rows(context)
+        for leaf in pytree.tree_leaves(state):
+            if isinstance(leaf, Tensor) and leaf.shape[:1] != (rows,):
+                raise ValueError(
+                    f"the initial state of a {type(process).__name__} must lead with the batch [{rows}], "
+                    f"a part of it has shape {[*leaf.shape]}"
+                )
         while taken < self.horizon:
             # A compiled walk keeps one chunk length: what it takes beyond the horizon is cut off.
             steps = chunk if compiled else min(chunk, self.horizon - taken)
@@ -317,7 +393,8 @@ class Sequence(TorchDistribution):
         if like is not None:
             state, live = like.state, like.live
         else:
-            state, live = self.process.unroll(self._flatten(z), context)
+            flat = self._flatten(z)
+            state, live = self.process.unroll(flat[:, : self.process.steps_alive(flat)], context)
         return Steps(state, live, self.process.conditional(state, context))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -350,9 +427,10 @@ class Sequence(TorchDistribution):
         """
         mine, z = self._for(z)
         steps = steps or mine.steps(z)
-        same = mine.process.same_states(other.process)
-        theirs = other.expand(mine.batch_shape).steps(z, like=steps if same else None)
-        return mine._masked(kl(steps.conditional, theirs.conditional), steps.live)
+        theirs = other.expand(mine.batch_shape)
+        same = mine.process.same_states(other.process, mine._flat_context(), theirs._flat_context())
+        others = theirs.steps(z, like=steps if same else None)
+        return mine._masked(kl(steps.conditional, others.conditional), steps.live, z)
 
     def step_score_parts(self, z: Tensor, steps: Steps | None = None) -> ScoreParts:
         """Return log-probability, score term and entropy term of every step, each ``batch_shape + [I]``.
@@ -362,13 +440,13 @@ class Sequence(TorchDistribution):
         """
         mine, z = self._for(z)
         steps = steps or mine.steps(z)
-        flat = _fill_dead(self.process, mine._flatten(z), steps.live)
+        flat = _fill_dead(self.process, mine._flatten(z)[:, : steps.live.shape[1]], steps.live)
         if self.has_rsample:
             parts = steps.conditional.score_parts(flat)
         else:
             log_prob = steps.conditional.log_prob(flat)
             parts = ScoreParts(log_prob, log_prob, 0)  # type: ignore[arg-type]  # Pyro asks for the number 0
-        return ScoreParts(*(mine._masked(part, steps.live) if isinstance(part, Tensor) else part for part in parts))
+        return ScoreParts(*(mine._masked(part, steps.live, z) if isinstance(part, Tensor) else part for part in parts))
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """Return the score parts of whole sequences, for Pyro's own ELBOs."""
@@ -376,6 +454,10 @@ class Sequence(TorchDistribution):
         return ScoreParts(*(part.sum(-1) if isinstance(part, Tensor) else part for part in parts))
 
     # -- shapes -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _rows(context: Context) -> int:
+        return next(len(leaf) for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor))
 
     def _flat_context(self) -> Context:
         """The context with exactly one batch dimension."""
@@ -388,8 +470,13 @@ class Sequence(TorchDistribution):
     def _flatten(self, z: Tensor) -> Tensor:
         return z.reshape((self.batch_shape.numel(),) + z.shape[z.dim() - len(self.event_shape) :])
 
-    def _masked(self, value: Tensor, live: Tensor) -> Tensor:
-        return torch.where(live, value, 0.0).reshape(self.batch_shape + live.shape[1:])
+    def _masked(self, value: Tensor, live: Tensor, z: Tensor) -> Tensor:
+        """Terms of the steps that exist, as many as ``z`` has, 0 for the others."""
+        value = torch.where(live, value, 0.0)
+        steps = z.shape[z.dim() - len(self.event_shape)]
+        if steps > value.shape[1]:
+            value = F.pad(value, (0, steps - value.shape[1]))
+        return value.reshape(self.batch_shape + (steps,))
 
     def _for(self, z: Tensor) -> tuple[Sequence, Tensor]:
         """This distribution and ``z``, broadcast to one batch shape."""

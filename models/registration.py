@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pyro
 from torch import nn
 
@@ -18,5 +20,10 @@ def register(name: str, module: nn.Module) -> None:
     for key, parameter in module.named_parameters():
         full = f"{name}$$${key}"
         if full in store and store[full] is not parameter:
-            del store[full]
+            held = store._params[full]
+            with suppress(KeyError):  # two names of one parameter lead back to the later one alone
+                del store[full]
+            for other, value in store.items():
+                if value is held:
+                    store._param_to_name[held] = other
     pyro.module(name, module)

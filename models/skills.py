@@ -15,7 +15,6 @@ from collections.abc import Sequence as Several
 from typing import Any
 
 import gymnasium
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -25,10 +24,9 @@ from torch import Tensor
 from .dynamics import Dynamics, DynamicsContext, make_dynamics
 from .heads import Head, make_head
 from .networks import mlp
-from .policies.policy import Policy
+from .policies.policy import Acting, Policy
 from .process import Sequence
 from .registration import register
-from .spaces import flatten_observations
 
 __all__ = ["Skill", "TrajectoryCVAE"]
 
@@ -40,7 +38,8 @@ class TrajectoryCVAE(Policy):
     state it draws one from the prior; :meth:`acting` fixes it.
 
     Args:
-        observation_space: of the environment, or of the demonstrations; observations are the states.
+        observation_space: of the environment, or of the demonstrations. Observations are the states, which the dynamics
+            predict number by number: images are read flat, and scaled by their bounds.
         action_space: `Discrete`, `MultiDiscrete` of one dimension, or `Box` of floats.
         latent: D.
         hidden: sizes of the policy's hidden layers.
@@ -67,7 +66,7 @@ class TrajectoryCVAE(Policy):
         head: str | Head | None = None,
         axis: str | Dynamics = "time",
     ):
-        super().__init__(observation_space, action_space)
+        super().__init__(observation_space, action_space, encoder="flat")
         if latent < 1:
             raise ValueError(f"latent must be positive, got {latent}")
         self.latent, self.hidden, self.activation = latent, tuple(hidden), activation
@@ -86,8 +85,7 @@ class TrajectoryCVAE(Policy):
 
     def actions_of(self, states: Tensor, z: Tensor) -> TorchDistribution:
         """Return pi(a | s, z) at scaled states ``[..., S]`` and embeddings ``[..., D]``."""
-        batch = torch.broadcast_shapes(states.shape[:-1], z.shape[:-1])
-        return self.head(self.net(torch.cat([states.expand(*batch, -1), z.expand(*batch, -1)], -1)))
+        return self.head(self.net.step(states, z)[0])
 
     def dynamics_of(self, z: Tensor, first: Tensor, steps: int, each: Tensor | None = None) -> Sequence:
         """Return P(s_2.. | s_1, z), the distribution of the scaled states that follow the first.
@@ -174,7 +172,7 @@ class TrajectoryCVAE(Policy):
         return own | {"head": self.head.signature(), "dynamics": kind}
 
 
-class Skill:
+class Skill(Acting):
     """A :class:`TrajectoryCVAE` that acts with one embedding.
 
     Args:
@@ -185,16 +183,26 @@ class Skill:
         ValueError: if the embedding has another size, or is not finite.
     """
 
+    z: Tensor
+
     def __init__(self, skills: TrajectoryCVAE, z: Tensor):
+        super().__init__()
         if z.numel() != skills.latent or z.shape[-1] != skills.latent:
             raise ValueError(f"one embedding of {skills.latent} numbers is needed, got shape {tuple(z.shape)}")
         if not z.isfinite().all():
             raise ValueError("the embedding is not finite")
-        self.skills, self.z = skills, z.detach().reshape(1, -1)
+        self.skills = skills
+        self.observation_space, self.action_space = skills.observation_space, skills.action_space
+        self.register_buffer("z", z.detach().reshape(1, -1))
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
-        """Return an action for an observation, or a batch of them; the state and where episodes start do not matter."""
-        flat = np.atleast_2d(flatten_observations(self.skills.observation_space, observation))
-        return self.skills.predict(observation, self.z.expand(len(flat), -1), None, deterministic)
+    def encoded(self, inputs: Tensor) -> Tensor:
+        """Return scaled states."""
+        return self.skills.scaled(inputs)
+
+    def step(self, inputs: Tensor, state: None, deterministic: bool) -> tuple[TorchDistribution, None]:
+        """Return pi(a | s, z) at scaled inputs ``[B, S]``; the embedding needs no state."""
+        return self.skills.actions_of(inputs, self.z), None
+
+    def choose(self, distribution: TorchDistribution, deterministic: bool) -> Tensor:
+        """Return stored actions, the likeliest or random ones."""
+        return self.skills.choose(distribution, deterministic)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from .._saved import writable
+
 __all__ = ["space_from_json", "space_to_json"]
 
 Space = spaces.Space[Any]
@@ -105,3 +107,6 @@ def _array(bound: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         return [numbers(item) for item in value] if isinstance(value, list) else dtype.type(value)
 
     return np.broadcast_to(np.array(numbers(bound), dtype), shape).copy()
+
+
+writable("space", spaces.Space, space_to_json, space_from_json)

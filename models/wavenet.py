@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._saved import Saved
+from .causal import Causal
+
 __all__ = ["WaveNet", "WaveNetCache"]
 
 
@@ -23,7 +26,7 @@ class WaveNetCache(NamedTuple):
 
     Attributes:
         past: of every layer, its inputs at the last ``dilation`` positions, oldest first, each ``[B, channels]``.
-        added: what is added in every layer whatever the position, ``[B, 2 channels]``, or ``[2 channels]``.
+        added: what a condition adds in every layer, ``[B, 2 channels]``; ``()`` without one.
     """
 
     past: tuple[tuple[Tensor, ...], ...]
@@ -38,7 +41,7 @@ class _Weights(NamedTuple):
     output: tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class WaveNet(nn.Module):
+class WaveNet(Saved, Causal):
     """A stack of gated causal convolutions of two taps, conditioned at every layer.
 
     Layer l, of dilation d, turns its input h into
@@ -99,20 +102,23 @@ class WaveNet(nn.Module):
                 hidden = hidden + gated[-1] @ residual
         return self.output(torch.cat(gated, -1))
 
-    def start(self, rows: int, condition: Tensor | None = None) -> WaveNetCache:
+    def begin(self, rows: int, condition: Tensor | None = None) -> WaveNetCache:
         """Return the cache before the first position of B = ``rows`` sequences, given a condition ``[B, C]``."""
         zero = self.embed.weight.new_zeros(rows, self.channels)
-        return WaveNetCache(tuple((zero,) * dilation for dilation in self.dilations), self._added(condition))
+        added = () if self.condition is None else self._added(condition)
+        return WaveNetCache(tuple((zero,) * dilation for dilation in self.dilations), added)
 
     def step(self, x: Tensor, cache: WaveNetCache) -> tuple[Tensor, WaveNetCache]:
         """Return the output ``[B, F]`` of the next position ``[B, X]`` and the cache after it: O(1) in the position."""
-        output, hidden = self._position(x, [before[0] for before in cache.past], cache.added, self._weights())
-        past = tuple((*before[1:], h) for before, h in zip(cache.past, hidden, strict=True))
+        before = [oldest for oldest, *_ in cache.past]
+        output, hidden = self._position(x, before, cache.added or self._added(), self._weights())
+        past = tuple((*inputs[1:], h) for inputs, h in zip(cache.past, hidden, strict=True))
         return output, WaveNetCache(past, cache.added)
 
     def reader(self, rows: int, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Return what maps positions ``[B, X]``, in turn, to outputs ``[B, F]``: :meth:`step` with the cache inside."""
-        past, added = self.start(rows, condition)
+        past, added = self.begin(rows, condition)
+        added = added or self._added()
         queues, weights = [deque(before) for before in past], self._weights()
 
         def read(x: Tensor) -> Tensor:
@@ -146,7 +152,7 @@ class WaveNet(nn.Module):
         skip, _, last, _ = list[Any](self.output)
         return _Weights((self.embed.weight, self.embed.bias), layers, (skip.weight, skip.bias, last.weight, last.bias))
 
-    def _added(self, condition: Tensor | None) -> tuple[Tensor, ...]:
+    def _added(self, condition: Tensor | None = None) -> tuple[Tensor, ...]:
         """V c + w of every layer."""
         biases: list[Any] = [taps.bias for taps in self.taps]
         if self.condition is None:

@@ -51,11 +51,11 @@ def test_a_program(expected: dict[str, np.ndarray]) -> None:
     assert np.allclose(torch.cat([p.detach().flatten() for p in program.parameters()])[:20], expected["program"])
 
 
-@pytest.mark.parametrize(("name", "settings"), [("learn", {}), ("learn_first", {"first": True})])
-def test_a_run_of_learning_goes_on(
-    name: str, settings: dict[str, Any], expected: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    learner = pc.inference.SoftActorCritic(pc.guides.FlowPolicy(3, 1, hidden=(8,)), 3, 1, hidden=(8, 8), **settings)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("learn", pc.inference.SoftActorCritic), ("learn_first", pc.inference.FirstSoftActorCritic)]
+)
+def test_a_run_of_learning_goes_on(name: str, kind: Any, expected: dict[str, np.ndarray], tmp_path: Path) -> None:
+    learner = kind(pc.guides.FlowPolicy(3, 1, hidden=(8,)), 3, 1, hidden=(8, 8))
     pc.inference.load_checkpoint(OLD / name / "checkpoint.pt", learner)
     values = learner.critics(torch.zeros(1, 3), torch.zeros(1, 1)).detach()
     assert np.allclose(values, expected["q" if name == "learn" else "q_first"])

@@ -1,6 +1,5 @@
 """The package as a whole: how it imports, what its rooms may know of each other, how it is built."""
 
-import ast
 import doctest
 import importlib
 import inspect
@@ -14,28 +13,20 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import pyro
 import pytest
+from PIL import Image
 
 import pyrocontrol
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("models", "guides", "inference", "envs")
-
-# Imports go down freely, never up: a room may import its own modules, those of rooms before it, and the private modules
-# of the root, which import nothing but each other.
-FLOORS = ("root", "models", "guides", "envs", "inference")
-
-PRIVATE = sorted(path.relative_to(ROOT) for path in ROOT.glob("_*.py") if path.name != "__init__.py")
-FILES = PRIVATE + sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-MODULES = {".".join(("pyrocontrol", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES}
-
-
-def import_module(name: str) -> ModuleType:
-    """Import a module, or skip the test where it is a NumPyro twin and its extra is not installed."""
-    return pytest.importorskip(name) if name.endswith("_numpyro") else importlib.import_module(name)
+# What the picture of the rooms is drawn by.
+rooms = load_script("docs/draw_rooms.py")
+FLOORS, ROOMS = rooms.FLOORS, rooms.FLOORS[1:]
+MODULES = {name: path.relative_to(ROOT) for name, path in rooms.sources().items()}
 
 
 def run_python(*arguments: str, **environment: str) -> str:
@@ -52,30 +43,14 @@ def run_python(*arguments: str, **environment: str) -> str:
 
 # Importing
 
-
-def test_import_is_light() -> None:
-    heavy = {
-        "matplotlib",
-        "tensorboard",
-        "tyro",
-        "numpyro",
-        "jax",
-        "mujoco",
-        "lightning",
-        "zuko",
-        "pytest",
-        "pybullet",
-        "PIL",
-        "imageio_ffmpeg",
-    }
-    loaded = run_python("-c", "import sys, pyrocontrol; print(*{name.split('.')[0] for name in sys.modules})")
-    assert not heavy & set(loaded.split())
+HEAVY = "matplotlib tensorboard tyro numpyro jax mujoco lightning zuko pytest pybullet PIL imageio_ffmpeg"
+HEAVY += " minari imitation h5py pyarrow av"
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_import_leaves_distribution_validation_alone(validate: bool) -> None:
+def test_import_is_light_and_leaves_distribution_validation_alone(validate: bool) -> None:
     # A finder that, like zuko, sets validation while one of the rooms is being imported.
-    run_python(
+    loaded = run_python(
         "-c",
         f"""
 import sys
@@ -92,8 +67,10 @@ sys.meta_path.insert(0, Meddler())
 import pyrocontrol
 assert Meddler.met
 assert Distribution._validate_args is {validate}
+print(*{{name.split('.')[0] for name in sys.modules}})
 """,
     )
+    assert not {*HEAVY.split()} & {*loaded.split()}
 
 
 def test_every_module_is_loaded_once() -> None:
@@ -106,46 +83,21 @@ def test_every_module_is_loaded_once() -> None:
 # The import rule of the rooms
 
 
-def imports(source: str, module: str, is_package: bool = False) -> list[tuple[str, str | None]]:
-    """The (module, name) pairs of the package that `source`, the text of `module`, imports in any way."""
-    found: list[tuple[str, str | None]] = []
-    package = module.split(".") if is_package else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            found += [(target, alias.name) for alias in node.names]
-    return [pair for pair in found if pair[0].split(".")[0] == "pyrocontrol"]
-
-
-def floor(module: str) -> int:
-    """Which floor a module of the package is on."""
-    room = module.split(".")[1]
-    return FLOORS.index(room) if room in ROOMS else 0
-
-
 def broken_imports(source: str, module: str, is_package: bool = False) -> list[str]:
     """The imports in `source` that go up."""
-    broken = []
-    for target, name in imports(source, module, is_package):
-        full = target if "." in target or name is None else f"{target}.{name}"  # from .. import guides
-        if full == "pyrocontrol" or floor(full) > floor(module):
-            broken.append(f"{module} imports {target}{f'.{name}' if name else ''}")
-    return broken
+    return [f"{module}: {pair}" for pair in rooms.imports(source, module, is_package) if rooms.rises(module, *pair)]
 
 
-@pytest.mark.parametrize(("module", "path"), MODULES.items(), ids=str)
-def test_rooms_import_only_what_they_may(module: str, path: Path) -> None:
-    source = (ROOT / path).read_text()
-    assert not broken_imports(source, module, path.name == "__init__.py")
-    assert "from pyrocontrol" not in re.sub(r"^ *(>>>|\.\.\.).*", "", source, flags=re.M), "relative, please"
+def test_rooms_import_only_what_they_may() -> None:
+    for module, path in MODULES.items():
+        source = (ROOT / path).read_text()
+        assert not broken_imports(source, module, path.name == "__init__.py")
+        without_examples = re.sub(r"^ *(>>>|\.\.\.).*", "", source, flags=re.M)
+        assert "from pyrocontrol" not in without_examples, f"relative imports, please: {path}"
 
 
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
+def test_import_rule_finds_what_breaks_it_and_allows_the_rest() -> None:
+    for module, source in (
         ("models.a", "from ..guides import CallStackGuide"),
         ("models.a", "from ..guides.call_stack import CallStackGuide"),
         ("models.a", "from .. import envs"),
@@ -156,25 +108,33 @@ def test_rooms_import_only_what_they_may(module: str, path: Path) -> None:
         ("envs.a", "from ..inference import fit"),
         ("envs.data.a", "from ... import inference"),
         ("_a", "from .models import register"),
-    ],
-)
-def test_import_rule_finds_what_breaks_it(module: str, source: str) -> None:
-    assert broken_imports(source, f"pyrocontrol.{module}")
-
-
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
+    ):
+        assert broken_imports(source, f"pyrocontrol.{module}"), source
+    for module, source in (
         ("models.a", "import torch\nfrom .process import Process"),
         ("guides.a", "from ..models.process import Process\nfrom .. import models"),
         ("envs.a", "from ..guides import Hierarchy"),
         ("inference.control.a", "from ..objectives.stepwise import StepwiseKL_ELBO"),
         ("inference.a", "from ..envs import collect\nfrom .._files import writing"),
         ("_a", "from ._files import writing"),
-    ],
-)
-def test_import_rule_allows_the_rest(module: str, source: str) -> None:
-    assert not broken_imports(source, f"pyrocontrol.{module}")
+    ):
+        assert not broken_imports(source, f"pyrocontrol.{module}"), source
+
+
+def test_the_picture_of_the_rooms_is_of_today(tmp_path: Path) -> None:
+    with Image.open(ROOT / "docs" / "images" / "rooms.png") as picture:
+        assert picture.info["Description"] == rooms.content(), "python docs/draw_rooms.py draws it anew"
+    for upper, lower in rooms.graph():
+        assert FLOORS.index(upper) > FLOORS.index(lower)
+
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny" / "__init__.py").write_text('"""Small things."""\n')
+    (tmp_path / "models" / "tiny" / "a.py").write_text("from ... import _b\nfrom ...envs import c\n")
+    assert rooms.graph(tmp_path) == {("models", "root"), ("models", "envs")}
+    assert rooms.folders(tmp_path)["models"] == {"models/tiny": "Small things."}
+    rooms.draw(tmp_path / "out" / "rooms.png", tmp_path)
+    with Image.open(tmp_path / "out" / "rooms.png") as picture:
+        assert picture.info["Description"] == rooms.content(tmp_path)
 
 
 # What is public
@@ -197,12 +157,16 @@ def test_public_names_exist_and_are_documented(room: str) -> None:
                 assert documented, f"{room}.{name}.{member} has no docstring"
 
 
-@pytest.mark.parametrize("name", ["pyrocontrol", *MODULES])
-def test_docstring_examples(name: str) -> None:
-    results = doctest.testmod(
-        import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
-    )
-    assert not results.failed
+@pytest.mark.parametrize("room", FLOORS)
+def test_docstring_examples(room: str) -> None:
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
+    for name in ("pyrocontrol", *MODULES):
+        if room == rooms.room(name):
+            pyro.clear_param_store()
+            pyro.set_rng_seed(0)
+            assert not doctest.testmod(importlib.import_module(name), optionflags=flags).failed, (
+                f"the examples of {name}"
+            )
 
 
 # Results
@@ -227,21 +191,19 @@ ROW = {
 RESULTS = {"name": "a", "command": "b", "revision": "c", "machine": "d", "versions": {"torch": "2.13.0"}}
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
+def test_common_form_of_results_is_checked(check_results: Callable[[dict[str, Any]], None]) -> None:
+    check_results(RESULTS | {"rows": [ROW, ROW | {"seed": 1}]})
+    for rows in (
         [],
         [ROW, ROW],
         [{key: value for key, value in ROW.items() if key != "seconds"}],
         [ROW | {"value": "0.97"}],
         [ROW | {"setting": 40}],
         [ROW | {"note": "two"}],
-    ],
-)
-def test_common_form_of_results_is_checked(check_results: Callable[[dict[str, Any]], None], rows: list[Any]) -> None:
-    check_results(RESULTS | {"rows": [ROW, ROW | {"seed": 1}]})
-    with pytest.raises(AssertionError):
-        check_results(RESULTS | {"rows": rows})
+    ):
+        with pytest.raises(AssertionError):
+            check_results(RESULTS | {"rows": rows})
+            pytest.fail(f"taken: {rows}")
 
 
 # Building
@@ -250,14 +212,14 @@ def test_common_form_of_results_is_checked(check_results: Callable[[dict[str, An
 def test_extras_are_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"numpyro", "mujoco", "bullet", "robots", "data", "flows", "scale", "docs", "test", "all"}
-    assert extras["all"][0] == f"pyrocontrol[{','.join(name for name in extras if name != 'all')}]"
+    assert set(extras) == {"mujoco", "bullet", "data", "flows", "docs", "test", "all"}
+    assert extras["all"][0] == f"pyrocontrol-ppl[{','.join(name for name in extras if name != 'all')}]"
 
 
 def test_packages_are_all_listed() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    rooms = {module for module, path in MODULES.items() if path.name == "__init__.py"}
-    assert set(setuptools["packages"]) == {"pyrocontrol", *rooms}
+    folders = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(setuptools["packages"]) == {"pyrocontrol", *folders}
 
 
 def test_wheel_of_the_sdist_imports_and_holds_only_the_rooms(tmp_path: Path) -> None:
@@ -267,16 +229,16 @@ def test_wheel_of_the_sdist_imports_and_holds_only_the_rooms(tmp_path: Path) -> 
     )
     shutil.copytree(ROOT, tree, ignore=ignore)
     run_python("-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(tree))
-    (sdist,) = (tmp_path / "dist").glob("pyrocontrol-*.tar.gz")
-    (wheel,) = (tmp_path / "dist").glob("pyrocontrol-*.whl")
+    (sdist,) = (tmp_path / "dist").glob("pyrocontrol_ppl-*.tar.gz")
+    (wheel,) = (tmp_path / "dist").glob("pyrocontrol_ppl-*.whl")
     assert sdist.stat().st_size < 2**20
-    assert wheel.name == f"pyrocontrol-{pyrocontrol.__version__}-py3-none-any.whl"
+    assert wheel.name == f"pyrocontrol_ppl-{pyrocontrol.__version__}-py3-none-any.whl"
 
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(tmp_path / "site")
     sources = {path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.c")}
-    assert files == {f"pyrocontrol/{path}" for path in (*FILES, *sources, "__init__.py", "py.typed")}
+    assert files == {f"pyrocontrol/{path}" for path in (*MODULES.values(), *sources, "__init__.py", "py.typed")}
 
     where = run_python("-c", "import pyrocontrol; print(pyrocontrol.__file__)", PYTHONPATH=str(tmp_path / "site"))
     assert Path(where.strip()) == tmp_path / "site" / "pyrocontrol" / "__init__.py"

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,8 @@ from gymnasium import spaces
 from ..._progress import ProgressBar
 from ..._random_state import random_state, set_random_state
 from ..._verify import verify_least
+from ...models.policies.controller import Controller, FunctionController, as_controller
+from ...models.policies.episodes import Episodes, Execute, verify_environment
 from ...models.spaces import (
     SpaceError,
     check_action_space,
@@ -30,21 +32,10 @@ from ...models.spaces import (
 )
 from ..data.demonstrations import Demonstrations, Episode
 
-__all__ = ["Actor", "CollectionError", "CollectionInterrupted", "Collector", "as_actor", "collect", "predict_along"]
+__all__ = ["CollectionError", "CollectionInterrupted", "Collector", "collect", "predict_along"]
 
 Env = gymnasium.Env[Any, Any]
 Space = spaces.Space[Any]
-Execute = Callable[[Any, Any, np.ndarray], Any]
-
-
-class Actor(Protocol):
-    """Whatever acts: the signature is that of stable-baselines3's policies."""
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """Return the action, in the environment's form, and the state to pass on, for one observation or a batch."""
-        ...
 
 
 class CollectionError(RuntimeError):
@@ -66,7 +57,7 @@ class CollectionInterrupted(CollectionError, KeyboardInterrupt):
 
 def collect(
     env: Env,
-    policy: Actor | Callable[[Any], Any],
+    policy: Controller | Callable[[Any], Any],
     episodes: int | None,
     *,
     seed: int = 0,
@@ -114,7 +105,7 @@ def collect(
 
 
 def predict_along(
-    policy: Actor | Callable[[Any], Any], demonstrations: Demonstrations, *, deterministic: bool = True
+    policy: Controller | Callable[[Any], Any], demonstrations: Demonstrations, *, deterministic: bool = True
 ) -> np.ndarray:
     """Ask a policy what it would have done along demonstrations, its memory fed with their observations.
 
@@ -132,14 +123,14 @@ def predict_along(
     Raises:
         ValueError: if an action is not in its space.
     """
-    actor, seen, space = as_actor(policy), demonstrations.observation_space, demonstrations.action_space
+    actor, seen, space = as_controller(policy), demonstrations.observation_space, demonstrations.action_space
     observations, lengths = demonstrations.observations.cpu().numpy(), demonstrations.lengths.cpu().numpy()
     state: Any = None
     predicted = []
     for step in range(observations.shape[1]):
         # Beyond its end a trace shows its last observation again, as padding may be none that the policy knows.
         rows = observations[np.arange(len(lengths)), np.minimum(step, lengths - 1)]
-        if isinstance(actor, _Function):  # takes one observation at a time
+        if isinstance(actor, FunctionController):  # takes one observation at a time
             action = np.stack([actor.function(unflatten_observations(seen, row)) for row in rows])
         else:
             start = np.full(len(lengths), step == 0)
@@ -186,12 +177,7 @@ class Collector:
     """
 
     def __init__(self, env: Env, *, seed: int = 0, progress: bool = True) -> None:
-        given: Any = env
-        if isinstance(given, gymnasium.vector.VectorEnv):
-            raise TypeError("collecting takes one environment, not a vector of them")
-        if not all(hasattr(given, name) for name in ("reset", "step", "action_space", "observation_space")):
-            kind = f"the text {given!r}" if isinstance(given, str) else type(given).__name__
-            raise TypeError(f"env must be a Gymnasium environment, such as gymnasium.make returns, got {kind}")
+        verify_environment(env)
         if not hasattr(seed, "__index__"):
             raise TypeError(f"seed must be an integer, got {seed!r}")
         check_action_space(env.action_space)
@@ -201,8 +187,6 @@ class Collector:
         self.env, self.seed, self.progress = env, int(seed), progress
         self._traces: list[_Trace] = []
         self._random: dict[str, Any] | None = None
-        # Who is at work where, for errors.
-        self._doing, self._at = "", (0, 0)
 
     @property
     def labels(self) -> int:
@@ -245,7 +229,7 @@ class Collector:
 
     def run(
         self,
-        policy: Actor | Callable[[Any], Any],
+        policy: Controller | Callable[[Any], Any],
         episodes: int | None,
         *,
         execute: Execute | None = None,
@@ -273,19 +257,25 @@ class Collector:
         for name, number in (("episodes", episodes), ("max_steps", max_steps), ("max_labels", max_labels)):
             if number is not None:
                 verify_least(1, **{name: number})
-        actor, start = as_actor(policy), len(self._traces)
-        left = math.inf if max_labels is None else max_labels
+        actor = as_controller(policy, self.env)
+        acting = Episodes(self.env, actor, deterministic=deterministic, max_steps=max_steps)
+        start, left = len(self._traces), math.inf if max_labels is None else max_labels
+
+        def place() -> str:
+            episode = start + max(acting.number, 0)
+            return f"episode {episode}, step {len(self._traces[episode].steps) if episode < len(self._traces) else 0}"
+
         outside = random_state()
         try:
             self._resume_random_state()
             with _Bar(episodes, max_labels, title, self.progress) as bar:
                 while left > 0 and (episodes is None or len(self._traces) - start < episodes):
-                    left -= self._episode(actor, execute, max_steps, left, deterministic, bar)
+                    left -= self._episode(acting, execute, left, bar)
         except KeyboardInterrupt as error:
-            raise CollectionInterrupted(f"interrupted in {self._place()}; {self.kept()}", self.collected()) from error
+            raise CollectionInterrupted(f"interrupted in {place()}; {self.kept()}", self.collected()) from error
         except Exception as error:
             raised = "" if isinstance(error, SpaceError) else f" raised {type(error).__name__}"
-            what = f"{self._place()}: {self._doing}{raised}: {error}; {self.kept()}"
+            what = f"{place()}: {acting.doing}{raised}: {error}; {self.kept()}"
             raise CollectionError(what, self.collected()) from error
         finally:
             self._random = random_state()
@@ -294,44 +284,31 @@ class Collector:
         assert demonstrations is not None  # every episode has a step
         return demonstrations
 
-    def _episode(
-        self,
-        actor: Actor,
-        execute: Execute | None,
-        max_steps: int | None,
-        left: float,
-        deterministic: bool,
-        bar: _Bar,
-    ) -> int:
+    def _episode(self, acting: Episodes, execute: Execute | None, left: float, bar: _Bar) -> int:
         """Run one episode, of `left` steps at most, and return how many it took."""
-        env, space = self.env, self.env.action_space
+        space = self.env.action_space
         single = 0 if isinstance(space, spaces.Discrete) else 1
-        self._doing, self._at = "the environment's reset", (len(self._traces), 0)
-        observation, _ = env.reset(seed=None if self._traces else self.seed)
-        trace = _Trace(self._flat(observation))
-        self._traces.append(trace)
-        state: Any = None
-        while not any(trace.ended) and len(trace.steps) < left:
-            begins = np.array(not trace.steps)
-            self._doing, self._at = "the policy", (len(self._traces) - 1, len(trace.steps))
-            action, state = actor.predict(observation, state, begins, deterministic)
+        stored: Any = None
+
+        def executed(observation: Any, action: Any, start: np.ndarray) -> Any:
+            nonlocal stored
+            acting.doing = "the policy"
             stored = encode_actions(space, action)
             if stored.ndim != single:
                 raise SpaceError(f"one action was asked for, it gave an array of shape {list(np.shape(action))}")
-            executed = decode_actions(space, stored)
-            if execute is not None:
-                self._doing = "executing the action"
-                executed = execute(observation, executed, begins)
-            self._doing = "the environment"
-            observation, reward, terminated, truncated, _ = env.step(executed)
-            reward, flat = float(reward), self._flat(observation)
-            if not math.isfinite(reward):
-                raise SpaceError(f"the reward is {reward}")
-            trace.steps.append((stored, reward, flat))
-            if max_steps is not None and len(trace.steps) >= max_steps and not terminated:
-                truncated = True
-            trace.ended = (bool(terminated), bool(truncated))
+            acting.doing = "executing the action"
+            action = decode_actions(space, stored)
+            return action if execute is None else execute(observation, action, start)
+
+        acting.execute = executed
+        trace = _Trace(self._flat(acting.begin(None if self._traces else self.seed)))
+        self._traces.append(trace)
+        for step in acting:
+            trace.steps.append((stored, step.reward, self._flat(step.next_observation)))
+            trace.ended = (step.terminated, step.truncated)
             bar.tick(trace)
+            if len(trace.steps) >= left:
+                break
         return len(trace.steps)
 
     def _flat(self, observation: Any) -> np.ndarray:
@@ -350,35 +327,6 @@ class Collector:
             return
         pyro.set_rng_seed(self.seed)
         self.env.action_space.seed(self.seed)
-
-    def _place(self) -> str:
-        """Where the collection is, for an error."""
-        return f"episode {self._at[0]}, step {self._at[1]}"
-
-
-class _Function:
-    """A function from an observation to an action, as a policy."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        return self.function(observation), None
-
-
-def as_actor(policy: Any) -> Actor:
-    """Return what has a method `predict` as it is, and a function from an observation to an action as a policy.
-
-    Raises:
-        TypeError: if it is neither.
-    """
-    if callable(getattr(policy, "predict", None)):
-        return policy
-    if callable(policy):
-        return _Function(policy)
-    raise TypeError(f"a policy has a method predict or is a function of an observation, got {type(policy).__name__}")
 
 
 def _clipped(space: Space, action: Any) -> Any:

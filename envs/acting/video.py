@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,16 +31,29 @@ def save_video(path: str | os.PathLike[str], frames: np.ndarray | Sequence[np.nd
         ModuleNotFoundError: for an MP4 without imageio-ffmpeg.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".gif", ".mp4"):
-        raise ValueError(f"a video must end with .gif or .mp4, got {path}")
+    verify_video(path, fps)
     pictures = np.asarray(frames)
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8 or 0 in pictures.shape:
         raise ValueError(f"frames must be [N, H, W, 3] uint8, got {list(pictures.shape)} {pictures.dtype}")
+    write = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
+    with replacing(path) as (temporary,):
+        write(str(temporary), pictures, fps)
+
+
+def verify_video(path: Path, fps: float) -> None:
+    """Make sure, before there are pictures, that a video of this name and rate can be written.
+
+    Raises:
+        ValueError: for another ending, or a rate that is not positive (above 50 in a GIF).
+        ModuleNotFoundError: for an MP4 without imageio-ffmpeg.
+    """
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise ValueError(f"a video must end with .gif or .mp4, got {path}")
     gif = path.suffix.lower() == ".gif"
     if not (0 < fps < np.inf) or (gif and fps > 50):
         raise ValueError(f"fps must be positive{', and at most 50 in a GIF' * gif}, got {fps}")
-    with replacing(path) as (temporary,):
-        (_write_gif if gif else _write_mp4)(str(temporary), pictures, fps)
+    if not gif and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ModuleNotFoundError("an MP4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or write a .gif")
 
 
 def _write_gif(path: str, frames: np.ndarray, fps: float) -> None:
@@ -56,12 +70,7 @@ def _write_gif(path: str, frames: np.ndarray, fps: float) -> None:
 
 
 def _write_mp4(path: str, frames: np.ndarray, fps: float) -> None:
-    try:
-        import imageio_ffmpeg
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "an MP4 needs imageio-ffmpeg: pip install 'pyrocontrol[bullet]', or write a .gif"
-        ) from error
+    import imageio_ffmpeg
 
     height, width = frames.shape[1:3]
     # H.264 wants even sizes; the last row or column is repeated.

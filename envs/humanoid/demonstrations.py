@@ -26,7 +26,8 @@ import numpy as np
 
 from ..._files import replacing
 from ..._progress import ProgressBar
-from ..acting.collect import Actor
+from ...models.policies.controller import Controller
+from ...models.policies.episodes import Episodes
 from ..data.demonstrations import Demonstrations
 from ..data.episodes import Episode
 from .deep_mimic import ACTION_HIGH, ACTION_LOW, CONTROL_RATE, DeepMimicEnv
@@ -253,7 +254,7 @@ def _record(
 ) -> tuple[list[Episode], SkillRecord]:
     """The demonstrations of one skill."""
     assisted = skill not in EXPERT_SKILLS
-    actor: Actor = AssistedPlayback(clip) if assisted else DeepMimicExpert(skill)
+    actor: Controller = AssistedPlayback(clip) if assisted else DeepMimicExpert(skill)
     env = DeepMimicEnv(clip, assisted=assisted)
     phase, began = busiest_phase(clip, steps), time.perf_counter()
     episodes: list[Episode] = []
@@ -293,34 +294,29 @@ def _record(
 
 
 def _window(
-    env: DeepMimicEnv, actor: Actor, phase: float, steps: int, noise: float, rng: np.random.Generator
+    env: DeepMimicEnv, actor: Controller, phase: float, steps: int, noise: float, rng: np.random.Generator
 ) -> tuple[Episode | None, float]:
     """One demonstration, None if it fell, and its mean tracking error."""
     # Slower only: a clip that does not loop would be over before the window.
     speed = 1 - 2 * noise * float(rng.random()) if env.assisted else 1.0
-    observation, _ = env.reset(options={"phase": phase, "speed": speed})
-    observations, actions, rewards, errors = [observation], [], [], []
-    for _ in range(steps):
-        action, _ = actor.predict(observation, deterministic=True)
-        action = (action + noise * _HALF_RANGE * rng.standard_normal(ACTION_LOW.shape)).astype(np.float32)
-        action = action.clip(ACTION_LOW, ACTION_HIGH)
-        observation, reward, terminated, truncated, info = env.step(action)
-        observations.append(observation)
-        actions.append(action)
-        rewards.append(reward)
-        errors.append(info["tracking_error"])
-        if terminated:
-            return None, float("nan")
-        if truncated:
-            break
+
+    def disturbed(_observation: Any, action: np.ndarray, _start: Any) -> np.ndarray:
+        action = action + noise * _HALF_RANGE * rng.standard_normal(ACTION_LOW.shape)
+        return action.astype(np.float32).clip(ACTION_LOW, ACTION_HIGH)
+
+    acting = Episodes(env, actor, deterministic=True, execute=disturbed, max_steps=steps)
+    first = acting.begin(options={"phase": phase, "speed": speed})
+    taken = list(acting)
+    if taken[-1].terminated:
+        return None, float("nan")
     episode = Episode(
-        observations=np.array(observations),
-        actions=np.array(actions),
-        rewards=np.array(rewards, np.float32),
+        observations=np.array([first, *(step.next_observation for step in taken)]),
+        actions=np.array([step.action for step in taken]),
+        rewards=np.array([step.reward for step in taken], np.float32),
         terminated=False,
         truncated=True,
     )
-    return episode, float(np.mean(errors))
+    return episode, float(np.mean([step.info["tracking_error"] for step in taken]))
 
 
 # ---------------------------------------------------------------------- the command

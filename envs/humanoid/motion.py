@@ -233,7 +233,7 @@ def bullet_data() -> Path:
     engine, data = (importlib.util.find_spec(name) for name in ("pybullet", "pybullet_data"))
     if engine is None or data is None or data.origin is None:
         raise ModuleNotFoundError(
-            "pybullet is missing: pip install 'pyrocontrol[bullet]', with Python 3.11 (later ones have no wheel)"
+            "pybullet is missing: pip install pybullet, with Python 3.11 (later ones have no wheel)"
         )
     return Path(data.origin).parent
 

@@ -33,7 +33,7 @@ def load_mujoco() -> ModuleType:
         import mujoco
         import mujoco.rollout
     except ImportError as error:
-        raise ImportError("planning on a simulator needs MuJoCo: pip install 'pyrocontrol[mujoco]'") from error
+        raise ImportError("planning on a simulator needs MuJoCo: pip install 'mujoco<4'") from error
     return mujoco
 
 

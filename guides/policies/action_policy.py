@@ -23,7 +23,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..._saved import Saved
 from ...models.networks import mlp
+from .hierarchy import Hierarchy
 
 __all__ = ["ActionDistribution", "ActionPolicy", "LatentPolicy"]
 
@@ -49,7 +51,7 @@ def condition_network(observation_size: int, hidden: Sequence[int], outputs: int
     return mlp(observation_size, hidden, "relu").append(nn.Linear([observation_size, *hidden][-1], outputs))
 
 
-class ActionPolicy(nn.Module):
+class ActionPolicy(Saved, nn.Module):
     """pi(a | s): what all policies share. A subclass says what its raw actions are.
 
     Args:
@@ -149,47 +151,50 @@ class ActionPolicy(nn.Module):
     # -- acting -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        """Return an action for an observation, or a batch of them; the signature is stable-baselines3's.
+    def act(self, observation: Any, deterministic: bool = False) -> np.ndarray:
+        """Return a normalised action for an observation, or for a batch of them.
+
+        This is no ``predict``: what an environment takes has its own bounds, and :meth:`within` it the policy is a
+        controller.
 
         Args:
             observation: ``[O]`` or ``[B, O]``.
-            state: returned as it is, there is no memory.
-            episode_start: not read.
             deterministic: take the :meth:`mode` instead of a random action.
 
         Returns:
-            The action in normalised coordinates, ``[A]`` or ``[B, A]``, and the state.
+            ``[A]`` or ``[B, A]``, in (-1, 1) where the policy squashes.
 
         Raises:
             ValueError: for observations of another shape, or that are not finite.
         """
         given = np.asarray(observation)
         if given.ndim not in (1, 2):
-            raise ValueError(f"predict takes one observation or a batch of them, got shape {given.shape}")
+            raise ValueError(f"act takes one observation or a batch of them, got shape {given.shape}")
         if not (finite := np.isfinite(given)).all():
             row = int(np.atleast_2d(finite).all(-1).argmin())
             raise ValueError(f"the observation of row {row} is not finite")
         weight = next(self.parameters())
         inputs = torch.as_tensor(given, dtype=weight.dtype, device=weight.device)
-        action = self.mode(inputs) if deterministic else self.draw(inputs)[0]
-        return action.cpu().numpy(), state
+        return (self.mode(inputs) if deterministic else self.draw(inputs)[0]).cpu().numpy()
+
+    def within(self, env: Any) -> Hierarchy:
+        """Return the controller that the policy is in an environment: a hierarchy of one level, in its actions' bounds.
+
+        Raises:
+            TypeError: for an environment whose actions are no Box.
+            ValueError: for actions of another size or without bounds, or a policy that does not squash.
+        """
+        return Hierarchy([self], action_space=env.action_space)
 
     # -- telling apart ----------------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments that make another policy of this kind, which two share if they can share weights."""
-        return {
-            "observation_size": self.observation_size,
-            "action_size": self.action_size,
-            "squash": self.squash,
-        }
+        given = self._arguments()
+        given.apply_defaults()
+        plain = {name: [*value] if isinstance(value, tuple) else value for name, value in given.arguments.items()}
+        sizes = {"observation_size": self.observation_size, "action_size": self.action_size, "squash": self.squash}
+        return sizes | {name: value for name, value in plain.items() if name not in sizes}
 
     def signature(self) -> str:
         """Return one line that two policies share exactly when they can share weights and mean the same by them."""

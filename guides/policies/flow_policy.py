@@ -120,7 +120,7 @@ class FlowPolicy(LatentPolicy):
         self.couplings, self.hidden, self.units = couplings, tuple(hidden), units
         self.embedding_size, self.linear = embedding_size, linear
         if embedding_size is None:
-            self.embedding = mlp(observation_size, self.hidden, "relu")
+            self.embedding: nn.Sequential = mlp(observation_size, self.hidden, "relu")
         else:
             self.embedding = condition_network(observation_size, self.hidden, embedding_size)
             if squash:
@@ -174,17 +174,6 @@ class FlowPolicy(LatentPolicy):
             parts[active] = (parts[active] - shift) * scale.neg().exp()
             scales.append(scale)
         return self._joined(raw, parts, scales)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments that make another policy of this kind."""
-        return {
-            **super().settings(),
-            "couplings": self.couplings,
-            "hidden": list(self.hidden),
-            "units": self.units,
-            "embedding_size": self.embedding_size,
-            "linear": self.linear,
-        }
 
     def _added(self, condition: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """For each coupling sums ``[2, N, U]`` for its units and ``[N, A - P]`` for its shifts, None without."""

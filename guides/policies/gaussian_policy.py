@@ -9,7 +9,6 @@ Shapes: ``...`` a batch of any shape, O observation numbers, A action numbers, K
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +57,6 @@ class GaussianPolicy(LatentPolicy):
         """Return latents h(u; c) ``[..., A]`` and ``log |det du / dh|`` ``[...]``, of one batch shape for both."""
         mean, log_scale = self._split(condition)
         return (raw - mean) * log_scale.neg().exp(), log_scale.sum(-1)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments that make another policy of this kind."""
-        return {**super().settings(), "hidden": list(self.hidden)}
 
     def _split(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = condition.chunk(2, -1)
@@ -142,10 +137,6 @@ class MixturePolicy(ActionPolicy):
         """Return the mean of the likeliest component ``[..., A]``: between two of them there may be a wall."""
         logits, means, _ = self._split(condition)
         return _pick(means, logits.argmax(-1))
-
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments that make another policy of this kind."""
-        return {**super().settings(), "components": self.components, "hidden": list(self.hidden)}
 
     def signature(self) -> str:
         """Return one line that two mixtures share exactly when they can share weights and mean the same by them."""

@@ -13,10 +13,7 @@ Shapes: `...` a batch of any shape, B rows, L levels, O observation numbers, A a
 from __future__ import annotations
 
 import copy
-import os
-import zipfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,13 +21,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ..._files import replacing
+from ..._saved import Saved, readable
 from ...models.policies.level import Columns, check_box, columns_of, from_box, frozen, hold_of, to_box
-from ...models.space_json import space_from_json, space_to_json
 
 __all__ = ["Hierarchy", "HierarchyState"]
-
-_FORMAT = "pyrocontrol hierarchy 1"
 
 
 class HierarchyState(NamedTuple):
@@ -45,7 +39,7 @@ class HierarchyState(NamedTuple):
     latents: Tensor
 
 
-class Hierarchy(nn.Module):
+class Hierarchy(Saved, nn.Module):
     """Frozen levels, composed.
 
     It acts as its top policy does in the environment that embeds the levels below, one in the other, by
@@ -57,8 +51,8 @@ class Hierarchy(nn.Module):
         observation_size: O; by default that of the top policy, which then sees everything.
         holds: for each level but the top, for how many of its steps it is given the same latent; by default 1.
         fixed_latent: draw the latent of the top level once an episode and keep it, as the paper does in the maze.
-        action_space: bounded, to which `predict` scales actions, and from which `latents` takes them; None for
-            normalised ones, -1 to 1.
+        action_space: bounded, to which `predict` scales actions, and from which `latents` takes them; None for the
+            box from -1 to 1.
 
     Raises:
         TypeError: if policies are no list, one is no torch module, a hold no whole number, or the space no Box.
@@ -84,13 +78,18 @@ class Hierarchy(nn.Module):
         if not count:
             raise ValueError("a hierarchy needs at least one level")
         self.levels = nn.ModuleList(frozen(policy) for policy in policies)
+        self._copied(policies, self.levels)
         for number, policy in enumerate(policies):
             for name in ("observation_size", "action_size", "squash", "draw", "mode", "signature"):
                 if not hasattr(policy, name):
                     raise TypeError(f"level {number}: a {type(policy).__name__} is no policy, it has no {name}")
         self.observation_size = int(policies[-1].observation_size if observation_size is None else observation_size)
         self.action_size = int(policies[0].action_size)
-        self.fixed_latent, self.action_space = fixed_latent, action_space
+        self.fixed_latent = fixed_latent
+        if action_space is None:
+            double = next(self.parameters()).dtype == torch.float64
+            action_space = spaces.Box(-1, 1, (self.action_size,), np.float64 if double else np.float32)
+        self.action_space = action_space
         observations = [None] * count if observations is None else observations
         holds = [1] * (count - 1) if holds is None else holds
         for name, given in {"observations": observations, "holds": holds}.items():
@@ -107,8 +106,7 @@ class Hierarchy(nn.Module):
             raise ValueError(f"levels must be of one precision, these are {' and '.join(sorted(precisions))}")
         for number, policy in enumerate(policies):
             self._check_level(number, policy, count)
-        if action_space is not None:
-            check_box(action_space, self.action_size)
+        check_box(self.action_space, self.action_size)
         self.columns: list[list[int]] = []
         for number, (columns, policy) in enumerate(zip(observations, policies, strict=True)):
             try:
@@ -174,10 +172,26 @@ class Hierarchy(nn.Module):
             due = clock % self.periods[number + 1] == 0
             latents[:, number] = torch.where(due.unsqueeze(-1), value, latents[:, number])
             value = self._level(number).actions(latents[:, number], seen[:, self.columns[number]])
-        action = value.cpu().numpy()
-        if self.action_space is not None:
-            action = to_box(action, self.action_space)
+        action = to_box(value.cpu().numpy(), self.action_space)
         return action if given.ndim == 2 else action[0], HierarchyState(clock + 1, latents)
+
+    def within(self, env: Any) -> Hierarchy:
+        """Return this hierarchy, which acts in the bounds of its own action space, if these are the environment's.
+
+        Raises:
+            ValueError: if they are not, or observations are of another size: actions would be out of scale.
+        """
+        if env.action_space != self.action_space:
+            raise ValueError(
+                f"the hierarchy acts in {self.action_space}, the environment in {env.action_space}: "
+                "make it with action_space=env.action_space"
+            )
+        if getattr(env.observation_space, "shape", None) != (self.observation_size,):
+            raise ValueError(
+                f"the hierarchy takes observations of {self.observation_size} numbers in a row, "
+                f"the environment's are {env.observation_space}"
+            )
+        return self
 
     def _level(self, number: int) -> Any:
         return self.levels[number]
@@ -224,9 +238,8 @@ class Hierarchy(nn.Module):
         value, seen = self._doubles(latents, observations, "latents")
         for level, columns in reversed(self._double_levels()):
             value = level.actions(value, seen[..., columns])
-        if self.action_space is None:
-            return value
-        low, high = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in self._ends())
+        box = self.action_space
+        low, high = (torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in (box.low, box.high))
         return low + (value + 1) * ((high - low) / 2)
 
     @torch.no_grad()
@@ -246,20 +259,14 @@ class Hierarchy(nn.Module):
             NotImplementedError: if the top level is not invertible.
         """
         value, seen = self._doubles(actions, observations, "actions")
-        if self.action_space is not None:
-            scaled = from_box(value.cpu().numpy(), self.action_space)
-            value = torch.as_tensor(scaled, device=value.device)
+        value = torch.as_tensor(from_box(value.cpu().numpy(), self.action_space), device=value.device)
         if (value.abs() > 1 + 1e-5).any():  # further than single precision rounds
-            raise ValueError(f"actions must be within {self.action_space or 'the bounds -1 and 1'}")
+            raise ValueError(f"actions must be within {self.action_space}")
         found = []
         for level, columns in self._double_levels():
             value = level.latents(value, seen[..., columns])
             found.append(value)
         return found
-
-    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-        assert self.action_space is not None
-        return self.action_space.low, self.action_space.high
 
     def _double_levels(self) -> list[tuple[Any, list[int]]]:
         return [(copy.deepcopy(level).double(), at) for level, at in zip(self.levels, self.columns, strict=True)]
@@ -286,122 +293,24 @@ class Hierarchy(nn.Module):
         about = f"{self.observation_size=}, {self.holds=}, {self.fixed_latent=}, {self.action_space=}"
         return "\n".join([*lines, about.replace("self.", "")])
 
-    # -- on disk ----------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one file that holds all levels, their kinds, settings and weights; whole or not at all.
-
-        Raises:
-            ValueError: if a level cannot be made again of its ``settings()`` and weights.
-            OSError: the folder cannot be written, or the disk is full; what was there stands.
-        """
-        levels = [
-            {
-                "level": number,
-                "class": type(level).__name__,
-                "signature": str(self._level(number).signature()),
-                "settings": self._level(number).settings(),
-                "columns": self.columns[number],
-                "state": {name: tensor.cpu() for name, tensor in level.state_dict().items()},
-            }
-            for number, level in enumerate(self.levels)
-        ]
-        for entry, level in zip(levels, self.levels, strict=True):
-            _made(entry, [type(level)])
-        content = {
-            "format": _FORMAT,
-            "count": len(levels),
-            "levels": levels,
-            "observation_size": self.observation_size,
-            "holds": list(self.holds),
-            "fixed_latent": self.fixed_latent,
-            "action_space": None if self.action_space is None else space_to_json(self.action_space),
-        }
-        with replacing(Path(path)) as (temporary,), open(temporary, "wb") as file:
-            torch.save(content, file)  # torch reads a kind of file off a name
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], kinds: Iterable[type[nn.Module]] | None = None) -> Hierarchy:
-        """Read a file of `save`, without executing code in it (``weights_only=True``).
-
-        Args:
-            path: the file.
-            kinds: classes of policies that levels may be, found by their names; by default all classes that have been
-                imported, have the methods of a policy and are torch modules.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, damaged or holds no hierarchy, a level is missing, is of an unknown kind,
-                or its weights are not those of its settings or not finite; or levels do not fit to each other.
-        """
-        content = _read(Path(path))
-        known = list(_policies() if kinds is None else kinds)
-        try:
-            saved = {int(entry["level"]): entry for entry in content["levels"]}
-            count = int(content["count"])
-            if missing := [number for number in range(count) if number not in saved]:
-                raise ValueError(f"level {missing[0]} of {count} is missing")
-            levels = [_made(saved[number], known) for number in range(count)]
-            space = content["action_space"]
-            return cls(
-                levels,
-                [saved[number]["columns"] for number in range(count)],
-                observation_size=content["observation_size"],
-                holds=content["holds"],
-                fixed_latent=content["fixed_latent"],
-                action_space=None if space is None else space_from_json(space),  # type: ignore[arg-type]
-            )
-        except KeyError as error:
-            raise ValueError(f"{path} holds no whole hierarchy: it has no {error}") from error
-        except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-            raise ValueError(f"{path} holds no whole hierarchy: {error}") from error
+def _of_version_0_1(content: dict[str, Any], kind: str | None) -> list[dict[str, Any]]:
+    """What `load` makes of a hierarchy that version 0.1 wrote: its levels, and the hierarchy of them."""
+    saved = {entry["level"]: entry for entry in content["levels"]}
+    entries = [saved[number] for number in range(content["count"])]
+    common = {"precision": "float32", "training": False}
+    levels = [
+        {"class": f":{entry['class']}", "arguments": entry["settings"], "state": entry["state"]} | common
+        for entry in entries
+    ]
+    space = content["action_space"]
+    arguments = {
+        "policies": [{"object": number} for number in range(len(levels))],
+        "observations": [entry["columns"] for entry in entries],
+        "action_space": None if space is None else {"space": space},
+    } | {name: content[name] for name in ("observation_size", "holds", "fixed_latent")}
+    state = {f"levels.{i}.{name}": tensor for i, entry in enumerate(entries) for name, tensor in entry["state"].items()}
+    return [*levels, {"class": ":Hierarchy", "arguments": arguments, "state": state} | common]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as parts:
-                if damaged := parts.testzip():
-                    raise ValueError(damaged)
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises several kinds, by where the file ends
-            raise ValueError(f"{path} is truncated or not a hierarchy ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{path} is truncated or not a hierarchy (no {_FORMAT!r} inside)")
-    return content
-
-
-def _policies(parent: type[nn.Module] = nn.Module) -> Iterable[type[nn.Module]]:
-    """Classes of policies that have been imported."""
-    for kind in parent.__subclasses__():
-        if all(callable(getattr(kind, name, None)) for name in ("draw", "mode", "settings", "signature")):
-            yield kind
-        yield from _policies(kind)
-
-
-def _made(entry: dict[str, Any], known: Sequence[type[nn.Module]]) -> nn.Module:
-    """The policy of an entry, by the first class of its name that takes its settings."""
-    number, name = entry["level"], entry["class"]
-    kinds = list(dict.fromkeys(kind for kind in known if kind.__name__ == name))
-    if len(kinds) != 1:
-        what = "no class" if not kinds else f"{len(kinds)} classes"
-        raise ValueError(f"level {number} is a {name}, and {what} of that name can be one: give kinds=[...]")
-    try:
-        made: Any = kinds[0](**entry["settings"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"level {number}: no {name} has the settings {entry['settings']}: {error}") from error
-    if str(made.signature()) != entry["signature"]:
-        raise ValueError(f"level {number} is a {entry['signature']}, its settings make a {made.signature()}")
-    # Precision is not among the settings.
-    for tensor in entry["state"].values():
-        if tensor.is_floating_point():
-            made = made.to(tensor.dtype)
-            break
-    try:
-        made.load_state_dict(entry["state"])
-    except RuntimeError as error:
-        raise ValueError(f"level {number} ({name}) has weights of another: {error}") from error
-    if not all(weight.isfinite().all() for weight in made.parameters()):
-        raise ValueError(f"level {number} ({name}) has weights that are NaN or infinite")
-    return made
+readable("pyrocontrol hierarchy 1", _of_version_0_1)

@@ -97,17 +97,6 @@ class ZukoPolicy(LatentPolicy):
         latents, log_determinant = self.flow(condition).inv.call_and_ladj(raw)
         return latents, -log_determinant
 
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments that make another policy of this kind."""
-        return {
-            **super().settings(),
-            "transform": self.transform,
-            "layers": self.layers,
-            "bins": self.bins,
-            "hidden": list(self.hidden),
-            "units": list(self.units),
-        }
-
 
 def _zuko() -> Any:
     """Import zuko, and undo that it turns off the validation of all distributions."""

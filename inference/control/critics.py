@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..._saved import Saved
 from ..._verify import verify_least
 
 __all__ = ["Critics", "TargetCopy"]
 
 
-class Critics(nn.Module):
+class Critics(Saved, nn.Module):
     """K equal networks of an observation and an action, their weights stacked: ``[..., O], [..., A] -> [K, ..., 1]``.
 
     A layer of all of them is one batched product, ``h_k = relu(W_k h_k + b_k)`` for every k at once, so that two

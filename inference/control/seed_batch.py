@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .captured import CapturedCall, CapturedStep
+from .policy_gradient import ByELBO
 from .replay import ReplayBatch
 from .soft_control import SoftLearner
 
@@ -59,7 +60,7 @@ class SeedBatch(nn.Module):
         for learner in learners:
             if not isinstance(learner, SoftLearner):
                 raise TypeError(f"a {type(learner).__name__} cannot be stacked: it is no SoftLearner")
-            if getattr(learner, "elbo", None) is not None:
+            if isinstance(getattr(learner, "gradient", None), ByELBO):
                 raise TypeError("a learner with an elbo takes its step through Pyro, alone: it cannot be stacked")
             if type(learner).step is not SoftLearner.step:
                 raise TypeError(f"the {type(learner).__name__} has a step of its own, which a batch would pass over")

@@ -3,7 +3,7 @@
 The soft Q-function is the backward message of the optimality model (:mod:`pyrocontrol.models.optimality`), and the step
 of the policy is an SVI step on its one-step form, ``a ~ prior; factor(Q(s, a) / alpha)``.
 
-Shapes: B batch, O observation numbers, A action numbers, K critics, P draws of one state.
+Shapes: B batch, O observation numbers, A action numbers, K critics.
 """
 
 from __future__ import annotations
@@ -12,45 +12,75 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
-from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from ..._verify import verify_least, verify_positive
+from ..._saved import Saved
+from ..._verify import verify_positive
 from ...models.optimality import ActionGuide, ActionPrior
 from ..training.checkpoint import described
 from .captured import CapturedStep
 from .critics import Critics, TargetCopy
+from .policy_gradient import ByELBO, Estimate, PolicyGradient, Score, policy_gradient
 from .replay import ReplayBatch
+from .temperature import Temperature, as_temperature
 
-__all__ = ["SoftActorCritic", "SoftLearner"]
-
-_LINEAR = (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO)  # of Pyro's own, in the log joint
+__all__ = ["SoftActorCritic", "SoftLearner", "SoftOptions"]
 
 
-class SoftLearner(nn.Module):
+class SoftOptions(TypedDict, total=False):
+    """Options of every soft learner, by name.
+
+    Attributes:
+        prior: p(a), such as :class:`~pyrocontrol.models.GaussianPrior` for latents of a level below, which a policy
+            with ``squash=False`` needs; None for the uniform one, its density counted as 1. The soft target is then
+            gamma alpha A log 2 above that of ``UniformPrior(A)`` wherever the episode goes on: where episodes can
+            terminate, a bonus for staying alive (None).
+        hidden: sizes of the critics' hidden layers (128, 128).
+        lr: of Adam, for everything (3e-4).
+        discount: gamma (0.99).
+        smoothing: how far a target moves towards its network; 1 copies (0.01).
+        target_every: updates between the moves of a target (1).
+        reward_scale: what rewards are multiplied by (1).
+        value_range: bounds of the discounted return from every state on, where they are known. The optimal soft value
+            is between them, as the prior alone earns no less, at no cost, and nothing earns more. What is kept between
+            them is one sample of what follows, ``min_k Qbar_k - alpha (log pi - log p)``, which at the exact posterior
+            is the soft value whatever the action; so the optimum stays what it is. Without it, errors of the critics
+            can add up beyond any return, or make an end of the episode, which is worth 0, better than going on. It
+            needs a prior that is given, whose density is normalised over the policy's actions (None).
+        fixed_latent: draw a flow's latent once an episode, by its seed, and act with it to the end: exploration that
+            goes somewhere, as in the paper's maze. Not a part of the objective (False).
+        capture: on a GPU, make the step one CUDA graph, for batches of one size; elsewhere it changes nothing (False).
+    """
+
+    prior: ActionPrior | None
+    hidden: Sequence[int]
+    lr: float
+    discount: float
+    smoothing: float
+    target_every: int
+    reward_scale: float
+    value_range: tuple[float, float] | None
+    fixed_latent: bool
+    capture: bool
+
+
+class SoftLearner(Saved, nn.Module):
     """What maximum-entropy learners share: a policy that acts, critics, target critics, one optimiser.
 
-    Its ``state_dict`` is all of it, the optimiser's state and the number of updates included.
+    Its ``state_dict`` is all of it, the optimiser's state and the number of updates included. A kind of learner calls
+    :meth:`learn_also` when it is made.
 
     Args:
         policy: the policy, an ``nn.Module``.
         observation_size: O.
         action_size: A.
-        prior: p(a); None for the uniform one, its density counted as 1: see `SoftActorCritic`.
-        critics: Q, observations ``[..., O]`` and actions ``[..., A]`` to ``[K, ...]``.
-        lr: of Adam, for everything.
-        discount: gamma.
-        reward_scale: what rewards are multiplied by.
-        value_range: see `SoftActorCritic`.
-        move: when and how targets follow.
-        fixed_latent: whether an episode keeps the latent that it begins with.
-        capture: whether steps on a GPU are one CUDA graph.
-        settings: the learner's further arguments, told apart by :meth:`signature`.
+        prior, hidden, lr, discount, smoothing, target_every, reward_scale, value_range, fixed_latent, capture: see
+            `SoftOptions`.
 
     Raises:
         TypeError: if the policy is no module, or lacks a part of the protocol.
@@ -58,6 +88,8 @@ class SoftLearner(nn.Module):
             numbers out of range.
     """
 
+    #: K.
+    critic_count: ClassVar[int] = 1
     policy: Any  # a module that is an ActionGuide, which mypy cannot say
 
     def __init__(
@@ -66,21 +98,22 @@ class SoftLearner(nn.Module):
         observation_size: int,
         action_size: int,
         *,
-        prior: ActionPrior | None,
-        critics: Critics,
-        lr: float,
-        discount: float,
-        reward_scale: float,
-        value_range: tuple[float, float] | None,
-        move: TargetCopy,
-        fixed_latent: bool,
-        capture: bool,
-        settings: dict[str, Any],
+        prior: ActionPrior | None = None,
+        hidden: Sequence[int] = (128, 128),
+        lr: float = 3e-4,
+        discount: float = 0.99,
+        smoothing: float = 0.01,
+        target_every: int = 1,
+        reward_scale: float = 1.0,
+        value_range: tuple[float, float] | None = None,
+        fixed_latent: bool = False,
+        capture: bool = False,
     ) -> None:
         super().__init__()
-        verify_policy(policy, observation_size, action_size)
+        _verify_policy(policy, observation_size, action_size)
         if fixed_latent and not getattr(policy, "invertible", False):
             raise ValueError(f"a {type(policy).__name__} has no latent that could be fixed for an episode")
+        coordinates = _coordinates_of(prior)
         if prior is not None and prior.action_size != action_size:
             raise ValueError(f"the prior has {prior.action_size} action numbers, the learner {action_size}")
         if not policy.squash and (prior is None or getattr(prior, "bounded", False)):
@@ -91,39 +124,45 @@ class SoftLearner(nn.Module):
         verify_positive(lr=lr, reward_scale=reward_scale)
         if value_range is not None:
             _verify_range(value_range, prior, policy.squash)
+            value_range = (float(value_range[0]), float(value_range[1]))
         self.policy, self.observation_size, self.action_size = policy, observation_size, action_size
-        self.prior, self.discount, self.reward_scale, self.move = prior, discount, reward_scale, move
-        self.value_range = None if value_range is None else tuple(map(float, value_range))
+        self.prior, self.discount, self.reward_scale, self.lr = prior, discount, reward_scale, lr
+        self.value_range, self.fixed_latent, self.capture = value_range, fixed_latent, capture
+        self.move = TargetCopy(smoothing, target_every)
         dtype = next(self.policy.parameters()).dtype
-        self.critics = critics.to(dtype)
+        self.critics = Critics(observation_size, action_size, hidden, self.critic_count, coordinates).to(dtype)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
-        self.target.coordinates = self.critics.coordinates  # of the prior itself, not of a copy
-        self.lr = lr
-        self.fixed_latent, self.capture = fixed_latent, capture
+        self.target.coordinates = coordinates  # of the prior itself, not of a copy
         self._captured: CapturedStep | None = None
         self.latent: Tensor | None = None
         #: Updates so far.
         self.updates = 0
+        self.learnt: tuple[nn.Parameter, ...] = (*self.policy.parameters(), *self.critics.parameters())
         self._settings = {
             "prior": described(prior),
-            "hidden": critics.hidden,
+            "hidden": self.critics.hidden,
             "lr": lr,
             "discount": discount,
             "reward_scale": reward_scale,
-            "smoothing": move.smoothing,
-            "target_every": move.every,
+            "smoothing": smoothing,
+            "target_every": target_every,
             "fixed_latent": fixed_latent,
-        } | settings
-        if self.value_range is not None:
-            self._settings["value_range"] = self.value_range
+        }
 
-    def optimise(self, *others: nn.Parameter | nn.Module) -> None:
-        """Make the optimiser of policy, critics, and what else is to be learnt."""
-        parameters = [*self.policy.parameters(), *self.critics.parameters()]
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_captured": None}  # a graph of where the tensors are
+
+    def learn_also(self, *others: nn.Parameter | nn.Module, **settings: Any) -> None:
+        """Learn more than policy and critics, and make the optimiser of it all.
+
+        Args:
+            *others: what else.
+            **settings: what tells the learner from others of its kind, beside the options that all share.
+        """
         for other in others:
-            parameters += other.parameters() if isinstance(other, nn.Module) else [other]
-        self.learnt = tuple(parameters)
-        self.optimizer = torch.optim.Adam(parameters, lr=self.lr, fused=True)
+            self.learnt += tuple(other.parameters()) if isinstance(other, nn.Module) else (other,)
+        self.optimizer = torch.optim.Adam(self.learnt, lr=self.lr, fused=True)
+        self._settings |= settings
 
     def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """Take one :meth:`step` of everything learnt, then move the targets if that is due; return what it returns."""
@@ -200,7 +239,8 @@ class SoftLearner(nn.Module):
 
     def signature(self) -> str:
         """What two learners share exactly when one can go on from the other's checkpoint."""
-        settings = ", ".join(f"{name}={value}" for name, value in self._settings.items())
+        bounds = {} if self.value_range is None else {"value_range": self.value_range}
+        settings = ", ".join(f"{name}={value}" for name, value in (self._settings | bounds).items())
         return f"{type(self).__name__}({self.policy.signature()}, {settings})"
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -224,7 +264,7 @@ class SoftLearner(nn.Module):
 class SoftActorCritic(SoftLearner):
     """Soft actor-critic, whose policy step is variational inference of the action.
 
-    Critics, with a' ~ pi(. | s') and the minimum of K target critics,
+    Critics, with a' ~ pi(. | s') and the minimum of K = 2 target critics,
 
         Q_k(s, a)  <-  r + gamma (1 - terminated) (min_k Qbar_k(s', a') - alpha [log pi(a' | s') - log p(a')]),
 
@@ -232,60 +272,27 @@ class SoftActorCritic(SoftLearner):
 
         min  E_{a ~ pi(. | s)}[alpha log pi(a | s) - alpha log p(a) - min_k Q_k(s, a)].
 
-    (T. Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, eq. (5), (7), with a prior.) A policy
-    that can be reparametrised is learnt by the gradient through its actions; another by the likelihood ratio, with the
-    mean over the other draws of the state as the baseline. The temperature is the Lagrange multiplier of a bound on how
-    far the policy may be from its prior, ``E[log pi - log p] = A log 2 - target_entropy``: with the uniform prior on
-    (-1, 1)^A that is an entropy of ``target_entropy`` (eq. (18)), with another one a divergence equally great.
-
-    ``first=True`` is the form that the latent space policies were learnt with (T. Haarnoja et al., "Soft Actor-Critic:
-    Off-Policy Maximum Entropy Deep Reinforcement Learning with a Stochastic Actor", first version): one Q, a state
-    value V and its target, the likelihood ratio with baseline V for any policy, and alpha = 1 with rewards scaled.
-
-    Policy and critics are updated together, both by gradients at the same parameters.
+    (T. Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, eq. (5), (7), with a prior.) Policy and
+    critics are updated together, both by gradients at the same parameters.
 
     Args:
         policy: the policy; its sizes must be these.
         observation_size: O.
         action_size: A.
-        prior: p(a), such as :class:`~pyrocontrol.models.GaussianPrior` for latents of a level below, which
-            a policy with ``squash=False`` needs; None for the uniform one, its density counted as 1. The soft target is
-            then gamma alpha A log 2 above that of ``UniformPrior(A)`` wherever the episode goes on: where episodes can
-            terminate, a bonus for staying alive.
-        hidden: sizes of the critics' hidden layers.
-        lr: of Adam, for everything.
-        discount: gamma.
-        smoothing: how far a target moves towards its network; 1 copies.
-        target_every: updates between the moves of a target.
-        temperature: alpha, reward units a nat, or ``"learned"``, beginning at 1. None is 1 with ``first`` and
-            ``"learned"`` else.
-        target_entropy: nats, of a learned temperature; None for -A.
-        reward_scale: what rewards are multiplied by.
-        value_range: bounds of the discounted return from every state on, where they are known. The optimal soft value
-            is between them, as the prior alone earns no less, at no cost, and nothing earns more. What is kept between
-            them is one sample of what follows, ``min_k Qbar_k - alpha (log pi - log p)``, which at the exact posterior
-            is the soft value whatever the action; so the optimum stays what it is. Without it, errors of the critics
-            can add up beyond any return, or make an end of the episode, which is worth 0, better than going on. It
-            needs a prior that is given, whose density is normalised over the policy's actions.
-        elbo: take the policy's step by this Pyro ELBO, ``loss_and_grads`` on the Pyro model of one step, which the
-            prior makes; None computes the same loss directly, and faster. Model and guide are scaled by alpha / B, so
-            that it must be linear in the log joint, and change, so that it must not be compiled: ``Trace_ELBO``,
-            ``TraceGraph_ELBO``, ``TraceEnum_ELBO``, ``TraceMeanField_ELBO`` or `StepwiseKL_ELBO`; ``RenyiELBO`` and
-            other bounds of several particles are not linear.
-        first: soft actor-critic's first form.
-        fixed_latent: draw a flow's latent once an episode, by its seed, and act with it to the end: exploration that
-            goes somewhere, as in the paper's maze. Not a part of the objective.
-        particles: P, draws of one state in the policy's loss; None for 1, and for 4 where the likelihood ratio has no
-            other baseline. An ELBO has its own.
-        gradient: of the policy's loss, ``"pathwise"``, through the actions, or ``"score"``, by the likelihood ratio;
-            None for pathwise where the policy can be reparametrised.
-        capture: on a GPU, make the step one CUDA graph, for batches of one size; elsewhere it changes nothing.
+        temperature: alpha: a `Temperature`, or short for one, a number or ``"learned"``.
+        gradient: how the policy's gradient is estimated: `Pathwise`, `Score`, or by a Pyro ELBO such as
+            ``Trace_ELBO()``, which needs a prior that is given; see
+            :class:`~pyrocontrol.inference.control.policy_gradient.ByELBO`. None for pathwise where the policy can be
+            reparametrised, and the score elsewhere. Both are faster than the same by Pyro.
+        **options: see `SoftOptions`.
 
     Raises:
-        TypeError: if the policy or the ELBO is not what it should be.
+        TypeError: if something is not what it should be.
         ValueError: for a policy or prior of other sizes, a policy of unbounded actions without a prior over them,
             numbers out of range, or arguments that exclude each other.
     """
+
+    critic_count = 2
 
     def __init__(
         self,
@@ -293,108 +300,52 @@ class SoftActorCritic(SoftLearner):
         observation_size: int,
         action_size: int,
         *,
-        prior: ActionPrior | None = None,
-        hidden: Sequence[int] = (128, 128),
-        lr: float = 3e-4,
-        discount: float = 0.99,
-        smoothing: float = 0.01,
-        target_every: int = 1,
-        temperature: float | Literal["learned"] | None = None,
-        target_entropy: float | None = None,
-        reward_scale: float = 1.0,
-        value_range: tuple[float, float] | None = None,
-        elbo: ELBO | None = None,
-        first: bool = False,
-        fixed_latent: bool = False,
-        particles: int | None = None,
-        gradient: Literal["pathwise", "score"] | None = None,
-        capture: bool = False,
+        temperature: Temperature | float | Literal["learned"] = "learned",
+        gradient: PolicyGradient | ELBO | None = None,
+        **options: Unpack[SoftOptions],
     ) -> None:
-        if temperature is None:
-            temperature = 1.0 if first else "learned"
-        if target_entropy is not None and temperature != "learned":
-            raise ValueError("target_entropy goes with a learned temperature")
-        if isinstance(temperature, str) and temperature != "learned":
-            raise ValueError(f"temperature must be a number or 'learned', not {temperature!r}")
-        if not isinstance(temperature, str):
-            verify_positive(temperature=temperature)
-        if target_entropy is not None and not math.isfinite(target_entropy):
-            raise ValueError(f"target_entropy must be finite, not {target_entropy}")
-        if particles is not None:
-            verify_least(1, particles=particles)
-        if gradient not in (None, "pathwise", "score"):
-            raise ValueError(f"gradient must be 'pathwise' or 'score', not {gradient!r}")
-        if gradient is not None and (first or elbo is not None):
-            raise ValueError("the first form and an elbo have gradients of their own: neither goes with gradient")
-        if elbo is not None:
-            _verify_elbo(elbo, policy, prior, first, particles)
-            if capture:
-                raise ValueError("an elbo gives its loss to Python, which waits for the device: no capture with it")
-        verify_policy(policy, observation_size, action_size)
-        if gradient == "pathwise" and not policy.has_rsample:
-            raise ValueError(f"a {type(policy).__name__} cannot be reparametrised: gradient must be 'score'")
-        score = first or gradient == "score" or not policy.has_rsample
-        self_baseline = score and not first
-        if particles is None:
-            particles = 4 if self_baseline else 1
-        learned = temperature == "learned"
-        goal = float(-action_size if target_entropy is None else target_entropy)
-        super().__init__(
-            policy,
-            observation_size,
-            action_size,
-            prior=prior,
-            critics=Critics(observation_size, action_size, hidden, 1 if first else 2, coordinates_of(prior)),
-            lr=lr,
-            discount=discount,
-            reward_scale=reward_scale,
-            value_range=value_range,
-            move=TargetCopy(smoothing, target_every),
-            fixed_latent=fixed_latent,
-            capture=capture,
-            settings={
-                "temperature": temperature,
-                "target_entropy": goal if learned else None,
-                "first": first,
-                "particles": particles,
-                "elbo": None if elbo is None else f"{type(elbo).__name__}({getattr(elbo, 'num_particles', 1)})",
-            }
-            | ({} if gradient is None else {"gradient": gradient}),
-        )
-        self.elbo: Any = elbo  # those that SVI can call have loss_and_grads, which Pyro's class does not say
-        self.first, self.particles, self.target_entropy, self.score = first, particles, goal, score
-        self.shift = goal - (0 if prior is None else action_size * math.log(2))
-        dtype = self.critics.biases[0].dtype
-        log_alpha = torch.tensor(0.0 if isinstance(temperature, str) else math.log(temperature), dtype=dtype)
-        others: list[nn.Parameter | nn.Module] = []
+        for name in _MOVED.keys() & options.keys():
+            raise TypeError(f"SoftActorCritic has no {name}: use {_MOVED[name]}")
+        super().__init__(policy, observation_size, action_size, **options)
+        self.temperature = as_temperature(temperature)
+        self.gradient = policy_gradient(gradient, policy, self.prior)
+        if self.capture and isinstance(self.gradient, ByELBO):
+            raise ValueError("an elbo gives its loss to Python, which waits for the device: no capture with it")
+        goal = self.temperature.target_entropy
+        self.target_entropy = float(-action_size if goal is None else goal)
+        self.shift = self.target_entropy - (0 if self.prior is None else action_size * math.log(2))
+        log_alpha = torch.tensor(math.log(self.temperature.initial), dtype=self.critics.biases[0].dtype)
         self.log_alpha: Tensor
-        if learned:
+        if self.temperature.is_learned:
             self.log_alpha = nn.Parameter(log_alpha)
-            others.append(self.log_alpha)
+            self.learnt += (self.log_alpha,)
         else:
             self.register_buffer("log_alpha", log_alpha)
-        self.learned = learned
-        if first:  # what is followed slowly is the state value, and no target of Q is needed
-            self.values = Critics(observation_size, 0, hidden, 1).to(dtype)
-            self.target = copy.deepcopy(self.values).requires_grad_(False)
-            others.append(self.values)
-        self.optimise(*others)
+        self.learn_also(**self._told_apart_by())
+
+    def _told_apart_by(self) -> dict[str, Any]:
+        """What tells it from others, as version 0.1 said it as far as there were such."""
+        learned, initial, gradient = self.temperature.is_learned, self.temperature.initial, self.gradient
+        return {
+            "temperature": "learned" if learned else initial,
+            "target_entropy": self.target_entropy if learned else None,
+            "first": False,
+            "particles": 1 if isinstance(gradient, ByELBO) else gradient.draws,
+            "elbo": gradient if isinstance(gradient, ByELBO) else None,
+            **({"gradient": "score"} if type(gradient) is Score and self.policy.has_rsample else {}),
+            **({"initial_temperature": initial} if learned and initial != 1 else {}),
+        }
 
     @property
     def alpha(self) -> Tensor:
         """The temperature, without a graph."""
         return self.log_alpha.detach().exp()
 
-    @property
-    def followed(self) -> nn.Module:
-        """What the target follows: the critics, in the first form the state value."""
-        return self.values if self.first else self.critics
-
     def loss(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a scalar whose gradients are those of policy, critics and temperature, and numbers to report.
 
         They are ``critic_loss``, ``policy_loss``, ``q``, ``alpha`` and ``divergence``, the mean of log pi - log p,
-        which is not known, nan, for an ELBO with a given temperature. An ELBO adds its gradients itself.
+        which is not known, nan, for an ELBO with a fixed temperature. An ELBO adds its gradients itself.
         """
         alpha = self.alpha
         target = self.soft_target(batch, alpha)
@@ -406,7 +357,7 @@ class SoftActorCritic(SoftLearner):
         if of_policy is not None:
             loss = loss + of_policy
         divergence = ratio.mean()
-        if self.learned:
+        if self.temperature.is_learned:
             loss = loss - self.log_alpha * (divergence + self.shift)  # E[log pi - log p] - A log 2 + target entropy
         critic_loss = error.square().sum() * (0.5 / len(target))
         numbers = {"critic_loss": critic_loss, "policy_loss": report, "q": values.detach().mean()}
@@ -416,64 +367,28 @@ class SoftActorCritic(SoftLearner):
     def soft_target(self, batch: ReplayBatch, alpha: Tensor | None = None) -> Tensor:
         """Return what every Q(s, a) is drawn towards, ``[B]``: one sample of the soft Bellman backup."""
         alpha = self.alpha if alpha is None else alpha
-        if self.first:
-            following = self.target.minimum(batch.next_observations)
-        else:
-            actions, log_prob = self.policy.draw(batch.next_observations)
-            following = self.target.minimum(batch.next_observations, actions)
-            following = following - alpha * self.log_ratio(actions, log_prob)
+        actions, log_prob = self.policy.draw(batch.next_observations)
+        following = self.target.minimum(batch.next_observations, actions)
+        following = following - alpha * self.log_ratio(actions, log_prob)
         return self.bellman(batch.rewards, batch.terminated, following)
 
-    def policy_loss(self, observations: Tensor, alpha: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def policy_loss(self, observations: Tensor, alpha: Tensor) -> Estimate:
         """Return the policy's loss, its value to report, and log pi - log p ``[..., B]``, both without a graph.
 
-        The loss, of which gradients are taken, holds that of the state value in the first form. It is None where an
-        ELBO has taken the gradient itself.
+        The loss, of which gradients are taken, is None where an ELBO has taken the gradient itself.
         """
-        if self.elbo is not None:
-            return self._elbo_loss(observations, alpha)
-        if not self.score:
-            draws = (self.particles,) if self.particles > 1 else ()
-            actions, log_prob = self.policy.draw(observations, sample_shape=draws)
-            ratio = self.log_ratio(actions, log_prob)
-            loss = (alpha * ratio - self.critics.value_of_frozen(observations, actions)).mean()
-            return loss, loss.detach(), ratio.detach()
-        actions, log_prob = self._score(observations)
-        with torch.no_grad():
-            ratio = self.log_ratio(actions, log_prob)
-            cost = alpha * ratio - self.critics.minimum(observations, actions)  # [P, B]
-        loss = log_prob.new_zeros(())
-        if self.first:
-            values = self.values.minimum(observations)  # [B]
-            loss = 0.5 * (values + cost).square().mean()  # V(s) <- E[Q - alpha (log pi - log p)]
-            baseline = -values.detach()
-        elif self.particles > 1:
-            baseline = (cost.sum(0) - cost) / (self.particles - 1)
-        else:
-            baseline = torch.zeros_like(cost)
-        return loss + (log_prob * (cost - baseline)).mean(), cost.mean(), ratio.detach()
-
-    def _score(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions ``[P, B, A]`` without a graph, and their log-density as a function of the parameters alone."""
-        if not self.policy.has_rsample:
-            return self.policy.draw(observations, sample_shape=(self.particles,))
-        distribution = self.policy(observations)
-        actions = distribution.sample((self.particles,))
-        return actions, distribution.log_prob(actions)
-
-    def _elbo_loss(self, observations: Tensor, alpha: Tensor) -> tuple[None, Tensor, Tensor]:
-        assert self.elbo is not None and self.prior is not None
-        optimality = self.prior.optimality(self.critics.value_of_frozen, alpha)
-        scale = poutine.scale(scale=alpha / len(observations))  # from nats of the batch to rewards of one state
-        model, guide = scale(optimality.model), scale(optimality.guide_of(self.policy))
-        report = self.elbo.loss_and_grads(model, guide, observations)
-        if not self.learned:
-            return None, alpha.new_tensor(report), alpha.new_tensor(math.nan)
-        with torch.no_grad():
-            return None, alpha.new_tensor(report), self.log_ratio(*self.policy.draw(observations))
+        return self.gradient(self, observations, alpha)
 
 
-def coordinates_of(prior: ActionPrior | None) -> Callable[[Tensor], Tensor] | None:
+_MOVED = {  # arguments of version 0.1
+    "first": "FirstSoftActorCritic",
+    "elbo": "gradient=elbo",
+    "particles": "gradient=Pathwise(draws), gradient=Score(draws), or the elbo's num_particles",
+    "target_entropy": "temperature=Temperature.learned(target_entropy=...)",
+}
+
+
+def _coordinates_of(prior: ActionPrior | None) -> Callable[[Tensor], Tensor] | None:
     """Return what critics read of actions: coordinates in which the prior is uniform on (-1, 1)^A.
 
     Of the latents of a level below, which have no bounds, a network makes values that grow without bounds, faster than
@@ -490,7 +405,7 @@ def coordinates_of(prior: ActionPrior | None) -> Callable[[Tensor], Tensor] | No
     return prior.coordinates
 
 
-def verify_policy(policy: Any, observation_size: int, action_size: int) -> None:
+def _verify_policy(policy: Any, observation_size: int, action_size: int) -> None:
     """Refuse what is not a policy of these sizes."""
     if not isinstance(policy, nn.Module):
         raise TypeError(f"policy must be a module such as FlowPolicy, not {type(policy).__name__}")
@@ -518,20 +433,3 @@ def _verify_range(bounds: tuple[float, float], prior: ActionPrior | None, squash
         raise ValueError("value_range needs a prior with its density, such as UniformPrior(action_size)")
     if squash and not getattr(prior, "bounded", False):
         raise ValueError(f"value_range needs a prior that is normalised within (-1, 1), which a {prior!r} is not")
-
-
-def _verify_elbo(elbo: Any, policy: Any, prior: ActionPrior | None, first: bool, particles: int | None) -> None:
-    if not callable(getattr(elbo, "loss_and_grads", None)):
-        raise TypeError(f"elbo must be an ELBO such as Trace_ELBO(), not {type(elbo).__name__}")
-    if type(elbo).__module__.startswith("pyro.") and type(elbo) not in _LINEAR:
-        names = ", ".join([*(kind.__name__ for kind in _LINEAR), "StepwiseKL_ELBO"])
-        raise TypeError(f"elbo must be linear in the log joint and not compiled, as {names}, not {type(elbo).__name__}")
-    if isinstance(elbo, TraceMeanField_ELBO) and not getattr(policy, "has_rsample", True):
-        kind = type(policy).__name__
-        raise ValueError(f"a TraceMeanField_ELBO needs a policy that can be reparametrised, which a {kind} cannot")
-    if first:
-        raise ValueError("the first form has its own gradient of the policy: elbo and first exclude each other")
-    if prior is None:
-        raise ValueError("an elbo needs the prior that makes its model, such as UniformPrior(action_size)")
-    if particles is not None:
-        raise ValueError("particles are the elbo's own: give them to it as num_particles")

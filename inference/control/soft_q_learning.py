@@ -8,17 +8,16 @@ Shapes: B batch, O observation numbers, A action numbers, M and N draws of one s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..._verify import verify_least, verify_positive
-from ...models.optimality import ActionGuide, ActionPrior
-from .critics import Critics, TargetCopy
+from ...models.optimality import ActionGuide
 from .replay import ReplayBatch
-from .soft_control import SoftLearner, coordinates_of, verify_policy
+from .soft_control import SoftLearner, SoftOptions
 
 __all__ = ["SoftQLearning", "stein_direction"]
 
@@ -42,18 +41,9 @@ class SoftQLearning(SoftLearner):
         policy: any policy that can be reparametrised; its sizes must be these.
         observation_size: O.
         action_size: A.
-        prior: as in :class:`~pyrocontrol.inference.SoftActorCritic`.
-        hidden: sizes of the critic's hidden layers.
-        lr: of Adam, for everything.
-        discount: gamma.
-        smoothing: how far the target moves towards the critic; 1 copies, as in the paper.
-        target_every: updates between the moves of the target.
         temperature: alpha, reward units a nat.
-        reward_scale: what rewards are multiplied by.
-        value_range: as in :class:`~pyrocontrol.inference.SoftActorCritic`.
-        fixed_latent: draw a flow's latent once an episode, by its seed, and act with it to the end.
         particles: M, draws of one state for its value and for the policy.
-        capture: on a GPU, make the step one CUDA graph, for batches of one size; elsewhere it changes nothing.
+        **options: see `SoftOptions`; ``smoothing`` and ``target_every`` are 1 and 1000, as in the paper.
 
     Raises:
         TypeError: if the policy is not what it should be.
@@ -67,44 +57,21 @@ class SoftQLearning(SoftLearner):
         observation_size: int,
         action_size: int,
         *,
-        prior: ActionPrior | None = None,
-        hidden: Sequence[int] = (128, 128),
-        lr: float = 3e-4,
-        discount: float = 0.99,
-        smoothing: float = 1.0,
-        target_every: int = 1000,
         temperature: float = 1.0,
-        reward_scale: float = 1.0,
-        value_range: tuple[float, float] | None = None,
-        fixed_latent: bool = False,
         particles: int = 16,
-        capture: bool = False,
+        **options: Unpack[SoftOptions],
     ) -> None:
-        verify_policy(policy, observation_size, action_size)
+        verify_positive(temperature=temperature)
+        verify_least(4, particles=particles)  # half of which move the others
+        usual: SoftOptions = {"smoothing": 1.0, "target_every": 1000}
+        super().__init__(policy, observation_size, action_size, **usual | options)
         if not policy.has_rsample:
             raise ValueError(
                 f"soft Q-learning moves the actions themselves, and those of a {type(policy).__name__} "
                 "are no function of its parameters: use one that can be reparametrised"
             )
-        verify_positive(temperature=temperature)
-        verify_least(4, particles=particles)  # half of which move the others
-        super().__init__(
-            policy,
-            observation_size,
-            action_size,
-            prior=prior,
-            critics=Critics(observation_size, action_size, hidden, 1, coordinates_of(prior)),
-            lr=lr,
-            discount=discount,
-            reward_scale=reward_scale,
-            value_range=value_range,
-            move=TargetCopy(smoothing, target_every),
-            fixed_latent=fixed_latent,
-            capture=capture,
-            settings={"temperature": temperature, "particles": particles},
-        )
         self.temperature, self.particles = temperature, particles
-        self.optimise()
+        self.learn_also(temperature=temperature, particles=particles)
 
     def loss(self, batch: ReplayBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a scalar whose gradients are those of critic and policy, and numbers to report.

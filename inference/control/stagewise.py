@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import gymnasium
 import numpy as np
@@ -21,7 +21,8 @@ from gymnasium import spaces
 
 from ..._verify import verify_least, verify_seed
 from ..training import checkpoint
-from .loop import Body, learn, learn_together
+from .body import Body
+from .loop import LearnOptions, learn_together
 from .seed_batch import SeedBatch
 
 __all__ = ["Embed", "Evaluate", "MakeLearner", "StagewiseResult", "train_stagewise", "train_stagewise_together"]
@@ -60,11 +61,8 @@ def train_stagewise(
     *,
     embed: Embed | Sequence[Embed],
     below: Sequence[Any] = (),
-    learn: Callable[..., Any] = learn,
-    evaluate: Evaluate | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
-    of_level: Sequence[dict[str, Any]] | None = None,
     **options: Any,
 ) -> StagewiseResult:
     """Train one level after the other (Algorithm 1).
@@ -86,14 +84,10 @@ def train_stagewise(
         embed: for all levels, or one for each level but the last (those ``below`` included), such as
             ``partial(LatentActionEnv, observation=slice(2, None), hold=3)``.
         below: policies that are trained already, the lowest first.
-        learn: trains a learner in an environment; see `pyrocontrol.inference.control.loop.learn`.
-        evaluate: called with the policies from the lowest to the one that is about to be trained; returns what
-            ``learn`` is to evaluate with.
         seed: of everything.
         out: folder to write to; None writes nothing. With ``resume=False`` among the options, what it holds is
             overwritten, checkpoints of levels above the one that begins are removed.
-        of_level: options for ``learn`` that are a level's own, one dictionary for each.
-        **options: for ``learn``, at all levels.
+        **options: ``evaluate``, ``of_level`` and ``learn`` of :func:`train_stagewise_together`, and `LearnOptions`.
 
     Returns:
         The policies and what each training came to.
@@ -104,48 +98,51 @@ def train_stagewise(
             into its environment; if ``out`` holds more levels or steps than are asked for, or a level that was trained
             on another below. But for the last, nothing has been trained then.
     """
-
-    def learn_one(
-        learners: list[Any], envs: list[Env], seeds: list[int], outs: Any, evaluates: Any, steps: int, given: Any
-    ) -> list[Any]:
-        given = given if evaluates is None else given | {"evaluate": evaluates[0]}
-        folder = None if outs is None else outs[0]
-        return [learn(learners[0], envs[0], steps=steps, seed=seeds[0], out=folder, **given)]
-
-    outs = None if out is None else [out]
-    return _train_stagewise(
-        envs, make_learner, steps_per_level, embed, [below], learn_one, evaluate, [seed], outs, of_level, options
+    return train_stagewise_together(
+        envs,
+        make_learner,
+        steps_per_level,
+        seeds=[seed],
+        embed=embed,
+        below=[below],
+        batch=list,
+        outs=None if out is None else [out],
+        **options,
     )[0]
 
 
 def train_stagewise_together(
-    envs: Sequence[Callable[[], Env]],
+    envs: Sequence[Env | Callable[[], Env]],
     make_learner: MakeLearner,
     steps_per_level: int | Sequence[int],
     *,
     seeds: Sequence[int],
     embed: Embed | Sequence[Embed],
     below: Sequence[Sequence[Any]] | None = None,
-    batch: Callable[[Sequence[Any]], SeedBatch] = SeedBatch,
+    batch: Callable[[Sequence[Any]], SeedBatch | list[Any]] = SeedBatch,
+    learn: Callable[..., list[Any]] = learn_together,
     evaluate: Evaluate | None = None,
     outs: Sequence[str | os.PathLike[str]] | None = None,
-    of_level: Sequence[dict[str, Any]] | None = None,
-    **options: Any,
+    of_level: Sequence[LearnOptions] | None = None,
+    **options: Unpack[LearnOptions],
 ) -> list[StagewiseResult]:
     """Do what :func:`train_stagewise` does for several seeds, whose learners are one `SeedBatch` at each level.
 
     Args:
-        envs: functions, one for each level, each called twice a seed.
+        envs: functions, one for each level, each called twice a seed; with one seed they may be environments.
         make_learner: see :func:`train_stagewise`, as for what is not named here.
         steps_per_level: of each seed.
         seeds: S of them.
         embed: as there.
         below: for each seed the policies that are trained already.
-        batch: makes the batch, such as ``partial(SeedBatch, compile=True)``.
-        evaluate: as there; called once a seed.
+        batch: makes the batch, such as ``partial(SeedBatch, compile=True)``; ``list`` has the learners of a level learn
+            one after the other.
+        learn: trains the batch of a level in its environments, and is called as `learn_together` is.
+        evaluate: called once a level and seed, with the policies from the lowest to the one that is about to be
+            trained; returns what its learning is to evaluate with.
         outs: S folders, no two the same; None writes nothing.
-        of_level: as there.
-        **options: for `learn_together`.
+        of_level: options that are a level's own, one dictionary for each.
+        **options: for all levels; see `LearnOptions`.
 
     Returns:
         What came of each seed.
@@ -154,44 +151,18 @@ def train_stagewise_together(
         TypeError: as there.
         ValueError: as there, and if there is not one of everything for each seed.
     """
-    if isinstance(envs, Sequence) and any(isinstance(env, gymnasium.Env) for env in envs):
-        raise TypeError("every seed needs environments of its own: give functions that make them")
-    if len(seeds) == 0:
-        raise ValueError("there are no seeds to train")
-    starts = [()] * len(seeds) if below is None else _listed(below)
-    for name, given in {"outs": outs, "below": starts}.items():
-        if given is not None and len(given) != len(seeds):
-            raise ValueError(f"there are {len(seeds)} seeds and {len(given)} {name}")
-
-    def learn_all(
-        learners: list[Any], envs: list[Env], seeds: list[int], outs: Any, evaluates: Any, steps: int, given: Any
-    ) -> list[Any]:
-        return learn_together(batch(learners), envs, seeds=seeds, outs=outs, evaluates=evaluates, steps=steps, **given)
-
-    return _train_stagewise(
-        envs, make_learner, steps_per_level, embed, starts, learn_all, evaluate, seeds, outs, of_level, options
-    )
-
-
-def _train_stagewise(
-    envs: Sequence[Env | Callable[[], Env]],
-    make_learner: MakeLearner,
-    steps_per_level: int | Sequence[int],
-    embed: Embed | Sequence[Embed],
-    below: Sequence[Sequence[Any]],
-    learn: Callable[[list[Any], list[Env], list[int], Any, Any, int, Any], list[Any]],
-    evaluate: Evaluate | None,
-    seeds: Sequence[int],
-    outs: Sequence[str | os.PathLike[str]] | None,
-    of_level: Sequence[dict[str, Any]] | None,
-    options: dict[str, Any],
-) -> list[StagewiseResult]:
-    """Both of the above: lists have one entry a seed."""
     if not isinstance(envs, Sequence):
         raise TypeError(f"envs must be a list with one for each level, got {envs!r}")
     if not envs:
         raise ValueError("there are no levels to train: envs is empty")
-    starts = [*map(_listed, below)]
+    if len(seeds) == 0:
+        raise ValueError("there are no seeds to train")
+    if len(seeds) > 1 and any(isinstance(env, gymnasium.Env) for env in envs):
+        raise TypeError("every seed needs environments of its own: give functions that make them")
+    starts = [*map(_listed, [()] * len(seeds) if below is None else _listed(below))]
+    for name, given in {"outs": outs, "below": starts}.items():
+        if given is not None and len(given) != len(seeds):
+            raise ValueError(f"there are {len(seeds)} seeds and {len(given)} {name}")
     if len({len(policies) for policies in starts}) > 1:
         raise ValueError(f"every seed needs as many policies below, not {[len(policies) for policies in starts]}")
     count, first = len(envs), len(starts[0])
@@ -213,7 +184,7 @@ def _train_stagewise(
         raise ValueError(f"embed must be one, or one for each of {first + count - 1} levels, got {len(embeds)}")
     if not all(map(callable, embeds)):
         raise TypeError(f"embed must make a policy part of an environment, got {embed!r}")
-    own_options = [{}] * count if of_level is None else [*of_level]
+    own_options: list[LearnOptions] = [{}] * count if of_level is None else [*of_level]
     if len(own_options) != count:
         raise ValueError(f"of_level must be one for each of {count} levels, got {len(own_options)}")
     if outs is not None and options.get("resume", True):
@@ -241,11 +212,11 @@ def _train_stagewise(
                 result.policies.append(learner.policy)
             evaluates = None if evaluate is None else [evaluate([*result.policies]) for result in results]
             folders = None if outs is None else [Path(out) / f"level-{number}" for out in outs]
-            given = options | own_options[number - first]
-            if folders is not None and not given.get("resume", True):
-                for folder in folders:
+            given = options | own_options[number - first] | {"steps": steps[number - first]}
+            if not given.get("resume", True):
+                for folder in folders or ():
                     _give_up_above(folder)
-            found = learn(learners, bodies, own_seeds, folders, evaluates, steps[number - first], given)
+            found = learn(batch(learners), bodies, seeds=own_seeds, outs=folders, evaluates=evaluates, **given)
         for learnt, result in zip(found, results, strict=True):
             result.results.append(learnt)
         if any(getattr(learnt, "interrupted", False) for learnt in found):

@@ -17,8 +17,9 @@ from gymnasium import spaces
 
 from ..._random_state import random_state, set_random_state
 from ..._verify import verify_least
-from ...envs.acting.collect import CollectionError, CollectionInterrupted, Collector, as_actor, predict_along
+from ...envs.acting.collect import CollectionError, CollectionInterrupted, Collector, predict_along
 from ...envs.data.demonstrations import Demonstrations
+from ...models.policies.controller import as_controller
 from .noise import ConfusionNoise, GaussianNoise, Noise
 
 __all__ = ["InteractiveResult", "Round", "constant", "dagger", "dart", "geometric", "linear"]
@@ -177,7 +178,7 @@ def dagger(
         _check_probability(beta, "beta")
     interaction = _Interaction(
         Collector(env, seed=seed, progress=progress),
-        as_actor(teacher),
+        as_controller(teacher),
         learn,
         total=rounds,
         episodes=episodes,
@@ -275,7 +276,7 @@ def dart(
         raise ValueError(f"fit_to must be 'all' or 'new', not {fit_to!r}")
     interaction = _Interaction(
         collector,
-        as_actor(teacher),
+        as_controller(teacher),
         learn,
         total=rounds,
         episodes=episodes,
@@ -343,7 +344,7 @@ class _Interaction:
                     raise ValueError(f"the {name} of initial is {theirs}, that of the environment {ours}")
             self._learn()
         elif self.policy is not None:
-            as_actor(self.policy)
+            as_controller(self.policy)
 
     def round(
         self, execute: Callable[[Any, Any, Any], Any] | None, *, beta: float | None = None, noise: Noise | None = None
@@ -401,7 +402,7 @@ class _Interaction:
         assert self.demonstrations is not None
         with self._keeping("learning"):
             policy = self.learn(self.demonstrations)
-            as_actor(policy)  # or it could not act in the next round
+            as_controller(policy)  # or it could not act in the next round
             self.policy = policy
 
     def _aggregate(self) -> Demonstrations:
@@ -446,7 +447,7 @@ class _Mixture:
 
     def __init__(self, interaction: _Interaction, beta: float) -> None:
         self.interaction, self.beta = interaction, beta
-        self.learner = as_actor(interaction.policy)
+        self.learner = as_controller(interaction.policy)
         self.state: Any = None
 
     def __call__(self, observation: Any, action: Any, episode_start: Any) -> Any:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...envs.acting.collect import as_actor
 from ...envs.data.demonstrations import Demonstrations
+from ...models.policies.episodes import Episodes
 
 __all__ = ["Cycle", "SkillMeasures", "play_cycle", "state_mse"]
 
@@ -261,22 +261,24 @@ def play_cycle(env: gymnasium.Env[Any, Any], policy: Any) -> Cycle:
         TypeError: if the policy cannot act.
         ValueError: if the environment does not say ``cycles`` and ``tracking_error``.
     """
-    actor = as_actor(policy)
+    acting = Episodes(env, policy, deterministic=True)
     frames: list[np.ndarray] = []
     errors: list[float] = []
-    observation, _ = env.reset(seed=0)
-    state, ended, played = None, False, 0.0
-    while True:
+
+    def film() -> None:
         if env.render_mode == "rgb_array":
             frames.append(np.asarray(env.render()))
-        if ended:
-            break
-        action, state = actor.predict(observation, state, np.array(not errors), True)
-        observation, _, terminated, truncated, info = env.step(action)
-        if missing := [name for name in ("cycles", "tracking_error") if name not in info]:
+
+    acting.begin(seed=0)
+    film()
+    played = 0.0
+    for step in acting:
+        if missing := [name for name in ("cycles", "tracking_error") if name not in step.info]:
             raise ValueError(f"the info of {env} lacks {' and '.join(missing)}")
-        played = float(info["cycles"])
-        errors.append(float(info["tracking_error"]))
-        ended = terminated or truncated or played >= 1 - 1e-6  # a sum of durations may miss 1 by rounding
+        played = float(step.info["cycles"])
+        errors.append(float(step.info["tracking_error"]))
+        film()
+        if played >= 1 - 1e-6:  # a sum of durations may miss 1 by rounding
+            break
     # Truncation says that the time was up, not that it failed.
     return Cycle(min(played, 1.0), float(np.mean(errors)), frames)

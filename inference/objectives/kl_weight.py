@@ -82,6 +82,9 @@ class KLWeight(nn.Module, ELBO):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._weighed: tuple[Sites, Sites, tuple[Sites, Sites]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:  # which model and guide it weighed, and tensors of the last step
+        return self.__dict__ | {"_weighed": None}
+
     def weight(self) -> float | Tensor:
         """Return beta_t, as a tensor during a warm-up, so that no step waits for a GPU."""
         if not self.warmup:

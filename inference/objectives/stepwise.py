@@ -7,24 +7,21 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterator
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer.elbo import ELBO
-from pyro.infer.inspect import is_sample_site
 from pyro.infer.util import is_validation_enabled
-from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import Categorical, Independent, OneHotCategorical, kl_divergence
-from torch.overrides import TorchFunctionMode
+
+from .dependencies import Dependencies, dependencies, frames_of, latent_names
 
 __all__ = ["InexactKLError", "StepTerm", "StepwiseKL_ELBO"]
 
@@ -70,6 +67,10 @@ class _Score(NamedTuple):
     steps: bool
 
 
+_Kept = dict[tuple[int, str], frozenset[Any]]
+"""By number of a score and name of a cost: the plates whose rows are apart, where they are fewer than both share."""
+
+
 class StepwiseKL_ELBO(ELBO):
     r"""An ELBO whose KL is analytic in each step, with a sequential score-function gradient.
 
@@ -95,21 +96,29 @@ class StepwiseKL_ELBO(ELBO):
     belong to the steps of a sequence, is credited part by part, to the steps up to the part's own; as a whole if the
     sequence is not the last latent site before it, through which later steps might influence it after all.
 
-    Reparametrised steps carry pathwise gradients and no score, mixed steps both. Dimensions that both model and
-    guide declare independent by plates are credited separately.
+    Reparametrised steps carry pathwise gradients and no score, mixed steps both. Rows of a plate that model and guide
+    share are credited separately, unless a row can influence another's cost after all: through a site outside the
+    plate, or a sum over it. That is found by tracked dependencies and by changing a row, once for every structure of a
+    model and guide; such costs are credited across the plate. (Pyro's own ELBOs take the plate's word for it.)
+
+    Vectorised particles are baselines for each other: from what multiplies a particle's score, the mean over the other
+    particles is subtracted (Kool et al., 2019). That is unbiased, and a constant added to a log-likelihood, such as
+    another unit of what is observed, no longer changes the noise of the gradient.
 
     The score term is left unscaled and unmasked: costs are scaled and masked already, and a score once more
     would make the gradient that of another objective.
 
     A KL is exact where no parent of the step in the model is a descendant of it in the guide. If model and guide
-    sample their sites in one order, that holds. If not, their dependencies are tracked through tensors, Python
-    numbers and control flow, once for every order of the sites of a model and guide; a dependency that is not
-    there in that run is not seen.
+    sample their sites in one order, that holds. If not, their dependencies are found once for every order of the
+    sites of a model and guide: for a site of few values by running both again with every other value, for the others
+    by tracking through tensors. What leaves tensors (Python numbers, control flow, shapes, text, ``vmap``) then counts
+    as a dependency of all that follows. A dependency that is not there in these runs is not seen; a refusal that is
+    wrong is silenced by ``infer={"exact_kl_checked": True}`` at the guide's site.
 
     Args:
         num_particles: how many samples to average.
         max_plate_nesting: of model and guide; guessed if None.
-        vectorize_particles: draw the particles in one batched run.
+        vectorize_particles: draw the particles in one batched run, where they are baselines for each other.
         score: ``"sequential"``; ``"full"`` multiplies every score with all costs (the plain score function: also
             unbiased, noisier); ``"none"`` drops the score term (biased for steps that are not reparametrised).
 
@@ -134,8 +143,12 @@ class StepwiseKL_ELBO(ELBO):
             num_particles=num_particles, max_plate_nesting=nesting, vectorize_particles=vectorize_particles
         )
         self.score = score
-        self._checked: tuple[Any, Any] | None = None
-        self._legal: set[tuple[Any, ...]] = set()
+        self._seen: tuple[Any, Any] | None = None
+        self._legal: set[tuple[Any, ...]] = set()  # of the model and guide seen last, as are those kept
+        self._kept: dict[tuple[Any, ...], _Kept] = {}
+
+    def __getstate__(self) -> dict[str, Any]:  # which model and guide were checked: functions, perhaps
+        return self.__dict__ | {"_checked": None, "_legal": set()}
 
     # -- what Pyro calls ------------------------------------------------------------------------------------------
 
@@ -179,7 +192,7 @@ class StepwiseKL_ELBO(ELBO):
         with torch.no_grad():
             return [
                 {name: cost.term for name, cost in costs.items()}
-                for costs, _, _ in self._particles(model, guide, args, kwargs)
+                for costs, *_ in self._particles(model, guide, args, kwargs)
             ]
 
     # -- the estimator --------------------------------------------------------------------------------------------
@@ -200,35 +213,40 @@ class StepwiseKL_ELBO(ELBO):
 
     def _particles(
         self, model: Any, guide: Any, args: Any, kwargs: Any
-    ) -> Iterator[tuple[dict[str, _Cost], dict[int, _Score], bool]]:
-        """Yield each particle's costs, its scores, and whether its traces hold parameters."""
+    ) -> Iterator[tuple[dict[str, _Cost], dict[int, _Score], bool, _Kept]]:
+        """Yield each particle's costs, its scores, whether its traces hold parameters, and what plates keep apart."""
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             costs, scores = self._terms(model_trace, guide_trace)
             analytic = [name for name, cost in costs.items() if cost.term.kind == "kl"]
+            # What replays or conditions them, they depend alike.
+            pair = poutine.unwrap(model), poutine.unwrap(guide)
+            if self._seen != pair:
+                self._seen, self._legal, self._kept = pair, set(), {}
             self._check_order(analytic, model_trace, guide_trace, model, guide, args, kwargs)
+            kept = self._plates(costs, scores, guide_trace, model, guide, args, kwargs)
             registered = any(
                 site["type"] == "param" for trace in (model_trace, guide_trace) for site in trace.nodes.values()
             )
-            yield costs, scores, registered
+            yield costs, scores, registered, kept
 
     def _estimate(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, bool]:
         """Return the loss, the surrogate loss, and whether the traces hold parameters."""
         loss: Any = 0.0
         surrogate: Any = 0.0
         registered = False
-        for costs, scores, holds in self._particles(model, guide, args, kwargs):
+        for costs, scores, holds, kept in self._particles(model, guide, args, kwargs):
             registered |= holds
             for cost in costs.values():
                 total = cost.value.sum()
                 loss = loss - total.detach() / self.num_particles
                 surrogate = surrogate - total / self.num_particles
-            for log_prob, multiplier in self._credit(list(costs.values()), scores):
+            for log_prob, multiplier in self._credit(costs, scores, kept):
                 surrogate = surrogate - (log_prob * multiplier.detach()).sum() / self.num_particles
         return torch.as_tensor(loss), torch.as_tensor(surrogate), registered
 
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[dict[str, _Cost], dict[int, _Score]]:
         """Return the costs by site and the scores by number of the guide's latent sites."""
-        latent = _latent_names(guide_trace)
+        latent = latent_names(guide_trace)
         number = {name: n for n, name in enumerate(latent)}
         costs: dict[str, _Cost] = {}
         scores: dict[int, _Score] = {}
@@ -243,7 +261,12 @@ class StepwiseKL_ELBO(ELBO):
             if site["is_observed"]:
                 likelihood, apart = _likelihood(name, model_trace, guide_trace, number, reaches)
                 total = likelihood.sum(-1) if _is_emission(site) else likelihood
-                costs[name] = _Cost(StepTerm("log_likelihood", likelihood), total, _frames(site), reaches[name], apart)
+                costs[name] = _Cost(
+                    StepTerm("log_likelihood", likelihood), total, frames_of(site), reaches[name], apart
+                )
+        for before, (name, site) in _in_order(guide_trace, number):
+            if _is_factor(site):  # a part of log q
+                costs[name] = _guide_factor(name, site, before)
         for name in latent:
             guide_site, model_site = guide_trace.nodes[name], model_trace.nodes.get(name)
             term, value, score, untouched = _latent_term(model_site, guide_site)
@@ -251,18 +274,27 @@ class StepwiseKL_ELBO(ELBO):
             last = max(n - 1, reaches.get(name, -1))
             if term.kind != "kl" or steps:
                 last = max(last, n)  # a sampled log-ratio depends on the step itself, a sequence's KLs on its steps
-            frames = _frames(guide_site)
-            shared = frames if model_site is None else frames & _frames(model_site)
-            apart = {n: untouched} if last >= n and untouched is not None else {}
+            frames = frames_of(guide_site)
+            shared = frames if model_site is None else frames & frames_of(model_site)
+            # Where the model samples what it is given later in the guide, its later steps might influence its earlier
+            # ratios through that after all; a KL is only analytic where nothing does.
+            known = term.kind == "kl" or last == n
+            apart = {n: untouched} if last >= n and known and untouched is not None else {}
             costs[name] = _Cost(term, value, shared, last, apart)
             if score is not None and score.requires_grad:
                 scores[n] = _Score(score, frames, steps)
         return costs, scores
 
-    def _credit(self, costs: list[_Cost], scores: dict[int, _Score]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _credit(
+        self, named: dict[str, _Cost], scores: dict[int, _Score], kept: _Kept
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pair the log-probability of every score with the costs that it is to be multiplied with."""
         if self.score == "none" or not scores:
             return
+        if kept:
+            yield from self._credit_across(named, scores, kept)
+            return
+        costs = [*named.values()]
         by_reach: dict[int, list[_Cost]] = defaultdict(list)
         apart: dict[int, list[_Cost]] = defaultdict(list)
         for cost in costs:
@@ -293,7 +325,51 @@ class StepwiseKL_ELBO(ELBO):
             if self.score == "sequential":
                 for cost in apart[n]:
                     multiplier = multiplier - _sum_to(cost.apart[n].detach(), cost.frames & frames, steps=steps)
-            yield _sum_to(log_prob, frames, steps=steps), multiplier
+            yield _sum_to(log_prob, frames, steps=steps), _less_the_others(multiplier, frames, steps=steps)
+
+    def _credit_across(
+        self, costs: dict[str, _Cost], scores: dict[int, _Score], kept: _Kept
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same where a path from a score to a cost leaves a plate: there the cost's rows are added up."""
+        for n, (log_prob, frames, steps) in scores.items():
+            multiplier = log_prob.new_zeros(())
+            for name, cost in costs.items():
+                apart = kept.get((n, name), cost.frames & frames)
+                if self.score == "full" or cost.reaches >= n:
+                    value = _sum_to(cost.value.detach(), apart)
+                    multiplier = multiplier + (value.unsqueeze(-1) if steps and value.dim() else value)
+                if self.score == "sequential" and n in cost.apart:
+                    multiplier = multiplier - _sum_to(cost.apart[n].detach(), apart, steps=steps)
+            yield _sum_to(log_prob, frames, steps=steps), _less_the_others(multiplier, frames, steps=steps)
+
+    def _plates(
+        self,
+        costs: dict[str, _Cost],
+        scores: dict[int, _Score],
+        guide_trace: Trace,
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> _Kept:
+        """Return which plates keep the rows of a score and a cost apart, for pairs of which some path leaves a plate.
+
+        A row influences the costs of other rows through a site outside the plate, or through tensors inside it. That
+        is found once for every structure of a model and guide, by tracked dependencies and by changing a single row.
+        """
+        shared = {frame for score in scores.values() for frame in score.frames if frame.size > 1}
+        if self.score == "none" or not any(shared & cost.frames for cost in costs.values()):
+            return {}
+        latent = latent_names(guide_trace)
+        key = (
+            tuple((name, frames_of(guide_trace.nodes[name])) for name in latent),
+            tuple((name, cost.frames, cost.reaches) for name, cost in costs.items()),
+            tuple(scores),
+        )
+        if key not in self._kept:
+            tracked = dependencies(model, guide, args, kwargs, rows={latent[n] for n in scores})
+            self._kept[key] = _apart(costs, scores, latent, tracked)
+        return self._kept[key]
 
     # -- when the KL is exact -------------------------------------------------------------------------------------
 
@@ -312,25 +388,25 @@ class StepwiseKL_ELBO(ELBO):
         Sites in one order in model and guide cannot break the condition. Where the orders differ, the
         dependencies are tracked once for every pair of orders.
         """
-        guide_order = tuple(name for name in _latent_names(guide_trace) if name in model_trace.nodes)
+        guide_order = tuple(name for name in latent_names(guide_trace) if name in model_trace.nodes)
         among = set(guide_order)
         model_order = tuple(name for name in model_trace.nodes if name in among)
         if model_order == guide_order:
             return
-        if self._checked != (model, guide):
-            self._checked, self._legal = (model, guide), set()
         orders = (model_order, guide_order, *analytic)
         if orders in self._legal:
             return
-        parents, descendants = _dependencies(model, guide, args, kwargs)
+        tracked = dependencies(model, guide, args, kwargs)
         for name in analytic:
-            for parent in parents.get(name, ()):
-                if parent in among and parent in descendants.get(name, ()):
+            if (guide_trace.nodes[name]["infer"] or {}).get("exact_kl_checked"):
+                continue
+            for parent in tracked.model.get(name, ()):
+                if parent in among and parent in tracked.descendants(name):
                     raise InexactKLError(
                         f"the KL of {name!r} would be biased: in the model it depends on {parent!r}, which the "
                         f"guide samples after {name!r} and from it. Sample the guide's sites in the model's order, "
                         f'or set infer={{"analytic_kl": False}} at {name!r} in the guide to use its sampled '
-                        "log-ratio."
+                        'log-ratio. If you know better, infer={"exact_kl_checked": True} there takes your word for it.'
                     )
         self._legal.add(orders)
 
@@ -344,6 +420,8 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         infer = site.get("infer") or {}
         if site["type"] != "sample" or infer.get("_deterministic"):
             continue
+        if _is_factor(site):
+            continue
         if site["is_observed"]:
             raise ValueError(f"the guide observes {name!r}: a guide samples latent sites only")
         if name not in model_trace.nodes and not infer.get("is_auxiliary"):
@@ -355,14 +433,6 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
             raise ValueError(f"the guide samples {name!r}, which the model observes")
 
 
-def _latent_names(guide_trace: Trace) -> list[str]:
-    return [name for name, site in guide_trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
-
-
-def _frames(site: Any) -> frozenset[Any]:
-    return frozenset(frame for frame in site["cond_indep_stack"] if frame.vectorized)
-
-
 def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Tensor:
     """Sum over every dimension that is not of one of the frames (nor the steps, last if present)."""
     keep = {frame.dim for frame in frames}
@@ -371,6 +441,45 @@ def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Te
         if dim not in keep and value.shape[dim - last] != 1:
             value = value.sum(dim - last, keepdim=True)
     return value
+
+
+def _less_the_others(multiplier: Tensor, frames: frozenset[Any], *, steps: bool) -> Tensor:
+    """Subtract the mean over the other particles, which no score of a particle's own depends on."""
+    for frame in frames:
+        dim = frame.dim - (1 if steps else 0)
+        if frame.name == "num_particles_vectorized" and multiplier.dim() >= -dim and multiplier.shape[dim] > 1:
+            particles = multiplier.shape[dim]
+            return (multiplier - multiplier.mean(dim, keepdim=True)) * (particles / (particles - 1))
+    return multiplier
+
+
+def _in_order(trace: Trace, number: dict[str, int]) -> Iterator[tuple[int, tuple[str, Any]]]:
+    """The sites of a guide in order, each with the number of the last latent one before it (-1 for none)."""
+    last = -1
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample":
+            yield last, (name, site)
+            last = number.get(name, last)
+
+
+def _is_factor(site: Any) -> bool:
+    """Whether a site is a `pyro.factor`."""
+    return isinstance(site["fn"], Unit) and site["is_observed"]
+
+
+def _guide_factor(name: str, site: Any, reaches: int) -> _Cost:
+    """The cost of a factor in the guide, which is a part of log q.
+
+    Raises:
+        ValueError: if it carries gradients that are not pathwise ones.
+    """
+    log_q = _weighed(site["fn"].log_factor, site, steps=False)
+    if log_q.requires_grad and not site["fn"].has_rsample:
+        raise ValueError(
+            f"the factor {name!r} in the guide carries gradients: say has_rsample=True if they are pathwise ones, as "
+            "those of a change of variables are; a density that needs the score function is a site of its own"
+        )
+    return _Cost(StepTerm("log_ratio", log_q), -log_q, frames_of(site), reaches, {})
 
 
 def _has_steps(model_site: Any | None, guide_site: Any) -> bool:
@@ -500,6 +609,11 @@ def closed_form(q: Any, p: Any) -> Tensor:
     Raises:
         NotImplementedError: if none is registered, or what is registered is not the divergence.
     """
+    inner = q
+    while isinstance(inner, Independent | MaskedDistribution):
+        inner = inner.base_dist
+    if isinstance(inner, Delta):
+        raise NotImplementedError  # what is registered leaves out its density, that of a transformed variable
     if isinstance(q, Independent) and isinstance(p, Independent):
         if q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
             return sum_rightmost(closed_form(q.base_dist, p.base_dist), q.reinterpreted_batch_ndims)
@@ -508,8 +622,6 @@ def closed_form(q: Any, p: Any) -> Tensor:
         if type(q) is type(p) and _same(q._mask, p._mask):
             return scale_and_mask(closed_form(q.base_dist, p.base_dist), mask=q._mask)
         raise NotImplementedError
-    if isinstance(q, Delta):
-        raise NotImplementedError  # what is registered leaves out the density of a transformed variable
     if isinstance(q, OneHotCategorical) and isinstance(p, OneHotCategorical):
         return closed_form(q._categorical, p._categorical)
     if isinstance(q, Categorical) and isinstance(p, Categorical):
@@ -520,75 +632,31 @@ def closed_form(q: Any, p: Any) -> Tensor:
     return kl_divergence(q, p)
 
 
-# -- dependencies -------------------------------------------------------------------------------------------------
-
-# Functions that turn tensors into Python values, or write into one, where their provenance is lost.
-_LOSING = frozenset(
-    "__array__ __bool__ __complex__ __contains__ __float__ __index__ __int__ __setitem__ allclose equal is_nonzero "
-    "item numpy tolist __iadd__ __iand__ __idiv__ __ifloordiv__ __ilshift__ __imod__ __imul__ __ior__ __ipow__ "
-    "__irshift__ __isub__ __itruediv__ __ixor__".split()
-)
-
-
-class _Losses(TorchFunctionMode):
-    """Remembers what the provenance of tensors loses, for all that comes after may depend on it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lost: frozenset[str] = frozenset()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        in_place = name.endswith("_") and not name.endswith("__")
-        if in_place or name in _LOSING or kwargs.get("out") is not None:
-            self.lost |= get_provenance([args, kwargs])
-        return func(*args, **kwargs)
+def _apart(costs: dict[str, _Cost], scores: dict[int, _Score], latent: list[str], tracked: Dependencies) -> _Kept:
+    """Return the plates that keep a score and a cost apart, where a path between them leaves some."""
+    kept: _Kept = {}
+    for n, score in scores.items():
+        for name, cost in costs.items():
+            shared = score.frames & cost.frames
+            left = {frame for frame in shared if _leaves(frame, latent[n], name, costs, latent, tracked)}
+            if left:
+                kept[n, name] = shared - left
+    return kept
 
 
-class _Tracker(Messenger):
-    """Marks the value of every site with its name; remembers what was lost when a site was reached."""
-
-    def __init__(self, losses: _Losses) -> None:
-        super().__init__()
-        self.losses = losses
-        self.lost: dict[str, frozenset[str]] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        self.lost[msg["name"]] = self.losses.lost
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        # What drawing a value loses, this value alone depends on.
-        self.losses.lost = self.lost[msg["name"]]
-        if is_sample_site(msg):
-            msg["value"] = track_provenance(detach_provenance(msg["value"]), frozenset({msg["name"]}))
-
-
-def _dependencies(
-    model: Any, guide: Any, args: Any, kwargs: Any
-) -> tuple[dict[str, frozenset[str]], dict[str, set[str]]]:
-    """Return each site's direct parents in the model and its descendants in the guide, by tracked provenance."""
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices), pyro.validation_enabled(False), torch.no_grad(), poutine.block():
-        guide_trace, above = _tracked(guide, args, kwargs)
-        _, parents = _tracked(poutine.replay(model, trace=guide_trace), args, kwargs)
-    descendants: dict[str, set[str]] = {name: set() for name in above}
-    for name, direct in above.items():  # in order, so a site's ancestors are complete when it is reached
-        for ancestor, below in descendants.items():
-            if ancestor in direct or below & direct:
-                below.add(name)
-    return parents, descendants
-
-
-def _tracked(fn: Any, args: Any, kwargs: Any) -> tuple[Trace, dict[str, frozenset[str]]]:
-    """Run a model or guide; return its trace and the sites that each site directly depends on."""
-    losses = _Losses()
-    with losses, _Tracker(losses) as tracker:
-        trace = poutine.trace(fn).get_trace(*args, **kwargs)
-    found = {}
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample":
-            log_prob = site["fn"].log_prob(site["value"])
-            found[name] = get_provenance([log_prob, site["scale"], site["mask"]]) | tracker.lost[name]
-            found[name] -= {name}
-    return trace, found
+def _leaves(
+    frame: Any, start: str, end: str, costs: dict[str, _Cost], latent: list[str], tracked: Dependencies
+) -> bool:
+    """Whether a path of dependencies from a site to a cost leaves a plate."""
+    crosses = {pair for pair, frames in tracked.crossed.items() if frame in frames}
+    # By site: whether a path within the plate leads there, and one that has left it.
+    within, out = {start}, set()
+    for name in latent[latent.index(start) + 1 :]:
+        for read in tracked.guide.get(name, ()):
+            if read in out:
+                out.add(name)
+            if read in within:
+                inside = frame in costs[name].frames if name in costs else False
+                (within if inside and (read, name) not in crosses else out).add(name)
+    reads = tracked.model.get(end, set()) | tracked.guide.get(end, set()) | ({end} if end in latent else set())
+    return any(read in out or (read in within and (read, end) in crosses) for read in reads)

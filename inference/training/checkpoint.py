@@ -2,9 +2,7 @@
 
 import os
 import re
-import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..._files import writing
+from ..._files import read_content, write_contents
+from ..._saved import Saved, objects_of, readable
 
 __all__ = [
     "ANEW",
@@ -33,13 +32,43 @@ ANEW = "pass resume=False to start anew, or another out"  # what to do about one
 
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
-    """What a checkpoint holds of one module: its class, its ``signature()`` where it has one, its state."""
+    """What a checkpoint holds of one module: what `match` compares, its state, and what `load` makes it anew of."""
+    about: dict[str, Any] = {"acts": any(hasattr(module, name) for name in ("predict", "within"))}
+    if isinstance(module, Saved):
+        about["objects"] = objects_of(module)
+    return _compared(module) | about
+
+
+def _compared(module: nn.Module) -> dict[str, Any]:
+    """The class of a module, its ``signature()`` where it has one, its state."""
     signature = getattr(module, "signature", None)
     return {
         "class": type(module).__name__,
         "signature": str(signature()) if callable(signature) else None,
         "state": dict(module.state_dict()),
     }
+
+
+def _loaded(content: dict[str, Any], kind: str | None) -> list[dict[str, Any]]:
+    """What `load` makes of a checkpoint: the module of a class, or the only one, or the only one that acts."""
+    modules = content["modules"]
+    found = [entry for entry in modules if kind in (None, entry["class"])]
+    if kind is None and len(found) > 1:
+        found = [entry for entry in found if entry.get("acts")]
+    if len(found) != 1:
+        names = [entry["class"] for entry in modules]
+        raise ValueError(f"it is a checkpoint of {', '.join(names)}: say which, as in load(path, {names[0]!r})")
+    if "objects" not in found[0]:
+        name = found[0]["class"]
+        raise ValueError(
+            f"it does not say how its {name} was made (that is no pyrocontrol.Saved, or was trained by version 0.1): "
+            "make one and call pyrocontrol.inference.load_checkpoint(path, it)"
+        )
+    objects: list[dict[str, Any]] = found[0]["objects"]
+    return objects
+
+
+readable(FORMAT, _loaded)
 
 
 def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
@@ -49,7 +78,7 @@ def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
         module: any module; it is only read.
         saved: an entry made by :func:`snapshot`.
     """
-    own = snapshot(module)
+    own = _compared(module)
     if own["class"] != saved["class"]:
         return f"it holds a {saved['class']}, not a {own['class']}"
     if own["signature"] != saved["signature"]:
@@ -92,7 +121,7 @@ def match(
     Raises:
         ValueError: a module fits none of the saved ones.
     """
-    left, matched = list(saved), []
+    left, matched = [*map(_renamed, saved)], []
     for module in modules:
         reasons = [mismatch(module, entry) for entry in left]
         if None not in reasons:
@@ -102,6 +131,14 @@ def match(
             raise ValueError(f"{path} is a checkpoint of another model: {why}")
         matched.append((module, left.pop(reasons.index(None))["state"]))
     return matched
+
+
+def _renamed(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a saved module of version 0.1 is called now."""
+    name, signature = saved["class"], str(saved["signature"])
+    if name == "SoftActorCritic" and ", first=True," in signature:
+        return saved | {"class": f"First{name}", "signature": f"First{signature}"}
+    return saved
 
 
 def apply(matched: Sequence[tuple[nn.Module, dict[str, Any]]]) -> None:
@@ -125,28 +162,7 @@ def write_all(contents: dict[Path, dict[str, Any]]) -> None:
     Raises:
         OSError: a folder cannot be written, or the disk is full; the previous checkpoints stand.
     """
-    with ExitStack() as stack:
-        for path, content in contents.items():
-            file = stack.enter_context(writing(path))
-            torch.save({"format": FORMAT, **_plain(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())  # all are on the disk before the first is renamed
-
-
-def _plain(value: Any) -> Any:
-    """The same content with numpy scalars, which ``weights_only=True`` refuses, as Python numbers.
-
-    Views that do not fill their storage are copied: the file would get all of it.
-    """
-    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
-        return value.clone()
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) is dict:
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(item) for item in value)
-    return value
+    write_contents({path: {"format": FORMAT, **content} for path, content in contents.items()})
 
 
 def read(path: str | os.PathLike[str], *names: str) -> dict[str, Any]:
@@ -160,17 +176,7 @@ def read(path: str | os.PathLike[str], *names: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, damaged or not a checkpoint, or lacks one of the names.
     """
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as parts:
-                if damaged := parts.testzip():
-                    raise ValueError(damaged)
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises several kinds, by where the file ends
-            raise ValueError(f"{path} is truncated or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is truncated or not a checkpoint (no {FORMAT!r} inside)")
+    content = read_content(path, "a checkpoint", FORMAT)
     if missing := [name for name in names if name not in content]:
         raise ValueError(f"{path} is no such checkpoint as is needed: it has no {missing[0]}; {ANEW}")
     return content

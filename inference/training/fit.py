@@ -1,25 +1,22 @@
 """The training loop: steps of stochastic variational inference that can be watched, stopped and resumed."""
 
+from __future__ import annotations
+
 import math
 import os
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pyro
 import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..._random_state import random_state, set_random_state
-from ..._verify import verify_device, verify_folder, verify_least, verify_seed
-from . import checkpoint
+from ..._verify import verify_least, verify_seed
 from .interrupts import Interrupts
-from .progress import Display, History, evaluate_if_due
-from .updates import update_of
+from .run import Evaluate, Log, Run, Training
+from .updates import SVIUpdate, TorchUpdate, update_of
 
 __all__ = ["Examples", "FitResult", "fit"]
 
@@ -63,9 +60,11 @@ def fit(
     resume: bool = True,
     device: str | torch.device | None = None,
     clip: float | None = None,
-    evaluate: Callable[[int], dict[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     evaluate_every: int = 0,
+    on_evaluation: Log | None = None,
     checkpoint_every: int = 1000,
+    log: Log | None = None,
     log_every: int = 50,
     progress: bool = True,
 ) -> FitResult:
@@ -80,6 +79,15 @@ def fit(
     Saved are the modules' state, loose ``pyro.param`` values, the optimiser, the random state and the
     learning curve; what a model keeps in plain Python attributes is not. The random state is set aside during
     ``evaluate``, so evaluating more or less often does not change the training.
+
+    What the run logs can go elsewhere too, such as to Weights & Biases::
+
+        run = wandb.init(project="sorting")
+        log = lambda step, values: run.log(values, step=step)
+        fit(svi, data, steps=10_000, batch_size=32, evaluate=evaluate, log=log, on_evaluation=log)
+
+    These functions are called as ``evaluate`` is: the random state is set aside, Ctrl-C ends the call, and where one
+    raises, the run is saved first.
 
     The first Ctrl-C lets the step finish, saves, and returns; a second one drops the step that is under way.
     SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
@@ -105,9 +113,12 @@ def fit(
         clip: greatest global norm of the gradient.
         evaluate: called with the number of finished steps, returns named numbers to log.
         evaluate_every: steps between calls of ``evaluate``; it is called after the last step in any case.
+        on_evaluation: called with the step and what ``evaluate`` returned.
         checkpoint_every: steps between checkpoints; 0 for only one at the end.
+        log: called with the step and named numbers, each time that there are some: the mean loss, the rate, the
+            gradient's norm where it is clipped.
         log_every: steps between entries of the learning curve.
-        progress: show a bar with loss and rate; off a terminal, a line every tenth of the way.
+        progress: show a bar with loss and rate; off a terminal, a line at once and one every tenth of the way.
 
     Returns:
         Where the run got to; see `FitResult`.
@@ -124,98 +135,106 @@ def fit(
         stands.
     """
     verify_seed(seed)
-    verify_least(0, steps=steps, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
-    verify_least(1, batch_size=batch_size, log_every=log_every)
+    verify_least(1, batch_size=batch_size)
     _verify_dataset(data)
-    verify_device(device)
-    verify_folder(out)
     if batch_size > len(data):
         raise ValueError(f"batch_size {batch_size} exceeds the {len(data)} examples there are")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, not {clip}")
-    if evaluate_every and evaluate is None:
-        raise ValueError(f"evaluate_every is {evaluate_every}, but there is no evaluate to call")
     update = update_of(svi)
     for module in update.modules:
         _verify_data(module, data)
-    path = None if out is None else Path(out) / "checkpoint.pt"
     settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
-    if path is not None and callable(fingerprint := getattr(data, "fingerprint", None)):
+    if out is not None and callable(fingerprint := getattr(data, "fingerprint", None)):
         settings["data_fingerprint"] = fingerprint()
-    settings |= update.settings()
-    for module in update.modules:
-        module.to(device)
-    history = History()
-    if path is not None and resume and path.exists():
-        content = checkpoint.read(path, "settings", "step", "modules", "history", "random")
-        checkpoint.verify_settings(path, content, settings, steps)
-        update.restore(path, content, lambda: _batch(data, torch.arange(batch_size), device))
-        history = History(**content["history"])
-        set_random_state(content["random"])
-    else:
-        pyro.set_rng_seed(int(seed))
+    run = _Fitting(update, data, device, settings | update.settings(), out, evaluate)
+    training = Training(
+        [run],
+        steps=steps,
+        resume=resume,
+        device=device,
+        evaluate_every=evaluate_every,
+        on_evaluation=on_evaluation,
+        checkpoint_every=checkpoint_every,
+        log=log,
+        log_every=log_every,
+        progress=progress,
+    )
+    interrupts = training.interrupts
+    training.train(lambda: run.advance(interrupts), int(seed))
+    done = run.history
+    return FitResult(done.step, done.curve(), done.seconds, interrupts.requests > 0, done.evaluations)
 
-    saved = (history.step, len(history.evaluations))
 
-    def save() -> None:
-        nonlocal saved
-        if path is None or saved == (history.step, len(history.evaluations)):
-            return
-        window = float(history.window)
-        if not (math.isfinite(window) and update.finite()):
-            raise _not_finite(f"loss or a parameter is not finite at step {history.step}", path, saved[0])
-        content = {
-            "step": history.step,
-            "modules": [checkpoint.snapshot(module) for module in update.modules],
-            **update.state(),
-            "history": {**vars(history), "window": window},
-            "random": random_state(),
-            "settings": settings,
-        }
-        checkpoint.write(path, content)
-        saved = (history.step, len(history.evaluations))
+class _Fitting(Run):
+    """Updates on batches of examples."""
 
-    def evaluate_now() -> None:
-        evaluate_if_due(evaluate, evaluate_every, steps, history, display, interrupts, save)
+    needs = ("optimizer", "params")
 
-    batches = _batches(len(data), batch_size, seed, history.step)
-    with Interrupts() as interrupts, Display(history, steps, path, progress) as display:
-        evaluate_now()
-        while history.step < steps and not interrupts.requests:
-            started = time.perf_counter()
-            before = torch.get_rng_state()
-            interrupts.patience = 1
-            try:
-                loss = update.gradients(_batch(data, next(batches), device))
-            except KeyboardInterrupt:  # drop this step: what is saved is the end of the last one
-                update.discard()
-                torch.set_rng_state(before)
-                interrupts.requests += 1
-                break
-            finally:
-                interrupts.patience = math.inf
-            if isinstance(loss, float) and not math.isfinite(loss):
-                update.discard()
-                raise _not_finite(f"loss is {loss} at step {history.step + 1}", path, saved[0])
-            norm = update.apply(clip)
-            history.step += 1
-            history.window += loss
-            history.window_steps += 1
-            if history.step % log_every == 0:
-                mean = history.close_window()
-                if not math.isfinite(mean):
-                    raise _not_finite(f"mean loss is {mean} at step {history.step}", path, saved[0])
-                gradient = {} if norm is None else {"gradient_norm": float(norm)}
-                display.scalars(history.step, {"loss": mean} | gradient)
-            history.seconds += time.perf_counter() - started
-            display.tick()
-            evaluate_now()
-            if checkpoint_every and history.step % checkpoint_every == 0:
-                save()
-        save()
-    tail = [(history.step, float(history.window) / history.window_steps)] if history.window_steps else []
-    losses = history.losses + tail
-    return FitResult(history.step, losses, history.seconds, interrupts.requests > 0, history.evaluations)
+    def __init__(
+        self, update: SVIUpdate | TorchUpdate, data: Examples, device: str | torch.device | None, *given: Any
+    ) -> None:
+        super().__init__(update.modules, *given)
+        self.update, self.data, self.device = update, data, device
+        self.size, self.clip = self.settings["batch_size"], self.settings["clip"]
+
+    def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
+        for module in self.modules:
+            module.to(device)
+        if content is not None:
+            assert self.path is not None
+            self.update.restore(self.path, content, lambda: self._batch(torch.arange(self.size)))
+        self.batches = self._batches(self.history.step)
+
+    def state(self) -> dict[str, Any]:
+        return self.update.state()
+
+    def finite(self) -> bool:
+        return self.update.finite()
+
+    def advance(self, interrupts: Interrupts) -> bool:
+        """Take a step; return False if a second Ctrl-C had it dropped."""
+        before, history = torch.get_rng_state(), self.history
+        interrupts.patience = 1
+        try:
+            loss = self.update.gradients(self._batch(next(self.batches)))
+        except KeyboardInterrupt:  # what is saved is the end of the last step
+            self.update.discard()
+            torch.set_rng_state(before)
+            interrupts.requests += 1
+            return False
+        finally:
+            interrupts.patience = math.inf
+        if isinstance(loss, float) and not math.isfinite(loss):
+            self.update.discard()
+            raise self.not_finite(f"loss is {loss} at step {history.step + 1}")
+        norm = self.update.apply(self.clip)
+        if norm is not None:
+            self.numbers = {"gradient_norm": norm}
+        history.step += 1
+        history.window += loss
+        history.window_steps += 1
+        return True
+
+    def _batches(self, start: int) -> Iterator[Tensor]:
+        """Indices [batch_size] of each batch from step ``start`` on, cut from endless shuffled epochs."""
+        examples = len(self.data)
+
+        def order(epoch: int) -> Tensor:
+            return torch.from_numpy(np.random.default_rng([self.settings["seed"], epoch]).permutation(examples))
+
+        epoch, offset = divmod(start * self.size, examples)
+        pool = order(epoch)[offset:]
+        while True:
+            if len(pool) < self.size:
+                epoch += 1
+                pool = torch.cat([pool, order(epoch)])
+            yield pool[: self.size]
+            pool = pool[self.size :]
+
+    def _batch(self, indices: Tensor) -> Any:
+        batch = self.data[indices]
+        return batch.to(self.device) if self.device is not None and hasattr(batch, "to") else batch
 
 
 def _verify_dataset(data: Any) -> None:
@@ -247,29 +266,3 @@ def _verify_data(module: nn.Module, data: Any) -> None:
                 raise
             lacking = f"{type(data).__name__} has no attribute {error.name!r}"
             raise TypeError(f"data is not of the kind that the {kind} learns from: {lacking}") from error
-
-
-def _batches(examples: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
-    """Indices [batch_size] of each batch from step ``start`` on, cut from endless shuffled epochs."""
-
-    def order(epoch: int) -> Tensor:
-        return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(examples))
-
-    epoch, offset = divmod(start * batch_size, examples)
-    pool = order(epoch)[offset:]
-    while True:
-        if len(pool) < batch_size:
-            epoch += 1
-            pool = torch.cat([pool, order(epoch)])
-        yield pool[:batch_size]
-        pool = pool[batch_size:]
-
-
-def _batch(data: Examples, indices: Tensor, device: str | torch.device | None) -> Any:
-    batch = data[indices]
-    return batch.to(device) if device is not None and hasattr(batch, "to") else batch
-
-
-def _not_finite(what: str, path: Path | None, saved: int) -> FloatingPointError:
-    kept = f"; {path} holds step {saved}" if path is not None and saved else ""
-    return FloatingPointError(f"the {what}{kept}")

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from . import checkpoint
 
-__all__ = ["SVIUpdate", "TorchUpdate", "update_of"]
+__all__ = ["SVIUpdate", "TorchUpdate", "all_finite", "update_of"]
 
 
 def update_of(svi: Any) -> "SVIUpdate | TorchUpdate":
@@ -120,7 +120,7 @@ class SVIUpdate:
 
     def finite(self) -> bool:
         """Whether all parameters are finite."""
-        return _finite([*(p for m in self.modules for p in m.parameters()), *self._loose().values()])
+        return all_finite([*(p for m in self.modules for p in m.parameters()), *self._loose().values()])
 
     def _own(self) -> set[int]:
         return {id(parameter) for module in self.modules for parameter in module.parameters()}
@@ -206,7 +206,7 @@ class TorchUpdate:
 
     def finite(self) -> bool:
         """Whether all parameters are finite."""
-        return _finite(self.parameters)
+        return all_finite(self.parameters)
 
 
 def _modules(*callables: Any) -> list[nn.Module]:
@@ -257,5 +257,6 @@ def _plain(options: Any) -> dict[str, Any]:
     return {k: v for k, v in options.items() if isinstance(v, kinds)} if isinstance(options, dict) else {}
 
 
-def _finite(parameters: list[Tensor]) -> bool:
+def all_finite(parameters: list[Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite."""
     return not parameters or bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())

@@ -3,15 +3,17 @@
 The same processes serve a policy, pi(m_t | m_{t-1}, o_t), and its guide, q(m_t | m_{t-1}, b_t) with contexts b_t of the
 whole demonstration. They end with the trace: m_t exists where an action was taken.
 
-Shapes: B traces, T steps of context, I steps of memory, C context numbers, K states, D numbers of a Gaussian memory.
+Shapes: B traces, T steps of context, I steps of memory, O observation numbers, A action numbers, C context numbers, K
+states, D numbers of a Gaussian memory.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Several
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
@@ -19,10 +21,21 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..heads import Head, make_head
 from ..networks import mlp
-from ..process import Process
+from ..process import Emission, Process, Sequence, at_step, same_tensors
+from ..registration import register
+from .policy import Policy, Space
 
-__all__ = ["DiscreteMemory", "GaussianMemory", "Memory", "MemoryContext", "MemoryState", "make_memory"]
+__all__ = [
+    "DiscreteMemory",
+    "GaussianMemory",
+    "LatentMemoryPolicy",
+    "Memory",
+    "MemoryContext",
+    "MemoryState",
+    "make_memory",
+]
 
 
 # Standard deviation of the noise of a Gaussian memory at first, and the least that it can have.
@@ -67,7 +80,7 @@ class Memory(Process):
         width: how many numbers :meth:`features` makes of a memory.
     """
 
-    terminates = True
+    terminates = end_is_discrete = True
     width: int
     keep: float
 
@@ -114,16 +127,14 @@ class Memory(Process):
         filled = torch.where(there, z, self.padding).to(blank.dtype)
         return MemoryState(torch.cat([blank.unsqueeze(1), filled[:, :-1]], 1), step), live
 
-    def same_states(self, other: Process) -> bool:
-        """Whether the other is memory of the same kind and size: the states are the memories themselves."""
-        return type(other) is type(self) and other.size == self.size
+    def same_states(self, other: Process, context: MemoryContext, theirs: MemoryContext) -> bool:
+        """Whether the other is memory of the same kind, size and lengths: the states are the memories themselves."""
+        same = type(other) is type(self) and other.size == self.size
+        return same and same_tensors(context.steps, theirs.steps)
 
     def seen(self, state: MemoryState, context: MemoryContext) -> Tensor:
         """Return the context of the steps that come next, ``[B, C]`` or ``[B, I, C]``."""
-        if state.step.dim() == 2:  # all steps of a trace, in order
-            return context.features[:, : state.step.shape[1]]
-        rows = torch.arange(len(state.step), device=state.step.device)
-        return context.features[rows, state.step.clamp(max=context.features.shape[1] - 1)]
+        return at_step(context.features, state.step)
 
 
 class DiscreteMemory(Memory):
@@ -250,3 +261,144 @@ def make_memory(kind: str, context_size: int, size: int, hidden: Several[int]) -
     if kind not in _KINDS:
         raise ValueError(f"memory must be one of {', '.join(_KINDS)}, got {kind!r}")
     return _KINDS[kind](context_size, size, hidden)
+
+
+class LatentMemoryPolicy(Policy):
+    """pi(m_t, a_t | m_{t-1}, o_t): memory as a latent variable, learnt from `Demonstrations` with a guide.
+
+    ``m_t ~ pi(m_t | m_{t-1}, o_t)``, ``a_t ~ pi(a_t | m_t, o_t)``. What the teacher kept in mind is not in the data;
+    :class:`~pyrocontrol.guides.MemoryGuide` infers it, and :class:`~pyrocontrol.inference.StepwiseKL_ELBO` bounds
+    ``log p(a | o)``, which for discrete memory ``forward_log_likelihood(*policy.tables(demonstrations))`` has exactly.
+
+    Args:
+        observation_space: of the environment, or of the demonstrations.
+        action_space: `Discrete`, `MultiDiscrete` of one dimension, or `Box` of floats.
+        memory: ``"discrete"``, ``"gaussian"``, or a :class:`~pyrocontrol.models.Memory` of observations.
+        size: states of a discrete memory, numbers of a Gaussian one.
+        hidden: sizes of the hidden layers, of the memory and of the action.
+        head: see :func:`~pyrocontrol.models.make_head`.
+        normalize: data to :meth:`normalize` by.
+        encoder: of the observation; see :class:`Policy`.
+
+    Raises:
+        TypeError: for spaces of other kinds.
+        ValueError: for an unknown head, memory or encoder, or sizes that are not positive.
+    """
+
+    remembers = True
+
+    def __init__(
+        self,
+        observation_space: Space,
+        action_space: Space,
+        *,
+        memory: str | Memory = "discrete",
+        size: int = 8,
+        hidden: Several[int] = (64,),
+        head: str | Head = "auto",
+        normalize: Any = None,
+        encoder: str | nn.Module = "auto",
+    ):
+        super().__init__(observation_space, action_space, encoder=encoder)
+        if not hidden:
+            raise ValueError("hidden needs at least one layer, in which memory and observation meet")
+        self.hidden = tuple(hidden)
+        if isinstance(memory, str):
+            memory = make_memory(memory, self.encoded_size, size, self.hidden)
+        if memory.context_size != self.encoded_size:
+            raise ValueError(f"the memory sees {memory.context_size} numbers, observations have {self.encoded_size}")
+        self.memory = memory
+        self.from_memory = nn.Linear(memory.width, self.hidden[0], bias=False)
+        self.from_observation = nn.Linear(self.encoded_size, self.hidden[0])
+        self.network = nn.Sequential(nn.Tanh(), mlp(self.hidden[0], self.hidden[1:]))
+        self.head = make_head(head, self.hidden[-1], action_space)
+        if normalize is not None:
+            self.normalize(normalize)
+
+    # -- the model --------------------------------------------------------------------------------------------------
+
+    def model(self, batch: Any) -> Tensor:
+        """Pyro model: ``memory`` from the prior, ``actions`` given it, in plate ``batch``.
+
+        Returns:
+            The actions.
+        """
+        register("policy", self)
+        inputs = self.encoded(batch.observations)
+        with pyro.plate("batch", len(inputs), dim=-1):
+            memory = pyro.sample("memory", self._prior(inputs, batch.lengths))
+            steps = memory.shape[memory.dim() - 1 - len(self.memory.event_shape)]
+            distribution = self._emitted(memory, inputs[:, :steps])
+            emission = Emission(distribution, "memory", mask=batch.acted[:, :steps])
+            return pyro.sample("actions", emission, obs=self.labels(batch)[:, :steps])
+
+    def forward(self, batch: Any) -> Tensor:
+        """Run :meth:`model`, so that the policy itself can be given to an ELBO as a module."""
+        return self.model(batch)
+
+    def prior(self, batch: Any) -> Sequence:
+        """Return ``p(m | o)``, the observations being the trace's own."""
+        return self._prior(self.encoded(batch.observations), batch.lengths)
+
+    def _prior(self, inputs: Tensor, lengths: Tensor) -> Sequence:
+        return Sequence(self.memory, MemoryContext(inputs, lengths - 1), max(inputs.shape[1] - 1, 1))
+
+    def distribution(self, observations: Tensor, memory: Tensor) -> TorchDistribution:
+        """Return pi(a_t | m_t, o_t) at observations ``[..., O]`` and memories ``[...]`` or ``[..., D]``."""
+        return self._emitted(memory, self.encoded(observations))
+
+    def _emitted(self, memory: Tensor, inputs: Tensor) -> TorchDistribution:
+        features = self.from_memory(self.memory.features(memory)) + self.from_observation(inputs)
+        return self.head(self.network(features))
+
+    def tables(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the model of a batch as a hidden Markov chain, for discrete memory: log-probabilities, nats.
+
+        Returns:
+            ``log p(m_0 | o_0)`` ``[B, K]``, ``log p(m_t = k | m_{t-1} = j, o_t)`` ``[B, I - 1, K, K]`` for steps 1 to
+            I - 1, and ``log p(a_t | m_t, o_t)`` ``[B, I, K]``, 0 where a trace took no action.
+
+        Raises:
+            TypeError: for memory that is not discrete.
+        """
+        if not isinstance(self.memory, DiscreteMemory):
+            raise TypeError(f"only discrete memory has tables, not {type(self.memory).__name__}")
+        inputs = self.encoded(batch.observations[:, :-1])
+        transitions = self.memory.logits(inputs).log_softmax(-1)
+        actions = self.labels(batch)[:, :-1].unsqueeze(2)
+        every = torch.arange(self.memory.size, device=inputs.device).expand(inputs.shape[:2] + (-1,))
+        emission = self._emitted(every, inputs.unsqueeze(2)).log_prob(actions)
+        emission = torch.where(batch.acted[:, :-1, None], emission, 0.0)
+        return transitions[:, 0, -1], transitions[:, 1:, :-1], emission
+
+    def exact_loss(self, batch: Any) -> Tensor:
+        """Return ``-log p(a | o)``, nats, for discrete memory: what a bound bounds, summed over memories exactly.
+
+        ``fit((policy.exact_loss, torch.optim.Adam(policy.parameters())), data, ...)`` is cloning without a guide.
+
+        Raises:
+            TypeError: for memory that is not discrete.
+        """
+        initial, transition, emission = self.tables(batch)
+        # Pyro's chain takes a step before what it emits first: from anywhere, to where this one begins.
+        first = initial[:, None, None].expand(-1, 1, self.memory.size, -1)
+        chain = dist.DiscreteHMM(torch.zeros_like(initial), torch.cat([first, transition], 1), dist.Unit(emission))
+        return -chain.log_prob(emission.new_empty(emission.shape[:2] + (0,))).sum()
+
+    # -- acting -----------------------------------------------------------------------------------------------------
+
+    def begin(self, rows: int) -> MemoryState:
+        """Return the memory before an episode's first step."""
+        return MemoryState(self.memory.blank(rows), torch.zeros(rows, dtype=torch.long, device=self.factor.device))
+
+    def step(self, inputs: Tensor, state: MemoryState, deterministic: bool) -> tuple[TorchDistribution, MemoryState]:
+        """Draw the memory (or take the likeliest one); return the distribution of the action, and the memory."""
+        state = MemoryState(*state)  # what went through another's hands may be a plain tuple
+        context = MemoryContext(inputs.unsqueeze(1), state.step + 1)
+        conditional = self.memory.conditional(state, context)
+        memory = conditional.mode if deterministic else conditional.sample()
+        return self._emitted(memory, inputs), self.memory.advance(state, memory, context)
+
+    def settings(self) -> dict[str, Any]:
+        """What two policies share exactly when they can share weights, the spaces apart."""
+        return {"memory": self.memory.signature(), "hidden": self.hidden, "head": self.head.signature()}

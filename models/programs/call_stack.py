@@ -19,7 +19,8 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
-from ..process import Process
+from ..._saved import Saved
+from ..process import Process, same_tensors
 from . import call_stack_native
 from .procedure_tree import Field, PlacedField, ProcedureTree
 
@@ -65,7 +66,7 @@ class CallStackContext(NamedTuple):
     arguments: Tensor | None = None
 
 
-class ProcedureNetworks(nn.Module):
+class ProcedureNetworks(Saved, nn.Module):
     """One multi-layer perceptron a procedure, all of them evaluated as one batched product.
 
     The rows of all procedures go through the first layer of every procedure at once; each keeps the block of its
@@ -317,6 +318,7 @@ class CallStack(Process):
 
     terminates = True
     support = constraints.real_vector
+    end_is_discrete = True
     native = True
 
     consistent: Tensor
@@ -512,15 +514,26 @@ class CallStack(Process):
         frame = torch.cat([head, argument.to(z.dtype), returned], -1)
         return CallStackState(depth, time, frame, None), live
 
+    def steps_alive(self, z: Tensor) -> int:
+        """Return how many steps the longest row has; on a GPU, which it would have to wait for, how many there are."""
+        if z.device.type != "cpu":
+            return z.shape[1]
+        return max(int((self.depths(z[..., 0].long()) > 0).sum(1).max()), 1)
+
     def depths(self, choice: Tensor) -> Tensor:
         """Return how many frames there are before each of the choices (long ``[B, I]``); 0 after the end."""
         change = (choice < len(self.tree.procedures)).long() - (choice == self.tree.null).long()
         depth = 1 + change.cumsum(1) - change
         return torch.where(depth.cummin(1).values > 0, depth, 0)
 
-    def same_states(self, other: Process) -> bool:
-        """Two call stacks over one tree have the same frames along the same calls."""
-        return isinstance(other, CallStack) and (other.tree is self.tree or other.tree == self.tree)
+    def same_states(self, other: Process, context: CallStackContext, theirs: CallStackContext) -> bool:
+        """Two call stacks over one tree have the same frames along the same calls, if they have the same task."""
+        return (
+            isinstance(other, CallStack)
+            and (other.tree is self.tree or other.tree == self.tree)
+            and context.features.shape[1] == theirs.features.shape[1]
+            and same_tensors(context.task, theirs.task)
+        )
 
     def _new_frame(self, procedure: Tensor, argument: Tensor) -> Tensor:
         """A frame that has taken no step."""

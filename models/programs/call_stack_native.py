@@ -83,11 +83,12 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
     counts ``horizon + 1`` steps. Random numbers are seeded from torch's generator.
 
     Raises:
-        ValueError: naming the trace and the step, where no choice is possible.
+        ValueError: naming the trace and the step, where no choice is possible, or an action is none of the tree's.
     """
     features = context.features
     if not _fits(process, context):
         return None
+    _check_ranges(process, context, horizon)
     function = available()
     if function is None:
         return None
@@ -182,6 +183,19 @@ def _fits(process: CallStack, context: CallStackContext) -> bool:
     fields = process.tree.placed_fields
     discrete = all(placed.field.kind == "onehot" or (placed.of_action and observed) for placed in fields)
     return discrete and shaped and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+
+
+def _check_ranges(process: CallStack, context: CallStackContext, horizon: int) -> None:
+    """Refuse what the compiled walk would index its tables out of bounds by: it looks nothing up twice."""
+    if horizon < 1 or not context.features.shape[1]:
+        raise ValueError(f"a walk needs a step and an observation, got {horizon} and {context.features.shape[1]}")
+    if process.posterior and context.actions is not None:
+        last = len(process.tree.actions)
+        bad = (context.actions < 0) | (context.actions > last)
+        if bad.any():
+            row, step = bad.nonzero()[0].tolist()
+            action = int(context.actions[row, step])
+            raise ValueError(f"trace {row}, step {step}: an action outside 0..{last} (it is {action})")
 
 
 def _processor() -> bytes:

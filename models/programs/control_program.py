@@ -10,11 +10,17 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from torch import Tensor, nn
 
+from ..._saved import Saved
+from ..._verify import verify_least
+from ..observation_encoder import ObservationEncoder, as_floats, make_observation_encoder, observed
+from ..policies.episodes import Episodes
 from ..process import Sequence
 from ..registration import register
 from ..spaces import observation_size
+from .acting import ProgramController, ProgramState
 from .call_stack import CallStack, CallStackContext
 from .call_trace import CallTrace
 from .procedure_tree import ProcedureTree
@@ -41,7 +47,7 @@ class Execution(NamedTuple):
     info: dict[str, Any]
 
 
-class ControlProgram(nn.Module):
+class ControlProgram(Saved, nn.Module):
     r"""A control program as a generative model of traces.
 
     ``calls ~ Sequence(call stack prior)``, and the actions are those that the calls take: the joint
@@ -49,19 +55,22 @@ class ControlProgram(nn.Module):
 
     Args:
         tree: the procedures, or their text form.
-        obs_size: width ``O`` of an observation.
+        obs_size: width ``O`` of an observation; the observation space has it too.
         arg_size: width of arguments and return values; checked against the tree, which knows it.
         hidden: hidden layers of each procedure's network.
         argument_hidden: hidden layers of the networks of arguments and return values; none in the paper.
         activation: of the hidden layers, ``"relu"`` or ``"tanh"``.
-        encoder: what the procedures see of an observation, such as
-            :class:`~pyrocontrol.models.FieldEncoder`: a module ``[..., O] -> [..., C]`` with an attribute ``groups``
-            (widths that split ``C``); by default the observation itself.
+        encoder: what the procedures see of an observation: ``"auto"`` (the default), ``"cnn"`` or ``"flat"``, as for an
+            :class:`~pyrocontrol.models.ObservationEncoder` of the observation space; or a module of floats
+            ``[..., O] -> [..., C]`` with an attribute ``groups`` (widths that split ``C``), such as a
+            :class:`~pyrocontrol.models.FieldEncoder`. A vector of floats is seen as it is by default.
         sparsity: rate lambda of a sparsity prior on what procedures see, ``exp(-lambda sum_h,g ||W_hg||)`` over
             the first-layer weights of each procedure h and input group g (a group lasso), in nats of the whole
             training set.
         num_traces: size of the training set, against which ``sparsity`` is weighed in a batch.
         horizon: most PHP steps of a trace; by default what the call graph can need.
+        observation_space: that :meth:`predict` reads; by default all vectors of ``obs_size`` numbers.
+        action_space: that :meth:`predict` acts in; by default the actions are numbered from 0.
 
     Raises:
         ValueError: if the tree cannot be read, ``arg_size`` is not the tree's, or ``sparsity`` lacks
@@ -76,13 +85,15 @@ class ControlProgram(nn.Module):
     def __init__(
         self,
         tree: ProcedureTree | str,
-        obs_size: int,
+        obs_size: int | None = None,
         arg_size: int | None = None,
         *,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
         hidden: Several[int] = (16,),
         argument_hidden: Several[int] = (),
         activation: str = "relu",
-        encoder: nn.Module | None = None,
+        encoder: str | nn.Module | None = None,
         sparsity: float = 0.0,
         num_traces: int | None = None,
         horizon: int | None = None,
@@ -93,14 +104,15 @@ class ControlProgram(nn.Module):
             raise ValueError(
                 f"arg_size={arg_size}, but the widest argument or return value of the tree has {self.tree.arg_size}"
             )
+        self.observation_space = observed(obs_size, observation_space)
+        self.action_space = spaces.Discrete(len(self.tree.actions)) if action_space is None else action_space
         if sparsity and not num_traces:
             raise ValueError("sparsity is weighed against the training set: give num_traces")
-        self.obs_size, self.horizon = obs_size, horizon
+        self.obs_size, self.horizon = observation_size(self.observation_space), horizon
         self.hidden, self.argument_hidden = tuple(hidden), tuple(argument_hidden)
         self.sparsity, self.num_traces = sparsity, num_traces
-        self.encoder = nn.Identity() if encoder is None else encoder
-        self.groups = (1,) * obs_size if encoder is None else _groups_of(encoder, obs_size)
-        size = sum(self.groups)
+        self.encoder, size = make_observation_encoder(encoder, self.observation_space)
+        self.groups = _groups_of(self.encoder, size)
         self.process = CallStack(self.tree, size, hidden=hidden, argument_hidden=argument_hidden, activation=activation)
 
     # -- the model ----------------------------------------------------------------------------------------------
@@ -135,8 +147,10 @@ class ControlProgram(nn.Module):
 
     def prior(self, traces: Traces) -> Sequence:
         """Return ``p_theta(z | o, u_0)``, the observations being the trace's own."""
-        context = CallStackContext(self.encoder(traces.observations), self.root_argument(traces.task))
-        return Sequence(self.process, context, self.steps_for(traces))
+        features = self.encoder(as_floats(traces.observations, traces.task))
+        return Sequence(
+            self.process, CallStackContext(features, self.root_argument(traces.task)), self.steps_for(traces)
+        )
 
     def taken(self, calls: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Return the actions that calls ``[..., I, 1 + W]`` take, and their arguments.
@@ -233,9 +247,9 @@ class ControlProgram(nn.Module):
 
     def signature(self) -> str:
         """Return what a checkpoint must share with this program to fit it."""
-        networks = (
-            f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={self.encoder}"
-        )
+        plain = isinstance(self.encoder, ObservationEncoder) and self.encoder.plain
+        encoder = "Identity()" if plain else self.encoder  # as before there were such encoders
+        networks = f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={encoder}"
         prior = f"sparsity={self.sparsity}, num_traces={self.num_traces}"
         return f"ControlProgram(obs_size={self.obs_size}, {networks}, {prior})\n{self.tree}"
 
@@ -251,24 +265,48 @@ class ControlProgram(nn.Module):
         with torch.no_grad():
             return self.taken(self._greedy(traces), traces.actions.shape[-1])[1]
 
-    @torch.no_grad()
+    def within(self, env: gymnasium.Env[Any, Any]) -> ProgramController:
+        """Return the controller that the program is in an environment, in the environment's own actions.
+
+        Args:
+            env: a Gymnasium environment. If it has ``encode_action(index, argument)``, that gives its action, else the
+                action's number counts from the start of its Discrete.
+
+        Raises:
+            ValueError: for observations of another width, or actions that the environment cannot take.
+        """
+        encode = getattr(env.unwrapped, "encode_action", None)
+        return ProgramController(self, env.observation_space, env.action_space, encode)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        *,
+        task: Any = None,
+    ) -> tuple[Any, ProgramState]:
+        """Act in the program's own spaces; see :meth:`ProgramController.predict`. :meth:`within` knows another's."""
+        controller = ProgramController(self, self.observation_space, self.action_space)
+        return controller.predict(observation, state, episode_start, deterministic, task=task)
+
     def execute(
         self,
         env: gymnasium.Env[Any, Any],
         *,
-        task: Tensor | None = None,
+        task: Any = None,
         greedy: bool = True,
         seed: int | None = None,
         options: dict[str, Any] | None = None,
         max_steps: int = 100_000,
     ) -> Execution:
-        """Run the program in an environment: Algorithm 1.
+        """Run the program in an environment until it returns: Algorithm 1.
+
+        Where the environment ends, the program is asked once more, at the last observation: it may return there.
 
         Args:
-            env: a Gymnasium environment with vector observations. If it has ``encode_action(index, argument)``,
-                that gives its action, else the action's number is passed. The null action is passed on when the
-                program returns, if there is an ``encode_action`` or a discrete action space with one action more
-                than the tree.
+            env: see :meth:`within`. The null action is passed on when the program returns, if there is one.
             task: the root's argument u_0; by default ``info["task"]`` of the reset.
             greedy: take the likeliest choice at every step, or sample.
             seed: of the environment's reset.
@@ -276,84 +314,41 @@ class ControlProgram(nn.Module):
             max_steps: most PHP steps.
 
         Raises:
-            ValueError: for observations of the wrong width or not finite, a task of the wrong width, or actions that
-                the environment cannot take.
+            ValueError: as :meth:`within`, for observations that are not finite, or a task of another width.
         """
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-        weight = self.process.choose.weights[0]
-        encode = getattr(env.unwrapped, "encode_action", None)
-        takes = [sum(field.size for field in action.argument) for action in self.tree.actions]
-        if encode is None and any(takes):
-            raise ValueError(
-                "the tree's actions take arguments: the environment needs encode_action(index, argument), "
-                "which returns its own action for them"
-            )
-        space = env.action_space
-        if encode is None and getattr(space, "n", len(takes)) < len(takes):
-            raise ValueError(f"the tree has {len(takes)} actions, the environment's action space is {space}")
-        observation, info = env.reset(seed=seed, options=options)
-        task = torch.as_tensor(info.get("task", ()) if task is None else task)
-        task = task.to(weight.device, weight.dtype).reshape(1, -1)
-        declared = sum(field.size for field in self.tree.root.argument)
-        if task.shape[1] != declared:
-            raise ValueError(f"the root takes an argument of width {declared}, the task has width {task.shape[1]}")
-        ends = encode is not None or getattr(space, "n", None) == len(self.tree.actions) + 1
-        procedures, null = len(self.tree.procedures), self.tree.null
-        context = CallStackContext(self._features(observation, weight), self.root_argument(task))
-        state = self.process.initial(context)
-        steps, actions, total, ended = [], [], 0.0, False
-        for _ in range(max_steps):
-            step = self.process.conditional(state, context)
-            z = step.mode if greedy else step.sample()
-            steps.append(z)
-            state = self.process.advance(state, z, context)
-            choice = int(z[0, 0])
-            finished = int(state.depth[0]) == 0
-            if procedures <= choice < null or finished:
-                number = choice - procedures
-                width = 0 if finished else takes[number]
-                argument = z[0, 1 : 1 + width].cpu().numpy()
-                action = encode(number, argument) if encode is not None else number
-                if not finished:
-                    actions.append(number)
-                if not finished or ends:
-                    observation, reward, terminated, truncated, info = env.step(action)
-                    total += float(reward)
-                    ended = bool(terminated or truncated)
-                    context = context._replace(features=self._features(observation, weight))
-                    # The context holds the current observation alone, as its time 0.
-                    state = state._replace(time=torch.zeros_like(state.time))
-            if finished or ended:
+        verify_least(1, max_steps=max_steps)
+        controller, episode = self.within(env), Episodes(env)
+        episode.begin(seed, options)
+        state = controller.initial_state(episode.info if task is None else {"task": task})
+        null = len(self.tree.actions)
+        steps: list[Tensor] = []
+        actions: list[int] = []
+        finished = False
+        while not finished and len(steps) < max_steps:
+            seen = controller.flat(episode.observation)[None]
+            decision = controller.decide(seen, state, greedy, limit=max_steps - len(steps))
+            number, state = int(decision.numbers), decision.state
+            finished = number == null
+            if episode.over and not finished:
                 break
+            steps += decision.steps
+            if 0 <= number < null:
+                actions.append(number)
+            if not episode.over and (0 <= number < null or finished and controller.has_null):
+                episode.step(controller.encoded(decision)[0])
         calls = CallTrace.batch(self.tree, torch.stack(steps, 1))[0]
-        return Execution(calls, actions, total, int(state.depth[0]) == 0, info)
+        return Execution(calls, actions, episode.total, finished, episode.info)
 
     def _greedy(self, traces: Traces) -> Tensor:
         """Greedy calls ``[B, I, 1 + W]`` on the traces' observations; a program gone astray stops at the horizon."""
         return self.prior(traces).greedy()
 
-    def _features(self, observation: Any, like: Tensor) -> Tensor:
-        if isinstance(observation, dict | tuple):
-            raise ValueError("the program takes vector observations: wrap the environment in FlattenObservation")
-        x = torch.as_tensor(observation, dtype=like.dtype, device=like.device).reshape(1, 1, -1)
-        if x.shape[-1] != self.obs_size:
-            raise ValueError(f"the program takes observations of width {self.obs_size}, got {x.shape[-1]}")
-        if not bool(x.isfinite().all()):
-            raise ValueError("an observation is not finite")
-        return self.encoder(x)
 
-
-def _groups_of(encoder: nn.Module, obs_size: int) -> tuple[int, ...]:
-    """Return the widths of an encoder's groups of outputs, after trying it on an observation."""
+def _groups_of(encoder: nn.Module, width: int) -> tuple[int, ...]:
+    """Return the widths of an encoder's groups of outputs, of which there are ``width`` numbers."""
     groups = getattr(encoder, "groups", None)
     if groups is None:
         raise ValueError(f"the encoder {type(encoder).__name__} needs an attribute groups, the widths of its outputs")
-    try:
-        with torch.no_grad():
-            width = encoder(torch.zeros(1, obs_size)).shape[-1]
-    except RuntimeError as error:
-        raise ValueError(f"the encoder does not take observations of width {obs_size}: {error}") from None
     if width != sum(groups):
         raise ValueError(f"the encoder's output has width {width}, its groups {tuple(groups)} have {sum(groups)}")
     return tuple(groups)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..._saved import Saved
+
 __all__ = ["FieldEncoder"]
 
 
-class FieldEncoder(nn.Module):
+class FieldEncoder(Saved, nn.Module):
     """Embeds the categorical fields of an observation, those of one vocabulary with one shared table.
 
     Declaring that two fields hold the same kind of thing says nothing about what is done with them. But what is

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._saved import writable
+
 if TYPE_CHECKING:
     from .traces import Traces
 
@@ -460,3 +462,6 @@ def _parse_procedure(line: str) -> Procedure:
     if not calls:
         raise ValueError("a procedure must be able to call something")
     return Procedure(name, calls, argument, fields, counts)
+
+
+writable("procedure tree", ProcedureTree, str, ProcedureTree.parse)

@@ -1,16 +1,12 @@
-"""The README shows what the results file of BubbleSort holds, and the summaries are right."""
+"""The page shows what the results file of BubbleSort holds, and the summaries are right."""
 
 import json
-from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def test_the_readme_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
-    rows = json.loads((ROOT / "benchmarks" / "results" / "bubble_sort.json").read_text())["rows"]
-    readme = (ROOT / "README.md").read_text()
-    assert benchmark.with_table(readme, benchmark.table(rows)) == readme
+def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
+    rows, page = json.loads(benchmark.RESULTS.read_text())["rows"], benchmark.PAGE.read_text()
+    assert benchmark.with_table(page, benchmark.table(rows)) == page
 
 
 def test_what_training_traces_identify(benchmark: ModuleType) -> None:

@@ -36,6 +36,7 @@ class Mean(TraceEncoder):
 
 ENCODERS = ["bilstm", "lstm", "transformer", "own"]
 every = pytest.mark.parametrize("encoder", ENCODERS)
+either_task = pytest.mark.parametrize(("encoder", "move"), [(name, n % 2 == 1) for n, name in enumerate(ENCODERS)])
 
 
 def make(encoder: str, move: bool = False) -> CallStackGuide:
@@ -56,8 +57,7 @@ def traces(move: bool = False) -> Demonstrations:
     return found
 
 
-@every
-@pytest.mark.parametrize("move", [False, True])
+@either_task
 def test_the_posterior_explains_the_trace(encoder: str, move: bool) -> None:
     guide, data = make(encoder, move), traces(move)
     posterior = guide.posterior(data)
@@ -83,8 +83,7 @@ def test_one_update_trains_guide_and_program(encoder: str) -> None:
     assert any(name.startswith("encoder") for name in moved) and any(name.startswith("process") for name in moved)
 
 
-@every
-@pytest.mark.parametrize("move", [False, True])
+@either_task
 def test_padding_never_matters(encoder: str, move: bool) -> None:
     """A trace alone, or padded beside longer ones, has the same posterior."""
     guide, data = make(encoder, move), traces(move)

@@ -40,9 +40,13 @@ def policy_for(data: Demonstrations, memory: str = "discrete", **options: Any) -
     return LatentMemoryPolicy(data.observation_space, data.action_space, memory=memory, size=3, **options)
 
 
-@pytest.mark.parametrize("actions", ACTIONS)
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("encoder", "memory", "actions"),
+    [
+        *(("bilstm", "discrete", "discrete"), ("lstm", "discrete", "multi"), ("transformer", "discrete", "box")),
+        *(("bilstm", "gaussian", "box"), ("lstm", "gaussian", "discrete"), ("transformer", "gaussian", "multi")),
+    ],
+)
 def test_padding_changes_nothing(encoder: str, memory: str, actions: str) -> None:
     data = demonstrations(actions)
     guide = MemoryGuide(policy_for(data, memory), encoder, encoder_size=4)
@@ -72,8 +76,7 @@ def test_what_it_sees_of_the_demonstration(encoder: str) -> None:
     assert changed[:, :3].any() == (encoder != "lstm")
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize(("memory", "validate"), [("discrete", True), ("gaussian", False)])
 def test_the_elbos_agree_and_stay_below_the_likelihood(memory: str, validate: bool) -> None:
     data = demonstrations().to(dtype=torch.float64)
     policy = policy_for(data, memory).double()
@@ -81,18 +84,17 @@ def test_the_elbos_agree_and_stay_below_the_likelihood(memory: str, validate: bo
     values, errors = [], []
     with pyro.validation_enabled(validate):
         for elbo in (StepwiseKL_ELBO, Trace_ELBO):
-            loss = elbo(num_particles=2000, vectorize_particles=True, max_plate_nesting=1)
-            drawn = torch.tensor([-loss.loss(policy, guide, data) for _ in range(10)])
+            loss = elbo(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
+            drawn = torch.tensor([-loss.loss(policy, guide, data) for _ in range(8)])
             values.append(float(drawn.mean()))
-            errors.append(float(drawn.std()) / 10**0.5)
+            errors.append(float(drawn.std()) / 8**0.5)
     assert abs(values[0] - values[1]) < 5 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
     if memory == "discrete":
         exact = float(forward_log_likelihood(*policy.tables(data)).sum().detach())
         assert max(values) < exact and exact - values[0] < 5
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("way", ["svi", "module"])
+@pytest.mark.parametrize(("memory", "way"), [("discrete", "module"), ("gaussian", "svi")])
 def test_training_reaches_policy_and_guide(memory: str, way: str) -> None:
     data = demonstrations()
     policy = policy_for(data, memory)
@@ -115,8 +117,8 @@ def test_vectorised_particles_of_either_memory_give_the_same_bound() -> None:
     for memory in MEMORIES:
         policy = policy_for(data, memory)
         guide = MemoryGuide(policy)
-        together = StepwiseKL_ELBO(num_particles=300, vectorize_particles=True, max_plate_nesting=1)
-        apart = StepwiseKL_ELBO(num_particles=300)
+        together = StepwiseKL_ELBO(num_particles=150, vectorize_particles=True, max_plate_nesting=1)
+        apart = StepwiseKL_ELBO(num_particles=150)
         values = [elbo.loss(policy, guide, data) for elbo in (together, apart)]
         assert values[0] == pytest.approx(values[1], rel=0.05)
 

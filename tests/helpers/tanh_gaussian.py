@@ -48,13 +48,11 @@ class TanhGaussian(nn.Module):
         mean = self.base(observations).mean
         return mean.tanh() if self.squash else mean
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
+    def act(self, observation: Any, deterministic: bool = False) -> np.ndarray:
         with torch.no_grad():
             inputs = torch.as_tensor(observation, dtype=next(self.parameters()).dtype)
             action = self.mode(inputs) if deterministic else self.draw(inputs)[0]
-        return action.numpy(), state
+        return action.numpy()
 
     def settings(self) -> dict[str, Any]:
         names = ("observation_size", "action_size", "hidden", "squash")

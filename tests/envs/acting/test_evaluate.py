@@ -66,5 +66,5 @@ def test_at_least_one_episode() -> None:
 
 def test_a_function_acts_and_what_cannot_act_is_refused() -> None:
     assert evaluate_policy(Countdown(), lambda seen: int(seen[0] <= 2), 3)["length"] == [1, 1, 2]
-    with pytest.raises(TypeError, match="a policy has a method predict or is a function of an observation, got int"):
+    with pytest.raises(TypeError, match="the int is no controller"):
         evaluate_policy(Countdown(), 3, 1)

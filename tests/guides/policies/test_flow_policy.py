@@ -40,11 +40,16 @@ KINDS: dict[str, tuple[Callable[..., ActionPolicy], dict[str, Any]]] = {
     "spline-autoregressive": (ZukoPolicy, {"transform": "spline-autoregressive"}),
     "affine-autoregressive": (ZukoPolicy, {"transform": "affine-autoregressive", "layers": 3}),
 }
-LATENT = [name for name in KINDS if name != "mixture"]
+# A class each: for what does not depend on how the numbers of an action depend on each other.
+CLASSES = ["flow", "gaussian", "mixture", "spline"]
+# Every kind at one number and at an odd count of them, squashed at one of the two and plain at the other, in turn.
+CASES = [(name, (i + j) % 2 == 0, size) for i, name in enumerate(KINDS) for j, size in enumerate((1, 3))]
 
 
-def params(names: Any) -> list[Any]:
-    return [pytest.param(name, marks=needs_zuko if KINDS[name][0] is ZukoPolicy else ()) for name in names]
+def params(rows: Any) -> list[Any]:
+    """The rows, or names, each skipped where it needs zuko and there is none."""
+    tuples = [row if isinstance(row, tuple) else (row,) for row in rows]
+    return [pytest.param(*row, marks=needs_zuko if KINDS[row[0]][0] is ZukoPolicy else ()) for row in tuples]
 
 
 def made(name: str, action_size: int, *, squash: bool = True, shaken: bool = True, **settings: Any) -> ActionPolicy:
@@ -65,54 +70,50 @@ def latent(name: str, action_size: int, **settings: Any) -> LatentPolicy:
 
 
 every = pytest.mark.parametrize("name", params(KINDS))
-every_latent = pytest.mark.parametrize("name", params(LATENT))
+each_class = pytest.mark.parametrize("name", params(CLASSES))
 both = pytest.mark.parametrize("squash", [True, False], ids=["squashed", "plain"])
-sizes = pytest.mark.parametrize("size", [1, 2, 3, 8])
+at_three = pytest.mark.parametrize(("name", "squash", "size"), params(CASES[1::2]))
+cases = pytest.mark.parametrize(("name", "squash", "size"), params(CASES))
+latent_cases = pytest.mark.parametrize(("name", "squash", "size"), params(c for c in CASES if c[0] != "mixture"))
 
 
 # -- all policies -----------------------------------------------------------------------------------------------------
 
 
-@every
-@both
-@sizes
-@pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)
-def test_draws_have_the_log_probability_of_the_distribution(
-    name: str, squash: bool, size: int, batch: tuple[int, ...]
-) -> None:
-    policy = made(name, size, squash=squash)
-    observations = torch.randn(*batch, O)
-    distribution = policy(observations)
-    assert distribution.batch_shape == batch and distribution.event_shape == (size,)
-    assert distribution.has_rsample is policy.has_rsample
-    actions, log_prob = policy.draw(observations)
-    assert actions.shape == batch + (size,) and log_prob.shape == batch
-    assert not squash or bool((actions.abs() < 1).all())
-    again = policy(observations).log_prob(actions)
-    inside = actions.abs().amax(-1) < (1 - 1e-6 if squash else math.inf)
-    torch.testing.assert_close(log_prob[inside], again[inside], rtol=1e-7, atol=1e-7)
-    # A draw of the distribution itself, and one of a given shape.
-    pyro.set_rng_seed(1)
-    own = distribution()
-    pyro.set_rng_seed(1)
-    assert torch.equal(own, policy.draw(observations)[0])
-    pyro.set_rng_seed(2)
-    several = distribution.sample((7,))
-    pyro.set_rng_seed(2)
-    drawn, their_log_prob = policy.draw(observations, sample_shape=(7,))
-    assert torch.equal(several, drawn) and their_log_prob.shape == (7, *batch)
-    assert several.shape == (7, *batch, size) and not several.requires_grad
-    inside = several.abs().amax(-1) < (1 - 1e-6 if squash else math.inf)
-    assert inside.sum() > 3
-    again = policy(observations).log_prob(several)
-    torch.testing.assert_close(distribution.log_prob(several)[inside], again[inside], rtol=1e-7, atol=1e-7)
-    assert policy.mode(observations).shape == batch + (size,)
-    torch.testing.assert_close(policy.mode(observations), distribution.mode)
+@cases
+def test_draws_have_the_log_probability_of_the_distribution(name: str, squash: bool, size: int) -> None:
+    policy, edge = made(name, size, squash=squash), 1 - 1e-6 if squash else math.inf
+    for batch in ((), (4,), (2, 3)):
+        observations = torch.randn(*batch, O)
+        distribution = policy(observations)
+        assert distribution.batch_shape == batch and distribution.event_shape == (size,)
+        assert distribution.has_rsample is policy.has_rsample
+        actions, log_prob = policy.draw(observations)
+        assert actions.shape == batch + (size,) and log_prob.shape == batch
+        assert not squash or bool((actions.abs() < 1).all())
+        again = policy(observations).log_prob(actions)
+        inside = actions.abs().amax(-1) < edge
+        torch.testing.assert_close(log_prob[inside], again[inside], rtol=1e-7, atol=1e-7)
+        # A draw of the distribution itself, and one of a given shape.
+        pyro.set_rng_seed(1)
+        own = distribution()
+        pyro.set_rng_seed(1)
+        assert torch.equal(own, policy.draw(observations)[0])
+        pyro.set_rng_seed(2)
+        several = distribution.sample((7,))
+        pyro.set_rng_seed(2)
+        drawn, their_log_prob = policy.draw(observations, sample_shape=(7,))
+        assert torch.equal(several, drawn) and their_log_prob.shape == (7, *batch)
+        assert several.shape == (7, *batch, size) and not several.requires_grad
+        inside = several.abs().amax(-1) < edge
+        assert inside.sum() > 3
+        again = policy(observations).log_prob(several)
+        torch.testing.assert_close(distribution.log_prob(several)[inside], again[inside], rtol=1e-7, atol=1e-7)
+        assert policy.mode(observations).shape == batch + (size,)
+        torch.testing.assert_close(policy.mode(observations), distribution.mode)
 
 
-@every
-@both
-@sizes
+@at_three
 def test_float32(name: str, squash: bool, size: int) -> None:
     policy = made(name, size, squash=squash).float()
     observations = torch.randn(64, O, dtype=torch.float32)
@@ -124,10 +125,9 @@ def test_float32(name: str, squash: bool, size: int) -> None:
     torch.testing.assert_close(log_prob[inside].double(), exact, rtol=1e-4, atol=2e-4)
 
 
-@every
-@both
-@pytest.mark.parametrize("size", [1, 2])
+@cases
 def test_density_integrates_to_one_and_is_that_of_the_draws(name: str, squash: bool, size: int) -> None:
+    size = min(size, 2)
     policy = made(name, size, squash=squash)
     observation = torch.randn(O)
     # Where the mass is, in raw actions; squashed ones are integrated over a = tanh u, da = (1 - a^2) du.
@@ -147,9 +147,7 @@ def test_density_integrates_to_one_and_is_that_of_the_draws(name: str, squash: b
     assert float((found - exact).abs().max()) < 1.95 / math.sqrt(len(draws)) + 2e-3
 
 
-@every
-@both
-@pytest.mark.parametrize("size", [1, 3])
+@cases
 def test_gradients_reach_every_parameter(name: str, squash: bool, size: int) -> None:
     policy = made(name, size, squash=squash)
     actions, log_prob = policy.draw(torch.randn(32, O))
@@ -160,17 +158,15 @@ def test_gradients_reach_every_parameter(name: str, squash: bool, size: int) -> 
         assert bool(parameter.grad.any()), path
 
 
-@every
-@both
-def test_predict(name: str, squash: bool) -> None:
-    policy = made(name, 3, squash=squash).float()
+@each_class
+def test_act(name: str) -> None:
+    policy = made(name, 3).float()
     one, several = np.random.default_rng(0).normal(size=(1, O))[0], np.ones((4, O), np.float32)
     for observation, shape in [(one, (3,)), (several, (4, 3))]:
-        action, state = policy.predict(observation, "kept", np.array([True]))
+        action = policy.act(observation)
         assert isinstance(action, np.ndarray) and action.shape == shape and action.dtype == np.float32
-        assert state == "kept"
-        likeliest = policy.predict(observation, deterministic=True)[0]
-        np.testing.assert_array_equal(likeliest, policy.predict(observation, deterministic=True)[0])
+        likeliest = policy.act(observation, deterministic=True)
+        np.testing.assert_array_equal(likeliest, policy.act(observation, deterministic=True))
         inputs = torch.as_tensor(observation, dtype=torch.float32)
         np.testing.assert_array_equal(likeliest, policy.mode(inputs).detach().numpy())
         assert (action != likeliest).all()
@@ -196,10 +192,9 @@ def test_save_and_load(name: str) -> None:
         assert torch.equal(ours, theirs)
 
 
-@every
-@both
-@pytest.mark.parametrize("particles", [1, 3])
-def test_gradient_at_a_pyro_site(name: str, squash: bool, particles: int) -> None:
+@each_class
+@pytest.mark.parametrize(("particles", "squash"), [(1, False), (3, True)])
+def test_gradient_at_a_pyro_site(name: str, particles: int, squash: bool) -> None:
     policy, observations = made(name, 2, squash=squash), torch.randn(4, O)
     target = torch.tensor([0.3, -0.2])
 
@@ -233,7 +228,7 @@ def test_gradient_at_a_pyro_site(name: str, squash: bool, particles: int) -> Non
         torch.testing.assert_close(one, other)
 
 
-@every
+@each_class
 def test_noise_comes_from_the_generator(name: str) -> None:
     policy, observations = made(name, 3), torch.randn(4, O)
     state = torch.get_rng_state()
@@ -242,10 +237,9 @@ def test_noise_comes_from_the_generator(name: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-@every
-@both
-def test_no_rows(name: str, squash: bool) -> None:
-    policy, observations = made(name, 3, squash=squash), torch.zeros(0, O)
+@each_class
+def test_no_rows(name: str) -> None:
+    policy, observations = made(name, 3), torch.zeros(0, O)
     actions, log_prob = policy.draw(observations)
     assert actions.shape == (0, 3) and log_prob.shape == (0,)
     assert policy.mode(observations).shape == (0, 3)
@@ -253,7 +247,7 @@ def test_no_rows(name: str, squash: bool) -> None:
         assert policy.latents(policy.actions(torch.zeros(0, 3), observations), observations).shape == (0, 3)
 
 
-@every
+@each_class
 def test_distribution_takes_part_in_pyros_algebra(name: str) -> None:
     policy, observations = made(name, 2), torch.randn(3, O)
     distribution = policy(observations).expand([4, 3])
@@ -298,7 +292,7 @@ def test_draws_that_round_to_the_edge_have_their_exact_log_probability(grad: boo
     assert (wrong.sum(-1) - exact.sum(-1)).abs().min() > 10
 
 
-@every
+@each_class
 def test_actions_of_data_on_the_edge_have_a_density(name: str) -> None:
     policy, observations = made(name, 2), torch.randn(2, O)
     edge = torch.tensor([[1.0, -1.0], [1.0, 0.0]])
@@ -312,9 +306,7 @@ def test_actions_of_data_on_the_edge_have_a_density(name: str) -> None:
 # -- policies that move noise -----------------------------------------------------------------------------------------
 
 
-@every_latent
-@both
-@sizes
+@latent_cases
 def test_inverse(name: str, squash: bool, size: int) -> None:
     policy, observations = latent(name, size, squash=squash), torch.randn(2, 3, O)
     latents = torch.randn(2, 3, size)
@@ -330,9 +322,7 @@ def test_inverse(name: str, squash: bool, size: int) -> None:
     torch.testing.assert_close(policy.actions(torch.zeros(size), observations), policy.mode(observations))
 
 
-@every_latent
-@both
-@sizes
+@latent_cases
 def test_log_determinant_is_that_of_autograds_jacobian(name: str, squash: bool, size: int) -> None:
     policy, observation, h = latent(name, size, squash=squash), torch.randn(O), 0.5 * torch.randn(size)
     jacobian = torch.autograd.functional.jacobian(lambda latents: policy.actions(latents, observation), h)
@@ -345,7 +335,7 @@ def test_log_determinant_is_that_of_autograds_jacobian(name: str, squash: bool, 
     assert abs(float(forth.detach())) > 1e-5
 
 
-@every
+@each_class
 @both
 def test_score_holds_the_action_fixed(name: str, squash: bool) -> None:
     # What was drawn with a graph has another gradient: that of the noise's own density, and of the determinant.
@@ -365,7 +355,7 @@ def test_score_holds_the_action_fixed(name: str, squash: bool) -> None:
         assert not torch.allclose(pathwise, score)
 
 
-@every_latent
+@pytest.mark.parametrize("name", params(["flow", "gaussian", "spline"]))
 def test_entropy_gradient_is_that_of_finite_differences(name: str) -> None:
     # One parameter moved both ways under the same noise.
     policy, observations = made(name, 2), torch.randn(8, O)
@@ -389,8 +379,7 @@ def test_entropy_gradient_is_that_of_finite_differences(name: str) -> None:
 # -- the flow ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("squash", [True, False])
-@pytest.mark.parametrize("size", [1, 3, 6])
+@pytest.mark.parametrize(("size", "squash"), [(1, True), (3, False), (6, True)])
 @pytest.mark.parametrize("name", ["flow", "flow-paper"])
 def test_flow_is_two_couplings_with_separate_networks(name: str, size: int, squash: bool) -> None:
     policy, observations, h = latent(name, size, squash=squash), torch.randn(7, O), torch.randn(7, size)
@@ -471,14 +460,14 @@ def test_mixture_has_the_density_of_torchs() -> None:
 
 
 def test_mixture_takes_the_mean_of_the_likeliest_component() -> None:
-    policy = MixturePolicy(O, 1, components=2, hidden=(), squash=False)
+    policy, logits = MixturePolicy(O, 1, components=3, hidden=(), squash=False), torch.tensor([0.0, 1.0, 2.0])
     with torch.no_grad():
         policy.network[0].weight.zero_()
-        policy.network[0].bias.copy_(torch.tensor([0.0, 1.0, -3.0, 3.0, -1.0, -1.0]))
+        policy.network[0].bias.copy_(torch.tensor([*logits, -3.0, 0.0, 3.0, -2.0, -2.0, -2.0]))
     assert math.isclose(float(policy.mode(torch.zeros(O)).detach()), 5 * math.tanh(3 / 5), rel_tol=1e-6)
-    share = float((policy.draw(torch.zeros(20_000, O))[0] > 0).double().mean())
-    expected = 1 / (1 + math.exp(-1))
-    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 20_000)
+    drawn = (policy.draw(torch.zeros(20_000, O))[0] / 3).round().long().clamp(-1, 1).flatten() + 1
+    found, expected = drawn.bincount(minlength=3) / 20_000, logits.softmax(0)
+    assert ((found - expected).abs() < 4 * (expected * (1 - expected) / 20_000).sqrt()).all()
 
 
 def test_mixture_is_not_reparametrised_nor_invertible() -> None:
@@ -525,25 +514,25 @@ def test_missing_zuko_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "message"),
-    [
-        (FlowPolicy, {"observation_size": 0}, "observation_size and action_size must be positive: 0, 2"),
-        (GaussianPolicy, {"action_size": 0}, "observation_size and action_size must be positive: 5, 0"),
-        (FlowPolicy, {"couplings": 0}, "couplings must be positive, got 0"),
-        (FlowPolicy, {"embedding_size": 0}, "embedding_size must be positive, got 0"),
-        (FlowPolicy, {"units": 0}, "units must be positive, got 0"),
-        (FlowPolicy, {"hidden": (8, 0)}, "hidden layers must have positive sizes"),
-        (MixturePolicy, {"components": 0}, "components must be positive, got 0"),
-        (ZukoPolicy, {"transform": "nsf"}, "transform must be one of spline, .*, got 'nsf'"),
-        (ZukoPolicy, {"layers": 0}, "there must be 1 layer and 2 bins at least, got 0 and 8"),
-        (ZukoPolicy, {"bins": 1}, "there must be 1 layer and 2 bins at least, got 2 and 1"),
-    ],
-    ids=str,
-)
-def test_settings_are_checked(kind: type[ActionPolicy], settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**{"observation_size": O, "action_size": 2, **settings})
+BAD_SETTINGS: list[tuple[type[ActionPolicy], dict[str, Any], str]] = [
+    (FlowPolicy, {"observation_size": 0}, "observation_size and action_size must be positive: 0, 2"),
+    (GaussianPolicy, {"action_size": 0}, "observation_size and action_size must be positive: 5, 0"),
+    (FlowPolicy, {"couplings": 0}, "couplings must be positive, got 0"),
+    (FlowPolicy, {"embedding_size": 0}, "embedding_size must be positive, got 0"),
+    (FlowPolicy, {"units": 0}, "units must be positive, got 0"),
+    (FlowPolicy, {"hidden": (8, 0)}, "hidden layers must have positive sizes"),
+    (MixturePolicy, {"components": 0}, "components must be positive, got 0"),
+    (ZukoPolicy, {"transform": "nsf"}, "transform must be one of spline, .*, got 'nsf'"),
+    (ZukoPolicy, {"layers": 0}, "there must be 1 layer and 2 bins at least, got 0 and 8"),
+    (ZukoPolicy, {"bins": 1}, "there must be 1 layer and 2 bins at least, got 2 and 1"),
+]
+
+
+def test_settings_are_checked() -> None:
+    for kind, settings, message in BAD_SETTINGS:
+        with pytest.raises(ValueError, match=message):
+            kind(**{"observation_size": O, "action_size": 2, **settings})
+            pytest.fail(f"not refused: {message}")
 
 
 def test_observations_of_another_size_are_refused() -> None:
@@ -563,11 +552,11 @@ def test_actions_of_another_size_are_refused() -> None:
         policy(observations).log_prob(torch.zeros(3, 3))
 
 
-def test_observations_to_predict_from_are_checked() -> None:
+def test_observations_to_act_on_are_checked() -> None:
     policy = made("gaussian", 2)
     with pytest.raises(ValueError, match="the observation of row 1 is not finite"):
-        policy.predict(np.array([[0.0] * O, [math.nan] * O]))
-    with pytest.raises(ValueError, match=r"predict takes one observation or a batch of them, got shape \(1, 2, 5\)"):
-        policy.predict(np.zeros((1, 2, O)))
+        policy.act(np.array([[0.0] * O, [math.nan] * O]))
+    with pytest.raises(ValueError, match=r"act takes one observation or a batch of them, got shape \(1, 2, 5\)"):
+        policy.act(np.zeros((1, 2, O)))
     with pytest.raises(ValueError, match=r"takes observations \[\.\.\., 5\], got shape \[2\]"):
-        policy.predict(np.zeros(2))
+        policy.act(np.zeros(2))

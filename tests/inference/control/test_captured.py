@@ -18,24 +18,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy, ZukoPolicy
-from pyrocontrol.inference import SeedBatch, SoftActorCritic, SoftQLearning
+from pyrocontrol.guides import FlowPolicy
+from pyrocontrol.inference import SeedBatch, SoftActorCritic
 from pyrocontrol.inference.control import captured, soft_control
 from pyrocontrol.inference.control.captured import CapturedCall, CapturedStep
 from pyrocontrol.inference.control.replay import ReplayBatch
-from pyrocontrol.models import GaussianPrior
-
-LEARNERS: dict[str, Callable[[], Any]] = {
-    "flow": lambda: SoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, hidden=(8, 8)),
-    "flow, 4 draws": lambda: SoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, particles=4),
-    "splines": lambda: SoftActorCritic(ZukoPolicy(3, 2, hidden=(8,)), 3, 2),
-    "normal, upper level": lambda: SoftActorCritic(
-        GaussianPolicy(3, 2, squash=False), 3, 2, prior=GaussianPrior(2), temperature=1.0
-    ),
-    "mixture": lambda: SoftActorCritic(MixturePolicy(3, 2, hidden=(8,)), 3, 2, target_every=3, smoothing=1.0),
-    "first form": lambda: SoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, first=True, reward_scale=3.0),
-    "soft Q-learning": lambda: SoftQLearning(FlowPolicy(3, 2, hidden=(8,)), 3, 2, target_every=4),
-}
+from soft_learners import LEARNERS, assert_alike, learner_of, tensors, transitions
 
 
 class Record(TorchDispatchMode):
@@ -93,25 +81,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     return learners.append
 
 
-def tensors(learner: Any) -> list[Tensor]:
-    if isinstance(learner, SeedBatch):
-        return [tensor for one in learner.learners for tensor in tensors(one)]
-    state = [value for values in learner.optimizer.state.values() for value in values.values()]
-    return [*learner.parameters(), *learner.buffers(), *state]
-
-
-def batch_of(count: int) -> ReplayBatch:
-    ended = (torch.rand(count) < 0.3).float()
-    actions = 2 * torch.rand(count, 2) - 1
-    return ReplayBatch(torch.randn(count, 3), actions, torch.randn(count), torch.randn(count, 3), ended)
-
-
-def pair(name: str) -> tuple[Any, Any]:
-    made = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        made.append(LEARNERS[name]())
-    return made[0], made[1]
+def pair(kind: str) -> tuple[Any, Any]:
+    return learner_of(kind), learner_of(kind)
 
 
 def assert_played(plain: Any, played: Any, batches: list[ReplayBatch]) -> None:
@@ -123,18 +94,15 @@ def assert_played(plain: Any, played: Any, batches: list[ReplayBatch]) -> None:
             found.append(learner.update(batch))
         for key, value in found[0].items():
             torch.testing.assert_close(found[1][key], value, rtol=0, atol=0, msg=f"{key}, update {number}")
-    for mine, theirs in zip(tensors(played), tensors(plain), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert_alike(played, plain, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_played_step_is_the_step(name: str, recorder: Callable[[Any], None]) -> None:
-    if name == "splines":
-        pytest.importorskip("zuko")
     plain, played = pair(name)
     recorder(played)
     played.step = CapturedStep(played.step, played.optimizer)
-    assert_played(plain, played, [batch_of(16) for _ in range(8)])
+    assert_played(plain, played, [transitions(16) for _ in range(8)])
 
 
 def test_what_a_batch_acts_by_can_be_played(recorder: Callable[[Any], None]) -> None:
@@ -156,7 +124,7 @@ def test_a_played_step_of_a_batch_is_the_step(name: str, recorder: Callable[[Any
     stack = played._stacked()
     recorder(played)
     stack.step = CapturedStep(stack._step)
-    batches = [ReplayBatch(*(torch.stack([field, -field]) for field in batch_of(16))) for _ in range(8)]
+    batches = [transitions(2, 16) for _ in range(8)]
     assert_played(plain, played, batches)
 
 
@@ -164,9 +132,9 @@ def test_what_a_played_step_returned_stays(recorder: Callable[[Any], None]) -> N
     _, learner = pair("flow")
     recorder(learner)
     step = CapturedStep(learner.step, learner.optimizer)
-    losses = [step(batch_of(16))["critic_loss"] for _ in range(6)]
+    losses = [step(transitions(16))["critic_loss"] for _ in range(6)]
     values = [float(loss) for loss in losses]
-    step(batch_of(16))
+    step(transitions(16))
     assert len({*values}) == 6 and [float(loss) for loss in losses] == values
 
 
@@ -175,9 +143,9 @@ def test_batches_keep_their_size(recorder: Callable[[Any], None]) -> None:
     recorder(learner)
     step = CapturedStep(learner.step, learner.optimizer)
     for _ in range(5):
-        step(batch_of(16))
+        step(transitions(16))
     with pytest.raises(ValueError, match=r"captured with a tensor \[16, 3\], not \[8, 3\]"):
-        step(batch_of(8))
+        step(transitions(8))
 
 
 class _OnGPU:
@@ -194,7 +162,7 @@ def test_a_learner_plays_its_step_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(soft_control, "CapturedStep", captured_step)
     gpu: Any = ReplayBatch(*[_OnGPU()] * 5)  # type: ignore[arg-type]
     learner = SoftActorCritic(FlowPolicy(3, 2), 3, 2, capture=True)
-    learner.update(batch_of(16))
+    learner.update(transitions(16))
     assert not made
     learner.update(gpu)
     learner.update(gpu)
@@ -213,12 +181,12 @@ def test_a_learner_plays_its_step_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch)
 def test_a_captured_checkpoint_goes_on_anywhere() -> None:
     plain, captured_too = pair("flow")
     captured_too.optimizer.param_groups[0]["capturable"] = True  # as capturing leaves it
-    captured_too.update(batch_of(16))
+    captured_too.update(transitions(16))
     plain.load_state_dict(captured_too.state_dict())
     torch.manual_seed(1)
-    first = plain.update(batch_of(16))
+    first = plain.update(transitions(16))
     torch.manual_seed(1)
-    assert plain.updates == 2 and first == captured_too.update(batch_of(16))
+    assert plain.updates == 2 and first == captured_too.update(transitions(16))
     assert (
         plain.signature()
         == SoftActorCritic(FlowPolicy(3, 2, hidden=(8,)), 3, 2, hidden=(8, 8), capture=True).signature()

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from pyrocontrol.envs import Hierarchy, LatentActionEnv
 from pyrocontrol.guides import FlowPolicy
 from pyrocontrol.inference import load_checkpoint
-from pyrocontrol.inference.control.loop import evaluation, learn
+from pyrocontrol.inference.control.evaluation import evaluation
+from pyrocontrol.inference.control.first_form import FirstSoftActorCritic
+from pyrocontrol.inference.control.loop import learn
 from pyrocontrol.inference.control.soft_control import SoftActorCritic
 from pyrocontrol.inference.control.soft_q_learning import SoftQLearning
 from pyrocontrol.inference.training import checkpoint
 from pyrocontrol.models import GaussianPrior
+from soft_learners import tensors
 from tanh_gaussian import TanhGaussian
 
 
@@ -32,9 +35,9 @@ class Point(gymnasium.Env[Any, Any]):
     Bounds of the action are -5..10, of which a normalised action of -1/3 stands still.
     """
 
-    def __init__(self, length: int = 12, noise: bool = False) -> None:
-        self.observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-        self.action_space: spaces.Space[Any] = spaces.Box(-5.0, 10.0, (1,), np.float64)
+    def __init__(self, length: int = 12, noise: bool = False, seen: Any = None, acted: Any = None) -> None:
+        self.observation_space: spaces.Space[Any] = seen or spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.action_space: spaces.Space[Any] = acted or spaces.Box(-5.0, 10.0, (1,), np.float64)
         self.length, self.noise = length, noise
         self.seeds: list[int | None] = []
         self.actions: list[float] = []
@@ -69,15 +72,8 @@ def make(**options: Any) -> SoftActorCritic:
 OPTIONS: dict[str, Any] = {"batch_size": 16, "replay": 1000, "start": 20, "progress": False, "log_every": 10}
 
 
-def state_of(learner: nn.Module) -> dict[str, Tensor]:
-    state = {name: value.clone() for name, value in learner.state_dict().items() if isinstance(value, Tensor)}
-    optimizer = learner.get_extra_state()["optimizer"]["state"]
-    return state | {f"adam.{i}.{n}": v.clone() for i, entry in optimizer.items() for n, v in entry.items()}
-
-
-def same(first: nn.Module, second: nn.Module) -> bool:
-    one, two = state_of(first), state_of(second)
-    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+def same(first: Any, second: Any) -> bool:
+    return all(torch.equal(*pair) for pair in zip(tensors(first), tensors(second), strict=True))
 
 
 # What reaches the environment and the replay
@@ -102,25 +98,27 @@ class Recorder(nn.Module):
         return {"critic_loss": torch.tensor(1.0)}
 
 
-def test_actions_are_mapped_affinely_to_the_bounds() -> None:
-    for action, expected in ((-1.0, -5.0), (1.0, 10.0), (0.2, 4.0)):
-        env = Point()
-        learn(Recorder(action), env, steps=3, **OPTIONS)
-        np.testing.assert_allclose(env.actions, expected, rtol=1e-6)
+class Latent(gymnasium.ActionWrapper[Any, Any, Any]):
+    latent = True
+
+    def __init__(self, env: Any, size: int = 1) -> None:
+        super().__init__(env)
+        self.action_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def action(self, action: Any) -> Any:
+        return np.asarray(action, np.float64)
 
 
-def test_latents_are_taken_as_they_are() -> None:
-    class Latent(gymnasium.ActionWrapper[Any, Any, Any]):
-        latent = True
-
-        def action(self, action: Any) -> Any:
-            return np.asarray(action, np.float64)
-
+@pytest.mark.parametrize(
+    ("latent", "action", "expected"),
+    [(False, -1.0, -5.0), (False, 1.0, 10.0), (False, 0.2, 4.0), (True, 3.5, 3.5)],
+    ids=str,
+)
+def test_actions_are_mapped_to_the_bounds_and_latents_are_not(latent: bool, action: float, expected: float) -> None:
     env = Point()
-    wrapped = gymnasium.wrappers.TimeLimit(Latent(env), 100)  # what is marked may be inside
-    wrapped.env.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    learn(Recorder(3.5, squash=False), wrapped, steps=3, **OPTIONS)
-    assert env.actions == [3.5] * 3
+    wrapped = gymnasium.wrappers.TimeLimit(Latent(env) if latent else env, 100)  # what is marked may be inside
+    learn(Recorder(action, squash=not latent), wrapped, steps=3, **OPTIONS)
+    np.testing.assert_allclose(env.actions, expected, rtol=1e-6)
 
 
 def test_an_environment_may_use_its_array_again() -> None:
@@ -184,16 +182,12 @@ def test_counts() -> None:
 # Learning
 
 
-@pytest.mark.parametrize("kind", ["sac", "first", "sql"])
-def test_it_learns_to_stay(kind: str) -> None:
+@pytest.mark.parametrize("kind", [SoftActorCritic, FirstSoftActorCritic, SoftQLearning])
+def test_it_learns_to_stay(kind: Any) -> None:
     torch.manual_seed(0)
     policy = TanhGaussian(2, 1, hidden=16)
     options: dict[str, Any] = {"hidden": (32, 32), "lr": 7e-3, "discount": 0.9, "smoothing": 0.05, "target_every": 1}
-    learner: Any
-    if kind == "sql":
-        learner = SoftQLearning(policy, 2, 1, temperature=0.1, particles=8, **options)
-    else:
-        learner = SoftActorCritic(policy, 2, 1, first=kind == "first", temperature=0.1, **options)
+    learner = kind(policy, 2, 1, temperature=0.1, **options | ({"particles": 8} if kind is SoftQLearning else {}))
     evaluate = evaluation(policy, Point(), episodes=10, deterministic=True)
     before = evaluate(0)["return"]
     result = learn(learner, Point(), steps=400, evaluate=evaluate, batch_size=64, start=100, progress=False)
@@ -206,6 +200,25 @@ def test_evaluation_repeats_itself_and_may_sample() -> None:
     sampled, likeliest = (evaluation(policy, Point(), episodes=3, deterministic=d) for d in (False, True))
     assert sampled(0) == sampled(1) and likeliest(0) == likeliest(1) and sampled(0) != likeliest(0)
     assert likeliest(0)["length"] <= 12
+
+
+# What is seen of it
+
+
+def test_what_is_logged_and_shown(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+    given: dict[str, Any] = OPTIONS | {"progress": True, "out": tmp_path}
+    result = learn(make(), Point(), steps=60, log=lambda *values: logged.append(values), **given)
+    assert all(isinstance(value, float) for _, values in logged for value in values.values())
+    assert [(step, values["return"]) for step, values in logged if "return" in values] == result.returns
+    assert [(step, values["loss"]) for step, values in logged if "loss" in values] == result.losses
+    assert {"alpha", "q", "critic_loss", "steps_per_second"} < set(logged[-1][1])
+    assert all(("length" in values) == ("return" in values) for _, values in logged)
+    lines = capfd.readouterr().err.splitlines()
+    mean = sum(value for _, value in result.returns) / len(result.returns)
+    assert lines[0] == "step 0/60" and lines[-1].startswith(f"step 60/60  mean return {mean:.4g}  loss ")
+    learn(make(), Point(), steps=60, **given)
+    assert capfd.readouterr().err == "step 60/60: finished before; nothing to do\n"
 
 
 # Stopping and resuming
@@ -266,35 +279,25 @@ def test_an_environment_that_does_not_repeat_itself_begins_a_new_episode(tmp_pat
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_control_c_saves_and_returns(tmp_path: Path) -> None:
-    class Interrupted(Recorder):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_a_run_that_is_stopped_saves_first(sent: signal.Signals, tmp_path: Path) -> None:
+    class Stopped(Recorder):
         def update(self, batch: Any) -> dict[str, Tensor]:
             if len(self.batches) == 9:
-                signal.raise_signal(signal.SIGINT)
-            return super().update(batch)
-
-    result = learn(Interrupted(), Point(), steps=100, out=tmp_path, **OPTIONS)
-    assert result.interrupted and result.step == 30
-    assert load_checkpoint(tmp_path / "checkpoint.pt", Interrupted()) == 30
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_process_that_is_ended_saves_first(tmp_path: Path) -> None:
-    class Ended(Recorder):
-        def update(self, batch: Any) -> dict[str, Tensor]:
-            if len(self.batches) == 9:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(sent)
             return super().update(batch)
 
     saved: list[int] = []
     before = signal.signal(
-        signal.SIGTERM, lambda *_: saved.append(load_checkpoint(tmp_path / "checkpoint.pt", Ended()))
+        signal.SIGTERM, lambda *_: saved.append(load_checkpoint(tmp_path / "checkpoint.pt", Stopped()))
     )
     try:
-        result = learn(Ended(), Point(), steps=100, out=tmp_path, **OPTIONS)
+        result = learn(Stopped(), Point(), steps=100, out=tmp_path, **OPTIONS)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert result.interrupted and saved == [30]  # the signal came again when all was done
+    assert result.interrupted and result.step == 30
+    assert saved == ([30] if sent == signal.SIGTERM else [])  # which came again when all was done
+    assert load_checkpoint(tmp_path / "checkpoint.pt", Stopped()) == 30
 
 
 def test_episodes_side_by_side_are_the_episodes() -> None:
@@ -332,15 +335,6 @@ def test_on_a_gpu_a_policy_is_evaluated_on_the_cpu_and_stays() -> None:
     assert there(0) != pytest.approx(here)
 
 
-def test_evaluating_changes_nothing() -> None:
-    plain, watched = make(), make()
-    learn(plain, Point(), steps=60, **OPTIONS)
-    evaluate = evaluation(watched.policy, Point(), episodes=2)
-    result = learn(watched, Point(), steps=60, evaluate=evaluate, evaluate_every=20, **OPTIONS)
-    assert same(plain, watched)
-    assert [step for step, _ in result.evaluations] == [20, 40, 60]
-
-
 def test_starting_anew_takes_the_place_of_the_old_run(tmp_path: Path) -> None:
     learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.glob("replay-*")] == ["replay-0.bin"]
@@ -361,142 +355,115 @@ def box(low: float, high: float, size: int = 1, dtype: Any = np.float32) -> spac
     return spaces.Box(low, high, (size,), dtype)
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "observed", "acted"),
-    [
-        (TypeError, "continuous control needs a Box of float actions, not Discrete", None, spaces.Discrete(3)),
-        (TypeError, "continuous control needs a Box of float actions", None, box(0, 3, dtype=np.int64)),
-        (ValueError, "actions must be bounded, or the environment marked latent", None, box(-np.inf, 1)),
-        (ValueError, "actions must be bounded", None, box(-np.finfo(np.float32).max, np.finfo(np.float32).max)),
-        (ValueError, "not the 1 numbers of the TanhGaussian", None, box(-1, 1, 2)),
-        (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", box(-1, 1, 3), None),
-        (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", spaces.Discrete(2), None),
-    ],
-    ids=["discrete", "whole numbers", "unbounded", "wide", "two actions", "three observations", "other observations"],
-)
-def test_environments_that_do_not_fit_are_refused_at_once(
-    tmp_path: Path, error: type[Exception], message: str, observed: Any, acted: Any
-) -> None:
-    env = Point()
-    env.observation_space, env.action_space = observed or env.observation_space, acted or env.action_space
-    with pytest.raises(error, match=message):
-        learn(make(), env, steps=5, out=tmp_path / "out", **OPTIONS)
-    assert not env.seeds and not (tmp_path / "out").exists()
-    with pytest.raises(error, match=message):
-        evaluation(make().policy, env)
-
-
-class Nothing(Recorder):
-    def update(self, batch: Any) -> dict[str, Tensor]:
-        return {}
-
-
-def without(name: str) -> Any:
-    learner = Recorder()
-    setattr(learner, name, None)
+def recorder(**given: Any) -> Any:
+    learner = Recorder(squash=given.pop("squash", True))
+    for name, value in given.items():
+        setattr(learner, name, value)
     return learner
 
 
-@pytest.mark.parametrize(
-    ("message", "learner"),
-    [
-        ("a Linear is no learner such as SoftActorCritic: it has no policy", nn.Linear(2, 1)),
-        ("the policy of the Recorder is no module with parameters", without("policy")),
-        ("its update cannot be called", without("update")),
-        ("its act cannot be called", without("act")),
-    ],
-    ids=["module", "policy", "update", "act"],
-)
-def test_what_is_no_learner_is_refused_at_once(tmp_path: Path, message: str, learner: Any) -> None:
-    with pytest.raises(TypeError, match=message):
-        learn(learner, Point(), steps=30, out=tmp_path / "run", **OPTIONS)
-    assert not (tmp_path / "run").exists()
+SHARED = Point()
+BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    # the environment
+    (TypeError, "the actions must be a Box of floats in one row", {"env": Point(acted=box(0, 3, dtype=np.int64))}),
+    (ValueError, "the actions have no bounds to scale to", {"env": Point(acted=box(-np.inf, 1))}),
+    (ValueError, "acts with 1 numbers, the space .* is of another size", {"env": Point(acted=box(-1, 1, 2))}),
+    (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", {"env": Point(seen=box(-1, 1, 3))}),
+    (ValueError, "not a Box of the 2 numbers that the TanhGaussian takes", {"env": Point(seen=spaces.Discrete(2))}),
+    (ValueError, "the environment takes bounded actions: squash=True", {"learner": recorder(squash=False)}),
+    (ValueError, "takes latents of any size: the policy needs squash=False", {"env": Latent(Point())}),
+    (ValueError, "latents are Box.*, not the 1 of", {"env": Latent(Point(), 2), "learner": recorder(squash=False)}),
+    (TypeError, "one environment is acted in, not a vector", {"env": gymnasium.vector.SyncVectorEnv([Point])}),
+    (ValueError, "evaluate runs episodes in the environment that is learnt in", {
+        "env": gymnasium.wrappers.TimeLimit(SHARED, 5), "evaluate": evaluation(TanhGaussian(2, 1), SHARED),
+    }),
+    # the learner
+    (TypeError, "learner must be a module such as SoftActorCritic, not int", {"learner": 3}),
+    (TypeError, "a Linear is no learner such as SoftActorCritic: it has no policy", {"learner": nn.Linear(2, 1)}),
+    (TypeError, "the policy of the Recorder is no module with parameters", {"learner": recorder(policy=None)}),
+    (TypeError, "its update cannot be called", {"learner": recorder(update=None)}),
+    # numbers
+    (ValueError, "batch_size must be at least 1, not 0", {"batch_size": 0}),
+    (ValueError, "replay must be at least 1, not 0", {"replay": 0}),
+    (ValueError, "start must be at least 0, not -1", {"start": -1}),
+    (ValueError, "steps must be at least 1, not 0", {"steps": 0}),
+    (ValueError, "checkpoint_every must be at least 1, not 0", {"checkpoint_every": 0}),
+    (ValueError, "seed must be less than 2\\*\\*32", {"seed": 2**32}),
+    (TypeError, "steps must be a whole number, not 5.0", {"steps": 5.0}),
+    (TypeError, "seed must be a whole number, not True", {"seed": True}),
+    (TypeError, "start must be a whole number, not None", {"start": None}),
+    (TypeError, "unexpected keyword argument 'stepz'", {"stepz": 3}),
+]  # fmt: skip
 
 
-def test_an_update_returns_its_loss() -> None:
-    with pytest.raises(TypeError, match="update must return a critic_loss, not nothing"):
-        learn(Nothing(), Point(), steps=30, **OPTIONS)
+@pytest.mark.parametrize(("error", "message", "given"), BAD, ids=range(len(BAD)))
+def test_what_makes_no_sense_is_refused_at_once(
+    error: type[Exception], message: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {"learner": make(), "env": Point(), "steps": 5} | OPTIONS | given
+    with pytest.raises(error, match=message):
+        learn(out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists() and not getattr(given["env"].unwrapped, "seeds", ())
 
 
-def test_evaluation_has_an_environment_of_its_own() -> None:
-    learner, env = Recorder(), Point()
-    wrapped = gymnasium.wrappers.TimeLimit(env, 5)
-    with pytest.raises(ValueError, match="evaluate runs episodes in the environment that is learnt in"):
-        learn(learner, wrapped, evaluate=evaluation(learner.policy, env), steps=30, **OPTIONS)
-    assert not env.seeds
+def test_what_cannot_be_evaluated_is_refused() -> None:
+    for env, policy, episodes, error, message in (
+        (Point(seen=box(-1, 1, 3)), make().policy, 1, ValueError, "not a Box of the 2 numbers"),
+        (
+            Point(),
+            Hierarchy([make().policy]),
+            1,
+            TypeError,
+            "a Hierarchy is no policy that acts with.*: no squash",
+        ),
+        (Point(), make().policy, 2.5, TypeError, "episodes must be a whole number, not 2.5"),
+    ):
+        with pytest.raises(error, match=message):
+            evaluation(policy, env, episodes=episodes)  # type: ignore[arg-type]
 
 
-def test_squashing_goes_with_the_environment() -> None:
-    with pytest.raises(ValueError, match="the environment takes bounded actions: squash=True"):
-        learn(Recorder(squash=False), Point(), steps=5, **OPTIONS)
-    env = Point()
-    env.latent = True  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="the environment takes latents of any size: the policy needs squash=False"):
-        learn(Recorder(), env, steps=5, **OPTIONS)
-
-
-def test_one_environment_at_a_time() -> None:
-    envs = gymnasium.vector.SyncVectorEnv([Point])
-    with pytest.raises(TypeError, match="env must be one Gymnasium environment, not SyncVectorEnv"):
-        learn(make(), envs, steps=5, **OPTIONS)  # type: ignore[arg-type]
-    envs.close()
-
-
-@pytest.mark.parametrize("what", ["observation", "reward"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("what", "value"), [("observation", math.nan), ("reward", math.inf)])
 def test_numbers_of_the_environment_are_finite(tmp_path: Path, what: str, value: float) -> None:
     class Bad(Point):
         def step(self, action: Any) -> Any:
             self.gives = {what: value} if len(self.actions) == 24 else {}
             return super().step(action)
 
-    with pytest.raises(
-        FloatingPointError, match=f"the environment's {what} is .*{value}.* at step 25, episode 2; .*holds all"
-    ):
+    with pytest.raises(FloatingPointError, match=f"the {what} is .*{value}.*\nat step 25, episode 2; .*holds all"):
         learn(make(), Bad(), steps=40, out=tmp_path, **OPTIONS)
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
 
 
-def test_observations_and_rewards_are_numbers_that_can_be_kept() -> None:
-    env = Point()
-    env.gives = {"observation": 1e60}
-    with pytest.raises(FloatingPointError, match="observation is .*, not finite in float32"):
-        learn(Recorder(), env, steps=30, **OPTIONS)
-
+def test_what_is_given_can_be_kept() -> None:
     class Rewardless(Point):
         def step(self, action: Any) -> Any:
             return self.observe(), None, False, False, {}
 
-    with pytest.raises(TypeError, match="the environment's reward is None, not a number"):
-        learn(Recorder(), Rewardless(), steps=30, **OPTIONS)
+    env = Point()
+    env.gives = {"observation": 1e60}
+    for learner, given, error, message in (
+        (Recorder(), env, FloatingPointError, "observation is .*, not finite in float32"),
+        (Recorder(), Rewardless(), TypeError, "the reward is None, not a number"),
+        (Recorder(math.nan), Point(), FloatingPointError, r"the policy's action is \[nan\]\nat step 1, episode 0$"),
+        (recorder(update=lambda batch: {}), Point(), TypeError, "update must return a critic_loss, not nothing"),
+    ):
+        with pytest.raises(error, match=message):
+            learn(learner, given, steps=30, **OPTIONS)
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, 3])  # one would broadcast
 def test_observations_keep_their_shape(tmp_path: Path, size: int) -> None:
     class Bad(Point):
         def observe(self) -> np.ndarray:
             return np.zeros(size) if len(self.actions) == 25 else super().observe()
 
-    with pytest.raises(
-        ValueError, match=rf"observation has shape \[{size}\], not \[2\] at step 25, episode 2; .*holds"
-    ):
+    message = rf"observation has shape \[{size}\], not \[2\]\nat step 25, episode 2; .*holds"
+    with pytest.raises(ValueError, match=message):
         learn(make(), Bad(), steps=40, out=tmp_path, **OPTIONS)
     assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 24
 
 
-def test_an_evaluation_that_raises_leaves_a_checkpoint(tmp_path: Path) -> None:
-    def evaluate(step: int) -> dict[str, float]:
-        raise RuntimeError("nothing to see")
-
-    with pytest.raises(RuntimeError, match="nothing to see"):
-        learn(make(), Point(), steps=40, out=tmp_path, evaluate=evaluate, evaluate_every=25, **OPTIONS)
-    assert load_checkpoint(tmp_path / "checkpoint.pt", make()) == 25
-
-
-def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"the policy's action is \[nan\] at step 1, episode 0"):
-        learn(Recorder(math.nan), Point(), steps=5, **OPTIONS)
-
+def test_a_learner_that_diverges_is_not_saved(tmp_path: Path) -> None:
     class Diverged(Recorder):
         def update(self, batch: Any) -> dict[str, Tensor]:
             found = super().update(batch)
@@ -510,82 +477,27 @@ def test_numbers_of_the_learner_are_finite(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "checkpoint.pt", Recorder().policy) == 40
 
 
-@pytest.mark.parametrize(
-    ("message", "options"),
-    [
-        ("batch_size must be at least 1, not 0", {"batch_size": 0}),
-        ("replay must be at least 1, not 0", {"replay": 0}),
-        ("start must be at least 0, not -1", {"start": -1}),
-        ("steps must be at least 1, not 0", {"steps": 0}),
-        ("device nowhere cannot be used", {"device": "nowhere"}),
-        (".*test_control_loop.py is a file, not a folder", {"out": Path(__file__) / "new"}),
-        ("checkpoint_every must be at least 1, not 0", {"checkpoint_every": 0}),
-        ("seed must be less than 2\\*\\*32", {"seed": 2**32}),
-        ("evaluate_every is 5, but there is no evaluate to call", {"evaluate_every": 5}),
-    ],
-    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
-)
-def test_arguments_out_of_range_are_refused(message: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=message):
-        learn(make(), Point(), **{"steps": 5} | OPTIONS | options)
-    with pytest.raises(TypeError, match="learner must be a module such as SoftActorCritic, not int"):
-        learn(3, Point(), steps=5, **OPTIONS)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"steps": math.nan},
-        {"steps": 5.5},
-        {"steps": 5.0},
-        {"batch_size": 2.5},
-        {"seed": 1.5},
-        {"seed": True},
-        {"start": None},
-    ],
-    ids=str,
-)
-def test_numbers_are_whole(tmp_path: Path, options: dict[str, Any]) -> None:
-    ((name, value),) = options.items()
-    env = Point()
-    with pytest.raises(TypeError, match=f"{name} must be a whole number, not {value}"):
-        learn(make(), env, out=tmp_path / "out", **{"steps": 5} | OPTIONS | options)
-    assert not env.seeds and not (tmp_path / "out").exists()
-    with pytest.raises(TypeError, match="episodes must be a whole number, not 2.5"):
-        evaluation(make().policy, env, episodes=2.5)  # type: ignore[arg-type]
-    assert learn(make(), env, steps=np.int64(5), **OPTIONS).step == 5  # type: ignore[arg-type]
-
-
-def test_no_update_is_no_surprise() -> None:
-    with pytest.warns(UserWarning, match="steps=20 with start=20: nothing is learnt yet"):
-        assert not learn(make(), Point(), steps=20, **OPTIONS).losses
-
-
-def test_evaluate_is_a_function_and_policies_have_sizes() -> None:
-    with pytest.raises(TypeError, match="evaluate must be a function of the number of steps, got 5"):
-        learn(make(), Point(), steps=5, evaluate=5, **OPTIONS)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a Hierarchy is no policy that acts with normalised actions: no squash"):
-        evaluation(Hierarchy([make().policy]), Point())
+def test_numbers_may_be_numpys_and_no_update_is_no_surprise() -> None:
+    steps: Any = np.int64(20)
+    with pytest.warns(UserWarning, match="steps=20 with start=20: nothing is learnt yet") as caught:
+        assert learn(make(), Point(), steps=steps, **OPTIONS).losses == []
+    assert caught[0].filename == __file__
 
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     learn(make(), Point(), steps=30, out=tmp_path, **OPTIONS)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     learner = make(discount=0.5)
-    state = state_of(learner)
+    state = [tensor.clone() for tensor in tensors(learner)]
     because = r"is a checkpoint of another model: its SoftActorCritic is\ndiscount=0.99\nand this one is\ndiscount=0.5$"
     with pytest.raises(ValueError, match=because):
         learn(learner, Point(), steps=40, out=tmp_path, **OPTIONS)
     lists = r"SoftActorCritic is\nhidden=\(16,\)\nand this one is\nhidden=\(8, 4\)$"
     with pytest.raises(ValueError, match=lists):
         learn(make(hidden=(8, 4)), Point(), steps=40, out=tmp_path, **OPTIONS)
-    with pytest.raises(ValueError, match=r"was made with seed=0, not 1; pass resume=False"):
-        learn(learner, Point(), steps=40, out=tmp_path, seed=1, **OPTIONS)
     with pytest.raises(ValueError, match=r"was made with replay=1000, not 30; pass resume=False"):
         learn(learner, Point(), steps=40, out=tmp_path, **OPTIONS | {"replay": 30})
-    with pytest.raises(ValueError, match=r"is at step 30, beyond steps=20; pass resume=False"):
-        learn(learner, Point(), steps=20, out=tmp_path, **OPTIONS)
-    assert all(torch.equal(value, state[name]) for name, value in state_of(learner).items())
+    assert all(map(torch.equal, tensors(learner), state))
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     (tmp_path / "replay-0.bin").unlink()
     with pytest.raises(ValueError, match=r"belongs to .*replay-0\.bin, which is not there"):
@@ -594,9 +506,6 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     content.pop("episodes")
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="no such checkpoint as is needed: it has no episodes; pass resume=False"):
-        learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
-    (tmp_path / "checkpoint.pt").write_bytes(before[:500])
-    with pytest.raises(ValueError, match="is truncated or not a checkpoint"):
         learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
 
 
@@ -665,8 +574,3 @@ def test_a_latent_kept_for_an_episode(tmp_path: Path) -> None:
         stopped = Watched()
         learn(stopped, Point(), steps=steps, out=tmp_path, **OPTIONS)
     assert stopped.seen == whole.seen[17:]
-
-
-def test_a_latent_can_be_kept_by_flows_only() -> None:
-    with pytest.raises(ValueError, match="a TanhGaussian has no latent that could be fixed for an episode"):
-        SoftActorCritic(TanhGaussian(2, 1), 2, 1, fixed_latent=True)

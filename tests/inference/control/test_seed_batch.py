@@ -17,35 +17,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import soft_learners
 from pyrocontrol.envs import LatentActionEnv, PointMove
-from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy, ZukoPolicy
-from pyrocontrol.inference import (
-    SeedBatch,
-    SoftActorCritic,
-    SoftQLearning,
-    learn,
-    learn_together,
-    train_stagewise_together,
-)
+from pyrocontrol.guides import FlowPolicy, GaussianPolicy, MixturePolicy
+from pyrocontrol.inference import SeedBatch, SoftActorCritic, learn, learn_together, train_stagewise_together
 from pyrocontrol.inference.control.replay import ReplayBatch
 from pyrocontrol.inference.training import checkpoint
 from pyrocontrol.models import GaussianPrior, UniformPrior
+from soft_learners import LEARNERS, assert_alike, learner_of, part
 
 S, B, O, A = 3, 8, 3, 2  # noqa: E741
-
-KINDS: dict[str, Callable[[], Any]] = {
-    "flow": lambda: SoftActorCritic(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8, 8)),
-    "flow, 4 draws": lambda: SoftActorCritic(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8,), particles=4),
-    "splines": lambda: SoftActorCritic(ZukoPolicy(O, A, hidden=(8,)), O, A, hidden=(8,)),
-    "upper level": lambda: SoftActorCritic(
-        GaussianPolicy(O, A, hidden=(8,), squash=False), O, A, prior=GaussianPrior(A), temperature=0.5, hidden=(8,)
-    ),
-    "mixture of one": lambda: SoftActorCritic(MixturePolicy(O, A, hidden=(8,), components=1), O, A, hidden=(8,)),
-    "mixture": lambda: SoftActorCritic(MixturePolicy(O, A, hidden=(8,)), O, A, hidden=(8,), target_every=3),
-    "first form": lambda: SoftActorCritic(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8,), first=True),
-    "likelihood ratio": lambda: SoftActorCritic(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8,), gradient="score"),
-    "soft Q-learning": lambda: SoftQLearning(FlowPolicy(O, A, hidden=(8,)), O, A, hidden=(8,), target_every=4),
-}
 
 
 @pytest.fixture
@@ -68,42 +49,18 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(kind: str = "flow") -> list[Any]:
-    if kind == "splines":
-        pytest.importorskip("zuko")
-    learners = []
-    for seed in range(S):
-        torch.manual_seed(seed)
-        learners.append(KINDS[kind]())
-    return learners
+    return [learner_of(kind, seed) for seed in range(S)]
 
 
 def transitions(seed: int = 0) -> ReplayBatch:
-    torch.manual_seed(seed)
-    ended = (torch.rand(S, B) < 0.3).to(torch.get_default_dtype())
-    actions = 2 * torch.rand(S, B, A) - 1
-    noise = [torch.tensor(np.random.default_rng(seed).normal(size=(S, B, O))).to(actions) for _ in range(2)]
-    return ReplayBatch(noise[0], actions, actions.sum(-1), 2 * noise[1], ended)
-
-
-def part(batch: ReplayBatch, number: int) -> ReplayBatch:
-    return ReplayBatch(*(field[number] for field in batch))
-
-
-def tensors(learner: Any) -> list[Tensor]:
-    states = [learner.optimizer.state.get(parameter, {}) for parameter in learner.learnt]
-    return [*learner.parameters(), *learner.buffers(), *(state[name] for state in states for name in sorted(state))]
-
-
-def assert_alike(one: Any, other: Any, **tolerance: float) -> None:
-    for mine, theirs in zip(tensors(one), tensors(other), strict=True):
-        torch.testing.assert_close(mine, theirs, **tolerance)
+    return soft_learners.transitions(S, B, generator=torch.Generator().manual_seed(seed))
 
 
 # An update
 
 
 @pytest.mark.usefixtures("float64", "still")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LEARNERS)
 def test_an_update_is_the_updates_of_all(kind: str) -> None:
     alone, batch = make(kind), SeedBatch(make(kind))
     for number in range(5):
@@ -169,21 +126,7 @@ def test_a_state_that_is_loaded_counts() -> None:
         learner.load_state_dict(state)
     for number in (2, 3):
         other.update(transitions(number))
-    for one, two in zip(batch.learners, other.learners, strict=True):
-        assert_alike(two, one)
-
-
-@pytest.mark.usefixtures("still")
-def test_a_batch_moves() -> None:
-    batch, other = SeedBatch(make()), SeedBatch(make())
-    for each in (batch, other):
-        each.update(transitions())
-    batch.to(torch.float64)
-    given = transitions(1)
-    other.update(given)
-    batch.update(ReplayBatch(*(field.double() for field in given)))
-    assert batch.learners[0].log_alpha.dtype == torch.float64
-    torch.testing.assert_close(batch.learners[2].log_alpha.float(), other.learners[2].log_alpha)
+    assert_alike(other, batch)
 
 
 @pytest.mark.usefixtures("float64", "still")
@@ -208,8 +151,7 @@ def test_learners_that_have_left_the_stack_are_stacked_anew(leave: Callable[[Any
     for number in (1, 2):
         for each in (batch, other):
             each.update(transitions(number))
-    for one, two in zip(other.learners, batch.learners, strict=True):
-        assert_alike(two, one, rtol=1e-4, atol=1e-6)  # what was single precision in between
+    assert_alike(batch, other, rtol=1e-4, atol=1e-6)  # what was single precision in between
 
 
 @pytest.mark.usefixtures("float64", "still")
@@ -234,19 +176,24 @@ def test_a_learner_that_went_on_alone_is_out_of_step() -> None:
         batch.update(transitions())
 
 
+@pytest.mark.usefixtures("still")
 def test_it_moves_with_its_optimisers() -> None:
-    batch = SeedBatch(make())
-    given = transitions()
-    batch.update(given)
+    batch, other = SeedBatch(make()), SeedBatch(make())
+    for each in (batch, other):
+        each.update(transitions())
     learner = copy.deepcopy(batch.learners[1])
     for moved in (batch, learner):
         moved.double()
     adam = learner.optimizer.state[learner.learnt[0]]
     assert adam["exp_avg"].dtype == torch.float64 and adam["step"] == 1
+    given = transitions(1)
     doubled = ReplayBatch(*(field.double() for field in given))
+    other.update(given)
     batch.update(doubled)
     learner.update(part(doubled, 1))
     assert learner.optimizer.state[learner.learnt[0]]["step"] == batch.learners[1].updates == 2
+    assert_alike(learner, batch.learners[1])
+    torch.testing.assert_close(batch.learners[2].log_alpha.float(), other.learners[2].log_alpha)
 
 
 # Acting
@@ -278,12 +225,10 @@ def test_it_acts_with_the_latents_of_the_episodes() -> None:
 
 
 @pytest.mark.usefixtures("float64", "still")
-@pytest.mark.parametrize("kind", ["mixture of one", "soft Q-learning"])  # each takes its time
-def test_compiled_it_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Which component is drawn is left out: what the compiler sees of a tensor's methods cannot be replaced.
+def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    plain, compiled = SeedBatch(make(kind)), SeedBatch(make(kind), compile=True)
+    plain, compiled = (SeedBatch(make("soft Q-learning"), compile=compile) for compile in (False, True))
     for number in range(3):
         given = transitions(number)
         expected, found = plain.update(given), compiled.update(given)
@@ -291,8 +236,7 @@ def test_compiled_it_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
             torch.testing.assert_close(found[name], value)
     observations = np.ones((S, O))
     np.testing.assert_allclose(plain.act(observations), compiled.act(observations))
-    for one, two in zip(plain.learners, compiled.learners, strict=True):
-        assert_alike(two, one)
+    assert_alike(compiled, plain)
 
 
 def test_compiled_noise_is_of_each_learner_and_step() -> None:
@@ -349,8 +293,7 @@ def test_the_compiler_makes_the_same_of_it() -> None:
         given = transitions(number)
         plain.update(given)
         compiled.update(given)
-    for one, two in zip(plain.learners, compiled.learners, strict=True):
-        assert_alike(two, one, rtol=1e-3, atol=1e-5)
+    assert_alike(compiled, plain, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -368,8 +311,7 @@ def test_on_a_gpu_it_is_the_same(kind: str, options: dict[str, bool]) -> None:
         for name, value in expected.items():
             torch.testing.assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(other.act(observations), plain.act(observations), rtol=1e-3, atol=1e-4)
-    for one, two in zip(plain.learners, other.to("cpu").learners, strict=True):
-        assert_alike(two, one, rtol=1e-2, atol=1e-4)
+    assert_alike(other.to("cpu"), plain, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -410,7 +352,7 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         SeedBatch([Clipped(FlowPolicy(O, A), O, A)])
     with pytest.raises(ValueError, match=r"of one kind, these are\n.*lr=0.1.*\n.*lr=0.2"):
         SeedBatch([SoftActorCritic(FlowPolicy(O, A), O, A, lr=lr) for lr in (0.1, 0.2)])
-    by_elbo = SoftActorCritic(FlowPolicy(O, A), O, A, prior=UniformPrior(A), elbo=pyro.infer.Trace_ELBO())
+    by_elbo = SoftActorCritic(FlowPolicy(O, A), O, A, prior=UniformPrior(A), gradient=pyro.infer.Trace_ELBO())
     with pytest.raises(TypeError, match="an elbo takes its step through Pyro"):
         SeedBatch([by_elbo])
     one, other = make()[:2]
@@ -453,6 +395,7 @@ def folders(path: Path, count: int = 2) -> list[Path]:
 
 
 def test_runs_have_episodes_and_replays_of_their_own(tmp_path: Path) -> None:
+    told: list[tuple[str, int, dict[str, float]]] = []
     results = learn_together(
         batch_of(),
         [body(), body()],
@@ -461,8 +404,15 @@ def test_runs_have_episodes_and_replays_of_their_own(tmp_path: Path) -> None:
         evaluates=[lambda step, n=n: {"number": n, "step": step} for n in (1.0, 2.0)],  # type: ignore[misc]
         steps=20,
         evaluate_every=10,
+        on_evaluation=lambda step, values: told.append(("evaluation", step, values)),
+        log=lambda step, values: told.append(("log", step, values)),
         **OPTIONS,
     )
+    evaluations = [(step, values) for kind, step, values in told if kind == "evaluation"]
+    assert evaluations[2:] == [(20, {"seed": 2.0 + n, "number": n, "step": 20.0}) for n in (1.0, 2.0)]
+    for result, seed in zip(results, (3, 4), strict=True):
+        logged = [(step, values["return"]) for _, step, values in told if values["seed"] == seed and "return" in values]
+        assert logged == result.returns
     assert [result.step for result in results] == [20, 20]
     assert [[step for step, _ in result.returns] for result in results] == [[7, 14]] * 2
     assert results[0].returns != results[1].returns and results[0].losses != results[1].losses
@@ -483,9 +433,17 @@ def test_stopped_runs_come_to_the_same_bits(tmp_path: Path) -> None:
         return batch
 
     whole, stopped = run(tmp_path / "whole", 33), run(tmp_path / "stopped", 5, 19, 33)
-    for one, two in zip(whole.learners, stopped.learners, strict=True):
-        assert_alike(two, one, rtol=0, atol=0)
-    assert one.updates == 23
+    assert_alike(stopped, whole, rtol=0, atol=0)
+    assert stopped.learners[0].updates == 23
+
+
+def test_any_learners_learn_together_one_after_the_other() -> None:
+    def runs(batch: Any) -> Any:
+        batch = batch([*batch_of().learners])
+        return [result.losses for result in learn_together(batch, [body(), body()], seeds=[0, 1], steps=30, **OPTIONS)]
+
+    assert [len(losses) for losses in runs(list)] == [4, 4]
+    assert runs(list) != runs(SeedBatch)  # their noise is another
 
 
 def test_a_checkpoint_holds_its_own_run_alone(tmp_path: Path) -> None:
@@ -529,7 +487,7 @@ def test_runs_that_were_not_together_are_refused(tmp_path: Path) -> None:
     learn_together(batch_of(), envs, seeds=[0, 1], **given)
     with pytest.raises(ValueError, match=r"was made with together=\[0, 1\], not None"):
         learn(small(), body(), seed=1, out=folders(tmp_path)[1], steps=15, **OPTIONS)
-    with pytest.raises(ValueError, match=r"was made with seed=0, not 1"):
+    with pytest.raises(ValueError, match=r"was made with together=\[0, 1\], not \[1, 0\]"):
         learn_together(batch_of(), envs, seeds=[1, 0], **given)
     shutil.rmtree(folders(tmp_path)[1])
     with pytest.raises(ValueError, match="must be at one step, not .*seed-0 at 15, .*seed-1 at 0; pass resume=False"):
@@ -550,11 +508,14 @@ def test_there_is_one_of_everything_for_each_learner() -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             learn_together(batch_of(), **given)
-    with pytest.raises(TypeError, match="batch must be a SeedBatch, not SoftActorCritic"):
+    with pytest.raises(TypeError, match="batch must be a SeedBatch or a list of learners, not SoftActorCritic"):
         learn_together(small(), [one], seeds=[0])
+    learner = small()
+    with pytest.raises(ValueError, match="two of the learners are the same"):
+        learn_together([learner, learner], [one, body()], seeds=[0, 1])
     with pytest.raises(TypeError, match="a SeedBatch is several learners: give it to learn_together"):
         learn(batch_of(), one)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="seeds must be whole numbers, not"):
+    with pytest.raises(TypeError, match="seed must be a whole number, not 0.5"):
         learn_together(batch_of(), [one, body()], seeds=[0.5, 1.0])  # type: ignore[list-item]
 
 
@@ -580,7 +541,7 @@ def test_checkpoints_are_written_for_all_or_none(tmp_path: Path) -> None:
     old = {"step": 1}
     checkpoint.write_all({tmp_path / name: old for name in ("a.pt", "b.pt")})
     with pytest.raises(OSError):
-        checkpoint.write_all({tmp_path / "a.pt": {"step": 2}, tmp_path / "missing" / "b.pt": {"step": 2}})
+        checkpoint.write_all({tmp_path / "a.pt": {"step": 2}, tmp_path / "a.pt" / "b.pt": {"step": 2}})
     synced, calls = os.fsync, []
 
     def full(descriptor: int) -> None:
@@ -637,7 +598,7 @@ def test_every_seed_gets_a_hierarchy_of_its_own(tmp_path: Path) -> None:
 
 def test_seeds_and_folders_go_together(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="every seed needs environments of its own"):
-        train_stagewise_together([body()], lambda *_: small(), 5, seeds=[0], embed=LatentActionEnv)  # type: ignore[list-item]
+        train_stagewise_together([body()], lambda *_: small(), 5, seeds=[0, 1], embed=LatentActionEnv)
     with pytest.raises(ValueError, match="there are no seeds to train"):
         train_stagewise_together([body], lambda *_: small(), 5, seeds=[], embed=LatentActionEnv)
     with pytest.raises(ValueError, match=r"as many policies below, not \[1, 0\]"):

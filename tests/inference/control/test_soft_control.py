@@ -14,7 +14,6 @@ import torch
 from pyro.infer import (
     JitTrace_ELBO,
     RenyiELBO,
-    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
@@ -25,11 +24,15 @@ from torch import Tensor, nn
 from pyrocontrol.guides.policies.flow_policy import FlowPolicy
 from pyrocontrol.guides.policies.gaussian_policy import GaussianPolicy, MixturePolicy
 from pyrocontrol.inference.control.critics import Critics
+from pyrocontrol.inference.control.first_form import FirstSoftActorCritic
+from pyrocontrol.inference.control.policy_gradient import Pathwise, Score
 from pyrocontrol.inference.control.replay import ReplayBatch
 from pyrocontrol.inference.control.soft_control import SoftActorCritic
 from pyrocontrol.inference.control.soft_q_learning import SoftQLearning, stein_direction
+from pyrocontrol.inference.control.temperature import Temperature
 from pyrocontrol.inference.objectives.stepwise import StepwiseKL_ELBO
 from pyrocontrol.models.optimality import GaussianPrior, UniformPrior
+from soft_learners import transitions
 from tanh_gaussian import ScoreTanhGaussian, TanhGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -45,16 +48,6 @@ POLICIES: dict[str, Callable[[], Any]] = {
 
 def gradients(policy: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in policy.parameters()]
-
-
-def batch_of(count: int, observation_size: int = 3, action_size: int = 2) -> ReplayBatch:
-    return ReplayBatch(
-        torch.randn(count, observation_size),
-        2 * torch.rand(count, action_size) - 1,
-        torch.randn(count),
-        torch.randn(count, observation_size),
-        (torch.rand(count) < 0.3).to(torch.float64),
-    )
 
 
 # The step of the policy
@@ -75,7 +68,9 @@ def test_the_policy_step_is_an_svi_step_and_that_of_the_paper(name: str, prior: 
     if prior == "uniform" and not policy.squash:
         pytest.skip("unbounded actions have no uniform prior")
     learner = SoftActorCritic(policy, 3, 2, prior=PRIORS[prior](2), hidden=(16,), temperature=0.3)
-    by_elbo = SoftActorCritic(policy, 3, 2, prior=PRIORS[prior](2), hidden=(16,), temperature=0.3, elbo=Trace_ELBO())
+    by_elbo = SoftActorCritic(
+        policy, 3, 2, prior=PRIORS[prior](2), hidden=(16,), temperature=0.3, gradient=Trace_ELBO()
+    )
     by_elbo.critics.load_state_dict(learner.critics.state_dict())
     observations = torch.randn(5, 3)
 
@@ -123,15 +118,15 @@ def test_whole_updates_are_the_same_by_pyro(given: Any) -> None:
     for elbo in (None, given):
         pyro.set_rng_seed(3)
         policy = TanhGaussian(3, 2, hidden=8)
-        learner = SoftActorCritic(policy, 3, 2, prior=UniformPrior(2), hidden=(16,), temperature=0.2, elbo=elbo)
+        learner = SoftActorCritic(policy, 3, 2, prior=UniformPrior(2), hidden=(16,), temperature=0.2, gradient=elbo)
         for _ in range(3):
             torch.manual_seed(learner.updates)
-            learner.update(batch_of(6))
+            learner.update(transitions(6))
         learners.append(learner)
     for name, value in learners[0].policy.state_dict().items():
         torch.testing.assert_close(learners[1].policy.state_dict()[name], value)
     torch.testing.assert_close(learners[1].critics.state_dict(), learners[0].critics.state_dict())
-    report = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=UniformPrior(2), elbo=given).update(batch_of(6))
+    report = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=UniformPrior(2), gradient=given).update(transitions(6))
     assert all(value.isfinite() and not value.requires_grad for value in report.values())
 
 
@@ -168,13 +163,13 @@ def z_scores(samples: Tensor, exact: Tensor) -> Tensor:
 
 ESTIMATES: dict[str, dict[str, Any]] = {
     "path": {},
-    "path, three draws": {"particles": 3},
+    "path, three draws": {"gradient": Pathwise(3)},
     "score": {},
-    "score, one draw": {"particles": 1},
-    "by the ratio where a path is": {"gradient": "score"},
-    "score by Pyro": {"elbo": Trace_ELBO(), "prior": UniformPrior(1)},
-    "first form": {"first": True},
-    "first form, score": {"first": True},
+    "score, one draw": {"gradient": Score(1)},
+    "by the ratio where a path is": {"gradient": Score()},
+    "score by Pyro": {"gradient": Trace_ELBO(), "prior": UniformPrior(1)},
+    "first form": {},
+    "first form, score": {"draws": 2},
 }
 
 
@@ -182,7 +177,8 @@ ESTIMATES: dict[str, dict[str, Any]] = {
 def test_every_estimate_of_the_gradient_is_the_exact_one_in_expectation(kind: str) -> None:
     count = 20_000
     policy = rows(ScoreTanhGaussian if "score" in kind else TanhGaussian, count)
-    learner = SoftActorCritic(policy, 2, 1, hidden=(16,), **{"temperature": 0.4, **ESTIMATES[kind]})
+    make = FirstSoftActorCritic if "first" in kind else SoftActorCritic
+    learner = make(policy, 2, 1, hidden=(16,), temperature=0.4, **ESTIMATES[kind])
     observation = torch.randn(2)
     exact = quadrature(learner, observation, 0.4)
     assert exact.abs().min() > 0.02
@@ -197,10 +193,10 @@ def test_every_estimate_of_the_gradient_is_the_exact_one_in_expectation(kind: st
 
 def test_a_baseline_from_other_draws_leaves_less_variance() -> None:
     deviations = []
-    for options in ({"particles": 1}, {"particles": 4}):
+    for draws in (1, 4):
         policy = rows(ScoreTanhGaussian, 4000)
         torch.manual_seed(1)
-        learner = SoftActorCritic(policy, 2, 1, hidden=(16,), temperature=0.4, **options)
+        learner = SoftActorCritic(policy, 2, 1, hidden=(16,), temperature=0.4, gradient=Score(draws))
         for bias in learner.critics.biases:
             bias.data += 3  # a large value that all actions share
         learner.policy_loss(torch.ones(4000, 2), learner.alpha)[0].backward()  # type: ignore[union-attr]
@@ -237,7 +233,7 @@ def exact_critic(learner: Any, values: Tensor, discount: float, scale: float) ->
     learner.target.forward = forward
 
 
-def transitions() -> ReplayBatch:
+def chain() -> ReplayBatch:
     """Every state with two actions; the last state ends the task."""
     states = torch.eye(3).repeat(2, 1)
     following = torch.eye(3)[torch.tensor([1, 0, 2, 1, 0, 2])]
@@ -256,16 +252,15 @@ class Exact(TanhGaussian):  # type: ignore[misc, valid-type]
             self.net[0].weight.copy_(torch.stack([scale * LINEAR[:, 0] / alpha, torch.zeros(3)]))
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_the_critics_target_is_the_soft_bellman_backup(scale: float) -> None:
+def test_the_critics_target_is_the_soft_bellman_backup() -> None:
     """With the best policy every sample of the backup is exact: Q* of soft value iteration is its fixed point."""
-    alpha, discount = 0.7, 0.9
+    alpha, discount, scale = 0.7, 0.9, 2.5
     values = soft_values(alpha, discount, scale, lambda t: 0.5 * t**2)  # log E_{N(0, 1)} exp(t a)
     learner = SoftActorCritic(
         Exact(alpha, scale), 3, 1, prior=GaussianPrior(1), discount=discount, temperature=alpha, reward_scale=scale
     )
     exact_critic(learner, values, discount, scale)
-    batch = transitions()
+    batch = chain()
     expected = learner.target(batch.observations, batch.actions)[0]
     torch.testing.assert_close(learner.soft_target(batch), expected)
     # Time running out is no end: taking it for one gives other values, and so does leaving the prior out.
@@ -275,11 +270,10 @@ def test_the_critics_target_is_the_soft_bellman_backup(scale: float) -> None:
     assert not torch.allclose(learner.soft_target(batch), expected, atol=0.1)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_a_range_of_values_keeps_what_is_within_and_bounds_what_follows(scale: float) -> None:
-    alpha, discount = 0.7, 0.9
+def test_a_range_of_values_keeps_what_is_within_and_bounds_what_follows() -> None:
+    alpha, discount, scale = 0.7, 0.9, 2.5
     values = soft_values(alpha, discount, scale, lambda t: 0.5 * t**2)
-    batch = transitions()
+    batch = chain()
     given: dict[str, Any] = {"prior": GaussianPrior(1), "discount": discount, "temperature": alpha}
     given["reward_scale"] = scale
     wide = (float(values.min()) / scale - 0.1, float(values.max()) / scale + 0.1)  # before the scale, as rewards are
@@ -320,7 +314,7 @@ def test_soft_q_learning_needs_no_best_policy_for_the_backup(prior: str) -> None
         policy.net[0].weight.mul_(0.3)
         policy.net[0].bias.zero_()
     exact_critic(learner, values, discount, 1.0)
-    batch = transitions()
+    batch = chain()
     expected = learner.target(batch.observations, batch.actions)[0]
     torch.testing.assert_close(learner.soft_target(batch), expected, atol=0.01, rtol=0)
     ended = batch._replace(terminated=torch.ones(6))
@@ -328,9 +322,9 @@ def test_soft_q_learning_needs_no_best_policy_for_the_backup(prior: str) -> None
 
 
 def test_the_first_form_follows_a_state_value() -> None:
-    learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, hidden=(8,), first=True, reward_scale=3.0)
-    assert learner.critics.count == 1 and float(learner.alpha) == 1 and not learner.learned
-    batch = batch_of(6)
+    learner = FirstSoftActorCritic(TanhGaussian(3, 2), 3, 2, hidden=(8,), reward_scale=3.0)
+    assert learner.critics.count == 1 and float(learner.alpha) == 1 and not learner.temperature.is_learned
+    batch = transitions(6)
     expected = 3 * batch.rewards + 0.99 * (1 - batch.terminated) * learner.target(batch.next_observations)[0]
     torch.testing.assert_close(learner.soft_target(batch), expected)
     observations = batch.observations
@@ -378,7 +372,8 @@ def test_the_policy_becomes_the_posterior(kind: str, prior: str) -> None:
     if kind == "stein":
         learner = SoftQLearning(policy, 1, 1, prior=GaussianPrior(1), temperature=alpha, particles=32)
     else:
-        learner = SoftActorCritic(policy, 1, 1, prior=GaussianPrior(1), temperature=alpha, particles=8)
+        learner = SoftActorCritic(policy, 1, 1, prior=GaussianPrior(1), temperature=alpha)
+        learner.gradient = Score(8) if kind == "score" else Pathwise(8)
     learner.critics = Quadratic(c)
     if prior == "none":
         learner.prior = None  # exp(Q / alpha) is a density here without one
@@ -436,16 +431,18 @@ def test_the_temperature_falls_while_the_policy_is_too_random_and_rises_otherwis
         with torch.no_grad():
             policy.net[0].bias[2:] = math.log(scale)
         learner = SoftActorCritic(policy, 3, 2, lr=1e-3)
-        learner.update(batch_of(64))
+        learner.update(transitions(64))
         assert math.copysign(1, float(learner.alpha) - 1) == sign
 
 
 def test_the_temperatures_gradient_is_that_of_its_bound() -> None:
+    temperature = Temperature.learned(0.5, target_entropy=-1.5)
     for prior, shift in ((None, 0.0), (UniformPrior(2), 2 * math.log(2))):
-        learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=prior, target_entropy=-1.5)
-        learner.update(batch_of(64))
+        learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, prior=prior, temperature=temperature)
+        assert float(learner.alpha) == pytest.approx(0.5)
+        learner.update(transitions(64))
         torch.manual_seed(5)
-        batch = batch_of(64)
+        batch = transitions(64)
         state = torch.get_rng_state()
         report = learner.update(batch)
         torch.set_rng_state(state)
@@ -469,7 +466,7 @@ def test_soft_q_learning_moves_actions_that_are_at_their_bounds() -> None:
 
 @pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)
 def test_a_learner_goes_on_from_its_state(make: Any, tmp_path: Path) -> None:
-    batches = [batch_of(8) for _ in range(6)]
+    batches = [transitions(8) for _ in range(6)]
     learner = make(FlowPolicy(3, 2, hidden=(8,)), 3, 2, hidden=(8,), smoothing=0.3, target_every=2)
     for batch in batches[:3]:
         learner.update(batch)
@@ -486,13 +483,12 @@ def test_a_learner_goes_on_from_its_state(make: Any, tmp_path: Path) -> None:
             assert torch.equal(other.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("squash", [True, False])
-@pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("make", "squash"), [(SoftActorCritic, True), (SoftQLearning, False)])
 def test_single_precision_and_acting(make: Any, squash: bool) -> None:
     torch.set_default_dtype(torch.float32)
     policy = FlowPolicy(3, 2, hidden=(8,), squash=squash)
     learner = make(policy, 3, 2, prior=None if squash else GaussianPrior(2))
-    batch = ReplayBatch(*(part.float() for part in batch_of(8)))
+    batch = ReplayBatch(*(part.float() for part in transitions(8)))
     for _ in range(3):
         report = learner.update(batch)
     assert all(value.isfinite() and not value.requires_grad for value in report.values())
@@ -507,7 +503,7 @@ def test_single_precision_and_acting(make: Any, squash: bool) -> None:
 def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
     learner = SoftActorCritic(TanhGaussian(3, 2), 3, 2, hidden=(8,), smoothing=0.25)
     before = {name: value.clone() for name, value in learner.state_dict().items() if isinstance(value, Tensor)}
-    learner.update(batch_of(8))
+    learner.update(transitions(8))
     after = learner.state_dict()
     for name, value in before.items():
         assert not torch.equal(after[name], value) or (name.startswith("target") and "bias" in name), name
@@ -519,53 +515,59 @@ def test_critics_targets_and_policy_learn_and_the_target_follows() -> None:
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "options"),
-    [
-        (ValueError, r"discount must be in \[0, 1\), not 1", {"discount": 1}),
-        (ValueError, "lr must be positive and finite, not 0", {"lr": 0}),
-        (ValueError, "reward_scale must be positive and finite, not inf", {"reward_scale": math.inf}),
-        (ValueError, r"smoothing must be in \(0, 1\], not 0", {"smoothing": 0}),
-        (ValueError, "target_every must be at least 1, not 0", {"target_every": 0}),
-        (ValueError, "temperature must be positive and finite, not 0", {"temperature": 0}),
-        (ValueError, "temperature must be a number or 'learned', not 'auto'", {"temperature": "auto"}),
-        (ValueError, "target_entropy goes with a learned", {"temperature": 1.0, "target_entropy": -1.0}),
-        (ValueError, "target_entropy must be finite, not nan", {"target_entropy": math.nan}),
-        (ValueError, "particles must be at least 1, not 0", {"particles": 0}),
-        (ValueError, "gradient must be 'pathwise' or 'score', not 'none'", {"gradient": "none"}),
-        (ValueError, "neither goes with gradient", {"gradient": "score", "first": True}),
-        (ValueError, r"value_range must be the least and the greatest return, not \(1, 0\)", {"value_range": (1, 0)}),
-        (ValueError, r"value_range must be .*, not \(0, inf\)", {"value_range": (0, math.inf)}),
-        (ValueError, "value_range must be .*, not 1000", {"value_range": 1000}),
-        (ValueError, r"value_range must be .*, not \('a', 'b'\)", {"value_range": ("a", "b")}),
-        (ValueError, "value_range needs a prior with its density", {"value_range": (0, 1)}),
-        (
-            ValueError,
-            r"value_range needs a prior that is normalised within \(-1, 1\), which a GaussianPrior\(2\) is not",
-            {"value_range": (0, 1), "prior": GaussianPrior(2)},
-        ),
-        (TypeError, "lr must be a number, not '1e-3'", {"lr": "1e-3"}),
-        (TypeError, "particles must be a whole number, not 1.5", {"particles": 1.5}),
-        (TypeError, "target_every must be a whole number, not 1.5", {"target_every": 1.5}),
-        (TypeError, "prior must be one of actions, such as GaussianPrior.*, not 'gaussian'", {"prior": "gaussian"}),
-        (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
-        (TypeError, r"elbo must be an ELBO such as Trace_ELBO\(\), not int", {"elbo": 3}),
-        (TypeError, "elbo must be linear in the log joint and .*, not RenyiELBO", {"elbo": RenyiELBO()}),
-        (TypeError, "elbo must be linear .* not ReweightedWakeSleep", {"elbo": ReweightedWakeSleep()}),
-        (TypeError, "elbo must be linear .* not JitTrace_ELBO", {"elbo": JitTrace_ELBO()}),
-        (ValueError, "an elbo needs the prior that makes its model", {"elbo": Trace_ELBO()}),
-        (ValueError, "elbo and first exclude each other", {"elbo": Trace_ELBO(), "first": True}),
-        (
-            ValueError,
-            "give them to it as num_particles",
-            {"elbo": Trace_ELBO(), "prior": UniformPrior(2), "particles": 2},
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_bad_arguments_are_refused(error: type[Exception], message: str, options: dict[str, Any]) -> None:
+def sac(policy: Any = None, sizes: tuple[int, int] = (3, 2), **options: Any) -> SoftActorCritic:
+    return SoftActorCritic(TanhGaussian(3, 2) if policy is None else policy, *sizes, **options)
+
+
+UNIFORM, NORMAL = UniformPrior(2), GaussianPrior(2)
+BAD: list[tuple[type[Exception], str, Any]] = [
+    (ValueError, r"discount must be in \[0, 1\), not 1", {"discount": 1}),
+    (ValueError, "lr must be positive and finite, not 0", {"lr": 0}),
+    (TypeError, "lr must be a number, not '1e-3'", {"lr": "1e-3"}),
+    (ValueError, "reward_scale must be positive and finite, not inf", {"reward_scale": math.inf}),
+    (ValueError, r"smoothing must be in \(0, 1\], not 0", {"smoothing": 0}),
+    (TypeError, "target_every must be a whole number, not 1.5", {"target_every": 1.5}),
+    (ValueError, "temperature must be positive and finite, not 0", {"temperature": 0}),
+    (ValueError, "temperature must be a Temperature, a number or 'learned', not 'auto'", {"temperature": "auto"}),
+    (TypeError, "temperature must be a number, not None", {"temperature": None}),
+    (ValueError, "target_entropy must be finite, not nan", lambda: Temperature.learned(target_entropy=math.nan)),
+    (TypeError, r"no target_entropy: use temperature=Temperature.learned\(target", {"target_entropy": -1.0}),
+    (TypeError, "has no first: use FirstSoftActorCritic", {"first": True}),
+    (TypeError, "unexpected keyword argument 'target_evry'", {"target_evry": 1}),
+    (ValueError, r"value_range must be the least and the greatest return, not \(1, 0\)", {"value_range": (1, 0)}),
+    (ValueError, r"value_range must be .*, not \(0, inf\)", {"value_range": (0, math.inf)}),
+    (ValueError, "value_range must be .*, not 1000", {"value_range": 1000}),
+    (ValueError, r"value_range must be .*, not \('a', 'b'\)", {"value_range": ("a", "b")}),
+    (ValueError, "value_range needs a prior with its density", {"value_range": (0, 1)}),
+    (ValueError, "value_range .* normalised within .* which a GaussianPrior", {"value_range": (0, 1), "prior": NORMAL}),
+    (TypeError, "prior must be one of actions, such as GaussianPrior.*, not 'gaussian'", {"prior": "gaussian"}),
+    (ValueError, "the prior has 3 action numbers, the learner 2", {"prior": GaussianPrior(3)}),
+    (ValueError, "a TanhGaussian has no latent that could be fixed for an episode", {"fixed_latent": True}),
+    (TypeError, r"gradient must be a Pathwise\(\), a Score\(\) or an ELBO .*, not str", {"gradient": "score"}),
+    (TypeError, "an elbo must be linear in the log joint and .*, not RenyiELBO", {"gradient": RenyiELBO()}),
+    (TypeError, "an elbo must be linear .* not JitTrace_ELBO", {"gradient": JitTrace_ELBO()}),
+    (ValueError, "an elbo needs the prior that makes its model", {"gradient": Trace_ELBO()}),
+    (ValueError, "waits for the device: no capture", {"gradient": Trace_ELBO(), "prior": UNIFORM, "capture": True}),
+    (ValueError, "a TraceMeanField_ELBO needs a policy that can be reparam.* a Mixture", lambda: sac(
+        MixturePolicy(3, 2), prior=UNIFORM, gradient=TraceMeanField_ELBO()
+    )),
+    (ValueError, "cannot be reparam.*: gradient must be", lambda: sac(ScoreTanhGaussian(3, 2), gradient=Pathwise())),
+    (ValueError, "draws must be at least 1, not 0", lambda: Score(0)),
+    (TypeError, "draws must be a whole number, not 1.5", lambda: Pathwise(1.5)),  # type: ignore[arg-type]
+    (ValueError, "the policy has 3 observation and 2 action numbers, the learner 4 and 2", lambda: sac(sizes=(4, 2))),
+    (TypeError, "policy must be a module such as FlowPolicy, not function", lambda: sac(lambda: None)),
+    (TypeError, "a Linear is no policy to learn: it has no observation_size", lambda: sac(nn.Linear(3, 2))),
+    (ValueError, "the TanhGaussian is frozen", lambda: sac(TanhGaussian(3, 2).requires_grad_(False))),
+    (ValueError, "no function of its parameters", lambda: SoftQLearning(ScoreTanhGaussian(3, 2), 3, 2)),
+    (ValueError, "particles must be at least 4", lambda: SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)),
+    (TypeError, "not 'learned'", lambda: SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature="learned")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "given"), BAD, ids=str)
+def test_bad_arguments_are_refused(error: type[Exception], message: str, given: Any) -> None:
     with pytest.raises(error, match=message):
-        SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options)
+        given() if callable(given) else sac(**given)
 
 
 class Narrow(GaussianPrior):
@@ -576,21 +578,6 @@ class Narrow(GaussianPrior):
     def __init__(self, action_size: int, scale: float) -> None:
         super().__init__(action_size)
         self.scale = scale
-
-
-def test_priors_and_elbos_tell_learners_apart() -> None:
-    def signature(**options: Any) -> str:
-        return SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options).signature()
-
-    assert signature(prior=Narrow(2, 1.0)) == signature(prior=Narrow(2, 1.0))
-    assert signature(prior=Narrow(2, 1.0)) != signature(prior=Narrow(2, 0.1))
-    one, four = (signature(prior=UniformPrior(2), elbo=Trace_ELBO(num_particles=count)) for count in (1, 4))
-    assert one != four
-
-
-def test_mean_field_needs_paths() -> None:
-    with pytest.raises(ValueError, match="a TraceMeanField_ELBO needs a policy that can be reparam.* a Mixture"):
-        SoftActorCritic(MixturePolicy(3, 2), 3, 2, prior=UniformPrior(2), elbo=TraceMeanField_ELBO())
 
 
 def test_a_prior_with_weights_moves_as_one() -> None:
@@ -613,27 +600,6 @@ def test_a_prior_with_weights_moves_as_one() -> None:
         assert critics.coordinates(torch.ones(2, dtype=torch.float32)).dtype == torch.float32
 
 
-def test_bad_policies_are_refused() -> None:
-    with pytest.raises(ValueError, match="the policy has 3 observation and 2 action numbers, the learner 4 and 2"):
-        SoftActorCritic(TanhGaussian(3, 2), 4, 2)
-    with pytest.raises(TypeError, match="policy must be a module such as FlowPolicy, not function"):
-        SoftActorCritic(lambda: None, 3, 2)  # type: ignore[arg-type, misc]
-    with pytest.raises(TypeError, match="a Linear is no policy to learn: it has no observation_size"):
-        SoftActorCritic(nn.Linear(3, 2), 3, 2)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="those of a ScoreTanhGaussian are no function of its parameters"):
-        SoftQLearning(ScoreTanhGaussian(3, 2), 3, 2)
-    with pytest.raises(ValueError, match="a ScoreTanhGaussian cannot be reparametrised: gradient must be 'score'"):
-        SoftActorCritic(ScoreTanhGaussian(3, 2), 3, 2, gradient="pathwise")
-    with pytest.raises(ValueError, match="particles must be at least 4"):
-        SoftQLearning(TanhGaussian(3, 2), 3, 2, particles=3)
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature=0)
-    with pytest.raises(TypeError, match="temperature must be a number, not 'learned'"):
-        SoftQLearning(TanhGaussian(3, 2), 3, 2, temperature="learned")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the TanhGaussian is frozen: call requires_grad_"):
-        SoftActorCritic(TanhGaussian(3, 2).requires_grad_(False), 3, 2)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("make", [SoftActorCritic, SoftQLearning], ids=lambda make: make.__name__)
 def test_unbounded_actions_need_a_prior_over_them(make: Any) -> None:
     for prior in (None, UniformPrior(2)):
@@ -645,7 +611,7 @@ def test_unbounded_actions_need_a_prior_over_them(make: Any) -> None:
 
 
 def test_without_a_prior_going_on_earns_more_than_under_the_uniform_one() -> None:
-    batch = batch_of(6)
+    batch = transitions(6)
     for make in (SoftActorCritic, SoftQLearning):
         targets = []
         for prior in (None, UniformPrior(2)):
@@ -658,12 +624,26 @@ def test_without_a_prior_going_on_earns_more_than_under_the_uniform_one() -> Non
 
 def test_signatures_tell_learners_apart() -> None:
     def make(**options: Any) -> str:
-        return SoftActorCritic(TanhGaussian(3, 2), 3, 2, **options).signature()
+        return sac(**options).signature()
 
-    assert make() == make()
-    for options in ({"lr": 1e-3}, {"first": True}, {"temperature": 1.0}, {"prior": GaussianPrior(2)}, {"hidden": (4,)}):
-        assert make(**options) != make()
-    prior = UniformPrior(2)
-    ranges = {make(prior=prior, value_range=bounds) for bounds in (None, (0, 1), (0, 2))}
-    assert len(ranges) == 3 and make(prior=prior, value_range=(0.0, 1.0)) in ranges
+    elbos = [Trace_ELBO(num_particles=count) for count in (1, 4)]
+    different: list[dict[str, Any]] = [
+        {},
+        {"lr": 1e-3},
+        {"hidden": (4,)},
+        {"temperature": 1.0},
+        {"temperature": Temperature.learned(0.5)},
+        {"temperature": Temperature.learned(target_entropy=-3.0)},
+        {"gradient": Pathwise(2)},
+        {"gradient": Score()},
+        *({"prior": Narrow(2, scale)} for scale in (1.0, 0.1)),
+        *({"prior": UNIFORM, "value_range": bounds} for bounds in (None, (0, 1), (0, 2))),
+        *({"prior": UNIFORM, "gradient": elbo} for elbo in elbos),
+    ]
+    assert len({make(**options) for options in different}) == len(different)
+    first = FirstSoftActorCritic(TanhGaussian(3, 2), 3, 2).signature()
+    assert first.removeprefix("First") != make(temperature=1.0)
+    assert make() == make(temperature=Temperature.learned(), gradient=Pathwise())
+    assert make(prior=Narrow(2, 1.0)) == make(prior=Narrow(2, 1.0))
+    assert make(prior=UNIFORM, value_range=(0.0, 1.0)) == make(prior=UNIFORM, value_range=(0, 1))
     assert Critics(3, 2).signature() == "Critics(3, 2, hidden=(128, 128), count=2)"

@@ -38,13 +38,14 @@ class Learner:
 
 
 class Calls:
-    """Stands for `learn`: writes down what it is given, and changes the policy."""
+    """Stands for `learn_together` of one learner: writes down what it is given, and changes the policy."""
 
     def __init__(self, interrupt: int | None = None) -> None:
         self.found: list[dict[str, Any]] = []
         self.interrupt = interrupt
 
-    def __call__(self, learner: Learner, env: Any, **given: Any) -> Result:
+    def __call__(self, batch: list[Learner], envs: list[Any], **given: Any) -> list[Result]:
+        (learner,), (env,) = batch, envs
         below, layer = [], env
         while isinstance(layer, gymnasium.Wrapper):
             if isinstance(layer, LatentActionEnv):
@@ -53,7 +54,7 @@ class Calls:
         with torch.no_grad():
             learner.policy.embedding[0].bias[0] = 10.0 + len(self.found)
         self.found.append(given | {"learner": learner, "below": below[::-1], "base": env.unwrapped})
-        return Result(len(self.found) - 1 == self.interrupt)
+        return [Result(len(self.found) - 1 == self.interrupt)]
 
 
 def test_each_level_learns_on_the_latents_of_those_below() -> None:
@@ -68,7 +69,7 @@ def test_each_level_learns_on_the_latents_of_those_below() -> None:
     assert [call["learner"].made for call in calls.found] == [(0, 4, 2), (1, 4, 2), (2, 4, 2)]
     assert result.policies == [call["learner"].policy for call in calls.found]
     assert result.results == [Result()] * 3 and not result.interrupted
-    assert all(call["out"] is None and call["batch_size"] == 7 for call in calls.found)
+    assert all(call["outs"] is None and call["batch_size"] == 7 for call in calls.found)
     assert Hierarchy(result.policies, holds=[3, 1]).predict(np.zeros(4))[0].shape == (2,)
 
 
@@ -86,7 +87,7 @@ def test_levels_may_be_there_already(tmp_path: Path) -> None:
     result = train_stagewise([PointMaze(2)], Learner, 5, below=[low], embed=see, learn=calls, out=tmp_path)
     (call,) = calls.found
     assert result.policies == [low, call["learner"].policy] and call["learner"].made == (1, 4, 2)
-    assert call["out"] == tmp_path / "level-1" and len(call["below"]) == 1
+    assert call["outs"] == [tmp_path / "level-1"] and len(call["below"]) == 1
 
 
 def test_levels_have_seeds_of_their_own_and_the_same_ones_again() -> None:
@@ -95,7 +96,7 @@ def test_levels_have_seeds_of_their_own_and_the_same_ones_again() -> None:
         calls = Calls()
         train_stagewise([PointMove] * 2, Learner, 5, embed=LatentActionEnv, learn=calls, seed=seed)
         weights = [call["learner"].policy.embedding[0].weight for call in calls.found]
-        runs.append(([call["seed"] for call in calls.found], torch.stack(weights)))
+        runs.append(([call["seeds"][0] for call in calls.found], torch.stack(weights)))
     assert runs[0][0] == runs[1][0] and torch.equal(runs[0][1], runs[1][1])
     seeds = runs[0][0] + runs[2][0]
     assert len(set(seeds)) == 4 and not torch.equal(runs[0][1], runs[2][1])
@@ -134,7 +135,7 @@ def test_a_level_is_evaluated_with_its_own_learner() -> None:
 
     found = train_stagewise([PointMove] * 2, Learner, 5, embed=LatentActionEnv, learn=calls, evaluate=evaluate)
     for number, call in enumerate(calls.found):
-        assert call["evaluate"](9) == {"policies": found.policies[: number + 1], "step": 9}
+        assert call["evaluates"][0](9) == {"policies": found.policies[: number + 1], "step": 9}
 
 
 # With the library's own learner
@@ -256,7 +257,6 @@ class Discrete(PointMove):
         (dict(make_learner=lambda *sizes: None), TypeError, "must return a learner that has a policy, got None"),
         (dict(steps_per_level=0), ValueError, "steps_per_level must be at least 1, not 0"),
         (dict(steps_per_level=10.0), TypeError, "steps_per_level must be a whole number, not 10.0"),
-        (dict(steps_per_level=[10, 0.5]), TypeError, "steps_per_level must be a whole number, not 0.5"),
         (dict(seed=0.5), TypeError, "seed must be a whole number, not 0.5"),
         (dict(steps_per_level=[5]), ValueError, "one for each of 2 levels"),
         (dict(embed=[]), ValueError, "embed must be one, or one for each of 1 levels, got 0"),
@@ -272,28 +272,7 @@ class Discrete(PointMove):
         (dict(embed=lambda env, policy: None), TypeError, "level 1 has no environment to act in, but None"),
         (dict(make_learner=lambda _, o, a: Learner(0, o, a)), ValueError, "the policy needs squash=False"),
     ],
-    ids=[
-        "none",
-        "no-env",
-        "learner",
-        "no-learner",
-        "steps",
-        "steps-float",
-        "steps-fraction",
-        "seed",
-        "steps-each",
-        "embeds",
-        "options",
-        "no-embed",
-        "below",
-        "discrete",
-        "policy-below",
-        "no-list",
-        "discrete-above",
-        "columns-above",
-        "embed-none",
-        "squash-above",
-    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
     calls = Calls()

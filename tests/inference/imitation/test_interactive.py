@@ -98,8 +98,10 @@ def stored(kind: str, action: Any) -> list[Any]:
 # DAgger
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("kind", "beta"),
+    [("discrete", 0.3), ("discrete", 1.0), ("multidiscrete", 0.0), ("multidiscrete", 0.3), ("box", 0.3)],
+)
 def test_executed_actions_are_the_teachers_as_often_as_beta_says_and_labels_always_are(kind: str, beta: float) -> None:
     env, teacher, learner = Walk(ACTION_SPACES[kind], 50), Constant(TEACHERS[kind]), Constant(LEARNERS[kind])
     data: list[Demonstrations] = []
@@ -493,7 +495,7 @@ def test_bad_actions_of_a_learner_are_named() -> None:
     nan = np.full(2, np.nan, np.float32)
     with pytest.raises(CollectionError, match="episode 1, step .: executing the action: the action is NaN"):
         dagger(box, Constant(TEACHERS["box"]), lambda _: lambda _: nan, rounds=2, episodes=1, progress=False)
-    with pytest.raises(CollectionError, match="learning after 1 round raised TypeError: a policy has a method"):
+    with pytest.raises(CollectionError, match="learning after 1 round raised TypeError: the NoneType is no controller"):
         dagger(env, lambda _: 3, lambda _: None, rounds=2, episodes=1, progress=False)
 
 
@@ -570,7 +572,7 @@ def test_dagger_learns_what_cloning_cannot_see() -> None:
     ("given", "error", "message"),
     [
         ({"episodes": 0}, ValueError, "episodes must be at least 1"),
-        ({"episodes": 1.5}, TypeError, "episodes must be an integer"),
+        ({"episodes": 1.5}, TypeError, "episodes must be a whole number"),
         ({"max_steps": 0}, ValueError, "max_steps must be at least 1"),
         ({"rounds": 0}, ValueError, "rounds must be at least 1"),
         ({"rounds": None}, TypeError, "rounds must be an integer"),

@@ -107,8 +107,7 @@ def gradients(problem: Problem) -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("elbo", ANALYTIC)
-@pytest.mark.parametrize("free_bits", [0.0, 0.02, 0.3, 10.0])
-@pytest.mark.parametrize("beta", [0.0, 0.25, 1.0, 4.0])
+@pytest.mark.parametrize(("beta", "free_bits"), [(0.0, 0.3), (0.25, 0.0), (1.0, 0.02), (1.0, 10.0), (4.0, 0.3)])
 def test_loss_and_gradient_by_hand(problem: Problem, elbo: str, beta: float, free_bits: float) -> None:
     weighed = KLWeight("z", ANALYTIC[elbo](), beta=beta, free_bits=free_bits)
     pyro.set_rng_seed(5)
@@ -205,7 +204,7 @@ def test_subsampled_and_masked_rows(elbo: str) -> None:
 # Discrete
 
 
-@pytest.mark.parametrize("free_bits", [0.0, 0.05, 2.0])
+@pytest.mark.parametrize("free_bits", [0.0, 2.0])
 def test_a_discrete_site_against_enumeration(free_bits: float) -> None:
     prior, means = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([-1.0, 0.5, 2.0])
     x = torch.tensor([0.3, -0.8, 1.9])
@@ -322,10 +321,10 @@ def test_a_stopped_run_is_resumed_bit_by_bit(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["beta", "warmup", "free_bits"])
-@pytest.mark.parametrize("value", [-1, math.nan, math.inf])
-def test_bad_numbers_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
-        KLWeight("z", Trace_ELBO(), **{name: value})  # type: ignore[arg-type]
+def test_bad_numbers_are_refused(name: str) -> None:
+    for value in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{name} must be finite and not negative"):
+            KLWeight("z", Trace_ELBO(), **{name: value})  # type: ignore[arg-type]
 
 
 def test_what_is_no_elbo_is_refused() -> None:

@@ -109,21 +109,19 @@ def test_the_tied_bound_is_tight_with_the_exact_posterior(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize("toy", TOYS, ids=str)
-@pytest.mark.parametrize(("shift", "stretch"), [(0.3, 1.0), (0.0, 1.7), (-0.2, 0.6)])
-def test_a_wrong_q_is_below_by_its_expected_kl(toy: Toy, shift: float, stretch: float) -> None:
+def test_a_wrong_q_is_below_by_its_expected_kl(toy: Toy) -> None:
     _, v, tau = toy.draw(20_000)
     exact = toy.posterior_of_sum(tau)
-    wrong = dist.Normal(exact.mean + shift * exact.stddev, stretch * exact.stddev).to_event(1)
-    gap = kl_divergence(exact, wrong)
-    assert torch.allclose(gap, gap[0])  # the same whatever tau~ is: no Monte-Carlo error in it
-    bound = variational_bound(v, wrong, toy.entropy)
-    assert abs(z_score(bound, toy.information - float(gap[0]))) < 3.5
-    assert z_score(bound, toy.information) < -5
+    for shift, stretch in ((0.3, 1.0), (0.0, 1.7), (-0.2, 0.6)):
+        wrong = dist.Normal(exact.mean + shift * exact.stddev, stretch * exact.stddev).to_event(1)
+        gap = kl_divergence(exact, wrong)
+        assert torch.allclose(gap, gap[0])  # the same whatever tau~ is: no Monte-Carlo error in it
+        bound = variational_bound(v, wrong, toy.entropy)
+        assert abs(z_score(bound, toy.information - float(gap[0]))) < 3.5
+        assert z_score(bound, toy.information) < -5
 
 
-@pytest.mark.parametrize("m", [2, 3])
-@pytest.mark.parametrize("d", [1, 8])
-@pytest.mark.parametrize("r", [0.03, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize(("r", "d", "m"), [(0.03, 1, 2), (0.3, 8, 3), (1.0, 8, 2), (1.0, 1, 3), (3.0, 8, 3)])
 def test_the_sandwich_holds_the_truth(r: float, d: int, m: int) -> None:
     toy, samples = Toy(1.0, r, d=d, m=m), 16
     scores = toy.scores(1000, samples)
@@ -159,11 +157,11 @@ def test_sums_of_scores_by_hand() -> None:
     assert not torch.allclose(infonce(scores.T), infonce(scores))
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 2), (1, 1), (4, 1, 1)], ids=str)
 @pytest.mark.parametrize("bound", [infonce, leave_one_out])
-def test_scores_must_be_square(bound: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"shape \[..., K, K\] with K of at least 2"):
-        bound(torch.zeros(shape))
+def test_scores_must_be_square(bound: Callable[[Tensor], Tensor]) -> None:
+    for shape in ((3,), (3, 2), (1, 1), (4, 1, 1)):
+        with pytest.raises(ValueError, match=r"shape \[..., K, K\] with K of at least 2"):
+            bound(torch.zeros(shape))
 
 
 # nonvariational
@@ -185,9 +183,10 @@ def test_nonvariational_is_below_where_parts_are_known_poorly() -> None:
     assert toy.expected_nonvariational < 0 < toy.information  # so it is not an upper bound either
 
 
-@pytest.mark.parametrize("m", [2, 3, 5])
-@pytest.mark.parametrize("per_demonstration", [False, True], ids=["one-a-tuple", "one-a-demonstration"])
-@pytest.mark.parametrize("noise", ["shrinks", "stays"])
+@pytest.mark.parametrize(
+    ("m", "per_demonstration", "noise"),
+    [(2, False, "shrinks"), (3, True, "shrinks"), (5, False, "stays"), (2, True, "stays")],
+)
 def test_the_weight_that_keeps_shrinking_bounded(m: int, per_demonstration: bool, noise: str) -> None:
     # The ELBO's KLs of one tuple's demonstrations, and one term for it or one for each of them, as in eq. (5).
     limit = 1 / (m - 1) if per_demonstration else m / (m - 1)
@@ -554,8 +553,10 @@ class Aside:
         return value
 
 
-@pytest.mark.parametrize("elbo", ELBOS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "elbo"),
+    [*(("tied", elbo) for elbo in ELBOS), *((kind, "StepwiseKL-2") for kind in KINDS if kind != "tied")],
+)
 def test_the_factor_adds_the_weighted_estimate_for_each_demonstration(parts: Parts, kind: str, elbo: str) -> None:
     mi = make(parts, kind, weight=0.7, tuples=3, samples=2)
     aside = Aside(mi)
@@ -571,7 +572,7 @@ def test_the_factor_adds_the_weighted_estimate_for_each_demonstration(parts: Par
         assert losses[0] - losses[1] == pytest.approx(0.7 * 6 * mean, rel=1e-9)
 
 
-@pytest.mark.parametrize("elbo", ELBOS)
+@pytest.mark.parametrize("elbo", ["Trace", "StepwiseKL-2", "TraceMeanField-2-vectorized"])
 def test_off_is_the_model_alone(parts: Parts, elbo: str) -> None:
     mi = make(parts, "off")
     found = []
@@ -679,23 +680,24 @@ def test_check_and_signature_are_of_the_skills(parts: Parts) -> None:
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"kind": "nce"}, "kind must be one of off, variational, nonvariational, literal, tied, infonce, got 'nce'"),
-        ({"subskills": ("kick", "flip")}, "names no skill 'flip'; there are kick, spin, jump"),
-        ({"subskills": ("kick",)}, "at least two sub-skills, got 1"),
-        ({"weight": -0.1}, "weight must be finite and not negative"),
-        ({"weight": math.nan}, "weight must be finite and not negative"),
-        ({"weight": math.inf}, "weight must be finite and not negative"),
-        ({"tuples": 0}, "tuples must be at least 1, got 0"),
-        ({"samples": 1}, "samples must be at least 2, got 1"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-    ],
-)
-def test_bad_settings_are_refused(parts: Parts, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(parts, **settings)
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "nce"}, "kind must be one of off, variational, nonvariational, literal, tied, infonce, got 'nce'"),
+    ({"subskills": ("kick", "flip")}, "names no skill 'flip'; there are kick, spin, jump"),
+    ({"subskills": ("kick",)}, "at least two sub-skills, got 1"),
+    ({"weight": -0.1}, "weight must be finite and not negative"),
+    ({"weight": math.nan}, "weight must be finite and not negative"),
+    ({"weight": math.inf}, "weight must be finite and not negative"),
+    ({"tuples": 0}, "tuples must be at least 1, got 0"),
+    ({"samples": 1}, "samples must be at least 2, got 1"),
+    ({"steps": 0}, "steps must be at least 1, got 0"),
+]
+
+
+def test_bad_settings_are_refused(parts: Parts) -> None:
+    for settings, message in BAD_SETTINGS:
+        with pytest.raises(ValueError, match=message):
+            make(parts, **settings)
+            pytest.fail(f"not refused: {message}")
 
 
 @pytest.mark.parametrize("names", [("kick", "jump"), ("kick", "kick", "jump"), ()])
@@ -755,8 +757,7 @@ def test_actions_without_a_pathwise_gradient_ask_for_stop_gradient(parts: Parts)
 # With the models that it is for
 
 
-@pytest.mark.parametrize("axis", ["time", "components"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "axis"), [*zip(KINDS, itertools.cycle(("time", "components")))])
 def test_a_trajectory_cvae_is_trained_with_it(kind: str, axis: str) -> None:
     demos = demonstrations()
     skills = TrajectoryCVAE(demos.observation_space, demos.action_space, latent=2, hidden=(8,), axis=axis)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from pyrocontrol.models import DiscreteMemory, GaussianMemory, Memory, MemoryContext, Process, Sequence
 from pyrocontrol.models.policies.memory import make_memory
@@ -85,9 +84,11 @@ def test_memory_over_other_contexts_is_of_the_same_kind(kind: str) -> None:
     other = memory.like(7)
     assert type(other) is type(memory) and (other.context_size, other.size) == (7, 3)
     assert (other.hidden, other.keep) == ((5, 4), 1.5)
-    assert other.same_states(memory) and memory.same_states(other)
+    short, long = (MemoryContext(torch.zeros(2, 3, 1), torch.tensor(steps)) for steps in ([1, 2], [3, 3]))
+    assert other.same_states(memory, short, short) and memory.same_states(other, long, long)
+    assert not memory.same_states(other, short, long)
     assert not {id(p) for p in memory.parameters()} & {id(p) for p in other.parameters()}
-    assert not memory.same_states(KINDS[kind](2, 4)) and not memory.same_states(nn.Identity())
+    assert not memory.same_states(KINDS[kind](2, 4), short, short)
 
 
 @every

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pyro
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
@@ -78,54 +83,72 @@ def test_log_prob_is_the_hand_computed_one(traces: Demonstrations, full: bool) -
     assert loss == pytest.approx(-expected.sum().item())
 
 
-def test_padding_changes_nothing(traces: Demonstrations) -> None:
-    controller = small(see_task=True, see_previous_action=True)
-    together = controller.greedy_actions(traces)
-    loss = Trace_ELBO().loss(controller.model, controller.guide, traces)
-    apart = 0.0
-    for trace, single in enumerate(traces):
-        length = int(single.lengths)
-        assert torch.equal(together[trace, :length], controller.greedy_actions(single)[0])
-        assert (together[trace, length:] == 5).all()
-        apart += Trace_ELBO().loss(controller.model, controller.guide, single)
-    assert loss == pytest.approx(apart)
+@pytest.mark.parametrize("full", [False, True])
+def test_stepped_it_is_what_it_scores(traces: Demonstrations, full: bool) -> None:
+    """So it sees nothing that comes later, and as published neither task nor previous action."""
+    controller = small(see_task=full, see_previous_action=full)
+    expected = controller.logits(traces).log_softmax(-1)
+    others = traces._replace(task=traces.task + 1, actions=(traces.actions + 1) % 5)
+    assert torch.equal(controller.logits(others).log_softmax(-1), expected) != full
+    padding = torch.arange(expected.shape[1]) >= traces.lengths.unsqueeze(1)
+    assert torch.equal(controller.greedy_actions(traces), expected.argmax(-1).masked_fill(padding, 5))
+    state = controller.predict(traces.observations[:, 0].numpy(), task=traces.task)[1]
+    state = controller.begin(3)._replace(task=state.task)
+    for t in range(traces.observations.shape[1]):
+        distribution, state = controller.step(controller.encoded(traces.observations[:, t]), state, True)
+        torch.testing.assert_close(distribution.logits, expected[:, t])
+        state = controller.remember(state, traces.actions[:, t])
 
 
-def test_it_is_causal(traces: Demonstrations) -> None:
-    controller = small(see_task=True, see_previous_action=True)
-    before = controller.logits(traces)
-    observations, actions = traces.observations.clone(), traces.actions.clone()
-    observations[0, 5] += 1.0
-    actions[0, 4] = (actions[0, 4] + 1) % 5
-    changed = controller.logits(traces._replace(observations=observations, actions=actions))
-    assert torch.equal(before[0, :5], changed[0, :5])
-    assert not torch.allclose(before[0, 5], changed[0, 5])
-
-
-def test_as_published_it_sees_neither_task_nor_previous_action(traces: Demonstrations) -> None:
-    controller = small()
-    before = controller.logits(traces)
-    changed = traces._replace(task=traces.task + 1, actions=(traces.actions + 1) % 5)
-    assert torch.equal(before, controller.logits(changed))
-
-
-def test_it_learns_one_list() -> None:
+def test_it_learns_one_list_and_a_second_controller_in_the_process_does_too() -> None:
     traces = demonstrations(1, 0, min_length=3, max_length=3)
-    controller = RecurrentController(22, 5, task_size=1, see_task=True, see_previous_action=True, layers=1)
-    svi = SVI(controller.model, controller.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-    for _ in range(200):
-        loss = svi.step(traces)
+    for steps in (1, 120):
+        controller = RecurrentController(22, 5, task_size=1, see_task=True, see_previous_action=True, layers=1)
+        svi = SVI(controller.model, controller.guide, pyro.optim.Adam({"lr": 2e-2}), Trace_ELBO())
+        for _ in range(steps):
+            loss = svi.step(traces)
     assert loss < 0.5
     assert torch.equal(controller.greedy_actions(traces), traces.actions)
 
 
-def test_a_second_controller_in_the_process_is_trained_too(traces: Demonstrations) -> None:
-    for _ in range(2):
-        controller = small()
-        before = [p.detach().clone() for p in controller.parameters()]
-        svi = SVI(controller.model, controller.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-        svi.step(traces)
-        assert all(not torch.equal(a, b) for a, b in zip(before, controller.parameters(), strict=True))
+def world(actions: Any, width: int = 22) -> Any:
+    return SimpleNamespace(observation_space=Box(0, 1, (width,)), action_space=actions)
+
+
+def test_it_acts_with_null_where_there_is_one() -> None:
+    controller = small()
+    with torch.no_grad():
+        controller.decoder[-1].bias.copy_(torch.tensor([0, 0, 0, 50, 0, 90.0]))
+    one, many = np.zeros(22, np.float32), np.zeros((3, 22), np.float32)
+    assert controller.predict(one, deterministic=True)[0] == 3
+    for space, expected in ((Discrete(6), 5), (Discrete(6, start=4), 9), (Discrete(5, start=1), 4), (Discrete(8), 3)):
+        bound = controller.within(world(space))
+        for deterministic in (True, False):
+            found, _ = bound.predict(many, deterministic=deterministic)
+            assert found.tolist() == [expected] * 3 and found.dtype == space.dtype
+    assert controller.action_space == Discrete(5)
+    made = RecurrentController(observation_space=Box(0, 1, (22,)), action_space=Discrete(6), num_actions=5)
+    assert made.predict(one)[0] in Discrete(6)
+
+
+def test_the_task_stays_when_an_episode_begins() -> None:
+    controller = small(see_task=True, see_previous_action=True).within(world(Discrete(6)))
+    many = np.random.default_rng(0).random((2, 22), np.float32)
+    first = controller.initial_state({"task": np.float32([3])})
+    _, state = controller.predict(many[:1], first, True)
+    begun = controller.predict(many[:1], state, True)[1]
+    for one, other in zip(begun.cell, controller.predict(many[:1], first)[1].cell, strict=True):
+        torch.testing.assert_close(one, other)
+    _, state = controller.predict(many, task=np.float32([[3], [4]]))
+    _, state = controller.predict(many, [[leaf.numpy() for leaf in state.cell], *state[1:]], np.array([True, False]))
+    assert state.task.flatten().tolist() == [3, 4] and controller.predict(many, task=[3])[1].task.shape == (2, 1)
+    for bad in ({}, {"task": [1, 2]}):
+        with pytest.raises(ValueError, match=r"the task must have shape \[1\], got \["):
+            controller.initial_state(bad)
+    with pytest.raises(ValueError, match="the state is of another policy, or not of 2 rows"):
+        controller.predict(many, first)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        controller.predict(many[:0])
 
 
 def test_vectorised_particles_agree(traces: Demonstrations) -> None:
@@ -153,11 +176,22 @@ def test_check_names_what_differs(traces: Demonstrations) -> None:
         small().check(box)
 
 
-def test_bad_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="positive"):
-        RecurrentController(0, 5)
-    with pytest.raises(ValueError, match="task_size"):
-        RecurrentController(22, 5, see_task=True)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RecurrentController(0, 5), "must be positive"),
+        (lambda: RecurrentController(22, 5, see_task=True), "see_task needs task_size"),
+        (lambda: RecurrentController(22), "give num_actions, or the action_space"),
+        (lambda: RecurrentController(num_actions=5), "give obs_size, or the observation_space"),
+        (lambda: RecurrentController(3, 5, observation_space=Box(0, 1, (2,))), "obs_size=3, .* space has 2"),
+        (lambda: RecurrentController(3, 5, action_space=Discrete(4)), r"has 5 actions, .* is Discrete\(4\)"),
+        (lambda: small().within(world(Box(0, 1, (2,)))), "has 5 actions, the action space is Box"),
+        (lambda: small().within(world(Discrete(6), 3)), "observations of 22 numbers, got 3"),
+    ],
+)
+def test_bad_sizes_and_spaces_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_signature_tells_controllers_apart() -> None:

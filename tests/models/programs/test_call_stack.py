@@ -357,7 +357,7 @@ def test_native_choices_are_as_frequent_as_probable(tree: str, posterior: bool) 
     sequence = Sequence(process, context, 2000).expand((300, 4))
     z = sequence.sample()
     steps = sequence.steps(z)
-    flat = z.flatten(0, 1)
+    flat = z.flatten(0, 1)[:, : steps.live.shape[1]]
     choice, live = flat[..., 0].long(), steps.live
     probs = steps.conditional.log_probs.exp().detach()
     counts = torch.nn.functional.one_hot(choice, probs.shape[-1]).float()

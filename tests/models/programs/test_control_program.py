@@ -309,7 +309,7 @@ def test_steps_may_run_out(sorter: tuple[bool, ControlProgram]) -> None:
     env = BubbleSortMoveEnv() if move else BubbleSortEnv()
     run = program.execute(env, options={"list": [1, 0, 1]}, max_steps=5)
     assert not run.finished and len(run.calls.steps) == 5 and run.total_reward == 0.0
-    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_steps must be at least 1, not 0"):
         program.execute(env, max_steps=0)
 
 
@@ -319,6 +319,7 @@ class Script(gymnasium.Env[np.ndarray, np.int64]):
     def __init__(self, observations: list[Any], actions: int = 2, last_truncates: bool = False) -> None:
         self.script, self.truncates = observations, last_truncates
         self.action_space = gymnasium.spaces.Discrete(actions)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, np.shape(observations[0]), np.float32)
         self.taken: list[int] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -378,7 +379,7 @@ def test_execution_refuses_what_it_cannot_read() -> None:
         walker().execute(Script([np.zeros(2, np.float32)] * 3))
     for bad in (float("nan"), float("inf")):
         env = Script(observe(1.0, bad, 1.0))
-        with pytest.raises(ValueError, match="an observation is not finite"):
+        with pytest.raises(ValueError, match="row 0 is not finite"):
             walker().execute(env)
         assert env.taken == [1]
     program = ControlProgram(BUBBLE_SORT_TREE, 22)

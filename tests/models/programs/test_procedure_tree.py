@@ -96,38 +96,39 @@ def test_widths() -> None:
 # -- what is refused ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("actions: a\nroot -> sub, a\nroot -> a\nsub -> a", "duplicate name 'root'"),
-        ("actions: a, a\nroot -> a", "duplicate name 'a'"),
-        ("actions: a\na -> a", "duplicate name 'a'"),
-        ("actions: a\nroot -> b", "procedure 'root' calls 'b', which is not declared"),
-        ("actions: a\nroot -> a, a", "procedure 'root' lists a call twice"),
-        ("actions: a\nroot -> x, a\nx -> y\ny -> z, a\nz -> x", "in a cycle: x -> y -> z -> x"),
-        ("actions: a\nroot -> root, a", "in a cycle: root -> root"),
-        ("actions: a\nroot -> sub\nsub -> root, a", "in a cycle: root -> sub -> root"),
-        ("actions: a\nroot -> a\nisland -> a", "the root 'root' never reaches procedure 'island'"),
-        ("actions: a", "at least one procedure"),
-        ("root -> root", "at least one action"),
-        ("", "at least one procedure"),
-        ("actions: return\nroot -> return", "'return' cannot be a name"),
-        ("actions: a\nactions -> a", "'actions' cannot be a name"),
-        ("actions: counts\nroot -> counts", "'counts' cannot be a name"),
-        ("actions: a\nroot a", r"line 2, 'root a': a procedure is written 'name -> child, child'"),
-        ("actions: a\n\nroot ->  # nothing", "line 3, 'root ->  # nothing': a procedure must be able to call"),
-        ("actions: a!\nroot -> a", "line 1, 'actions: a!': expected a name"),
-        ("actions: a(x: real)\nroot -> a", r"line 1.*a field is written 'name: onehot\[k\]'"),
-        ("actions: a(x: image[3])\nroot -> a", "line 1.*kind must be one of onehot, real, got 'image'"),
-        ("actions: a(x: real[0])\nroot -> a", r"line 1.*real\[0\] holds no choice"),
-        ("actions: a(x: onehot[1])\nroot -> a", r"line 1.*onehot\[1\] holds no choice"),
-        ("actions: a\nroot -> a returns (x: real[1]) returns (y: real[1])", "line 2.*one list of returns"),
-        ("actions: a\nroot(x: real[1] -> a", "line 2.*expected a name"),
-    ],
-)
-def test_bad_trees_are_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ProcedureTree.parse(text)
+BAD_TREES = [
+    ("actions: a\nroot -> sub, a\nroot -> a\nsub -> a", "duplicate name 'root'"),
+    ("actions: a, a\nroot -> a", "duplicate name 'a'"),
+    ("actions: a\na -> a", "duplicate name 'a'"),
+    ("actions: a\nroot -> b", "procedure 'root' calls 'b', which is not declared"),
+    ("actions: a\nroot -> a, a", "procedure 'root' lists a call twice"),
+    ("actions: a\nroot -> x, a\nx -> y\ny -> z, a\nz -> x", "in a cycle: x -> y -> z -> x"),
+    ("actions: a\nroot -> root, a", "in a cycle: root -> root"),
+    ("actions: a\nroot -> sub\nsub -> root, a", "in a cycle: root -> sub -> root"),
+    ("actions: a\nroot -> a\nisland -> a", "the root 'root' never reaches procedure 'island'"),
+    ("actions: a", "at least one procedure"),
+    ("root -> root", "at least one action"),
+    ("", "at least one procedure"),
+    ("actions: return\nroot -> return", "'return' cannot be a name"),
+    ("actions: a\nactions -> a", "'actions' cannot be a name"),
+    ("actions: counts\nroot -> counts", "'counts' cannot be a name"),
+    ("actions: a\nroot a", r"line 2, 'root a': a procedure is written 'name -> child, child'"),
+    ("actions: a\n\nroot ->  # nothing", "line 3, 'root ->  # nothing': a procedure must be able to call"),
+    ("actions: a!\nroot -> a", "line 1, 'actions: a!': expected a name"),
+    ("actions: a(x: real)\nroot -> a", r"line 1.*a field is written 'name: onehot\[k\]'"),
+    ("actions: a(x: image[3])\nroot -> a", "line 1.*kind must be one of onehot, real, got 'image'"),
+    ("actions: a(x: real[0])\nroot -> a", r"line 1.*real\[0\] holds no choice"),
+    ("actions: a(x: onehot[1])\nroot -> a", r"line 1.*onehot\[1\] holds no choice"),
+    ("actions: a\nroot -> a returns (x: real[1]) returns (y: real[1])", "line 2.*one list of returns"),
+    ("actions: a\nroot(x: real[1] -> a", "line 2.*expected a name"),
+]
+
+
+def test_bad_trees_are_refused() -> None:
+    for text, message in BAD_TREES:
+        with pytest.raises(ValueError, match=message):
+            ProcedureTree.parse(text)
+            pytest.fail(f"taken: {text}")
 
 
 def test_bad_plain_data_is_refused() -> None:
@@ -178,7 +179,7 @@ def descendants(tree: ProcedureTree, procedure: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_masks_are_those_of_a_plain_search(seed: int) -> None:
     tree = random_tree(seed)
     actions = [a.name for a in tree.actions]
@@ -199,8 +200,7 @@ def test_masks_are_those_of_a_plain_search(seed: int) -> None:
         assert tree.consistent[h, len(actions)].nonzero()[:, 0].tolist() == [tree.null]
 
 
-@pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("seed", "native"), [(seed, seed % 2 == 0) for seed in range(8)])
 def test_posterior_walks_meet_no_dead_end(seed: int, native: bool) -> None:
     """Whatever the weights, a walk takes exactly the observed actions and ends within max_steps."""
     torch.manual_seed(seed)

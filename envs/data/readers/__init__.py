@@ -1,0 +1,1 @@
+"""Readers of demonstrations from elsewhere, a format a file."""

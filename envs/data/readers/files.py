@@ -1,0 +1,125 @@
+"""What all readers of files share: errors that name the file, packages that may be missing, choosing observations.
+
+A file may be damaged, of another format, or made by somebody who means harm. So nothing is unpickled, nothing outside
+of the file is read, and what a file says of its own size is not believed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["PATH", "Budget", "begins_like", "chosen", "existing", "imported", "naming"]
+
+PATH = str | os.PathLike[str]
+
+_BEGINNINGS = {
+    b"PK": "a zip file, as .npz files are",
+    b"\x89HDF": "an HDF5 file",
+    b"PAR1": "a parquet file",
+    b"\x93NUMPY": "a single array, as np.save writes",
+    b"\x80": "a pickle",
+}
+
+
+@contextmanager
+def naming(path: PATH | None) -> Iterator[None]:
+    """Turn whatever goes wrong in the block into one ValueError that begins with the file's name.
+
+    On damaged files zipfile, numpy, h5py and pyarrow raise a dozen kinds. What is missing, a file or a package, stays a
+    FileNotFoundError or an ImportError.
+
+    Args:
+        path: of the file; with None, errors pass as they are.
+    """
+    try:
+        yield
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception as error:
+        if path is None:
+            raise
+        text = str(error) or type(error).__name__
+        raise ValueError(f"{os.fspath(path)}: {text}") from error
+
+
+def existing(path: PATH, folder: bool = False) -> Path:
+    """Return the path of a file that holds something, or of a folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is empty, or the one in place of the other.
+    """
+    found, kind = Path(path), "folder" if folder else "file"
+    if not found.exists():
+        raise FileNotFoundError(f"no {kind} {found}")
+    if not (found.is_dir() if folder else found.is_file()):
+        raise ValueError(f"{found}: it is no {kind}")
+    if not folder and found.stat().st_size == 0:
+        raise ValueError(f"{found}: the file is empty")
+    return found
+
+
+def begins_like(path: Path) -> str:
+    """What the first bytes of a file say it is, for an error; empty where they say nothing."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    kinds = [kind for beginning, kind in _BEGINNINGS.items() if head.startswith(beginning)]
+    return f": it begins like {kinds[0]}" if kinds else ""
+
+
+class Budget:
+    """How many bytes may be read from a file, by its size; the usual compressions make at most 1,032 of one.
+
+    A few hundred bytes can claim to hold a terabyte, or the same array ten thousand times.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._left = 1100 * path.stat().st_size
+
+    def take(self, count: int) -> None:
+        """Make sure, before they are read, that the file can hold so many bytes beside those before.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it claims to hold more than a file of its size can")
+
+
+_INSTALL = {"minari": "'minari[hdf5]'", "imitation": "--no-deps imitation seals", "PIL": "pillow"}
+
+
+def imported(module: str) -> Any:
+    """Import what only a reader needs.
+
+    Raises:
+        ImportError: saying how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise ImportError(f"{name} is not installed: pip install {_INSTALL.get(name, name)}") from error
+
+
+def chosen(observations: str | Iterable[str], there: Mapping[str, Any]) -> Any:
+    """The observations that are asked for: one for a name, a dict of them for several names.
+
+    Raises:
+        ValueError: naming those that are not there, and those that are.
+    """
+    names = [observations] if isinstance(observations, str) else list(observations)
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(f"there is no {missing[0]!r}: there are {sorted(there)}")
+    if not names:
+        raise ValueError(f"nothing is chosen: there are {sorted(there)}")
+    return there[names[0]] if isinstance(observations, str) else {name: there[name] for name in names}

@@ -332,9 +332,8 @@ class Demonstrations(Dataset):
 
         It is computed on the host, by NumPy, which takes half the time of torch for so little.
         """
-        first, last = self._source.ends[name]
-        slots = np.minimum(first[self._rows][:, None] + np.arange(horizon), last[self._rows][:, None])
-        return self._source.on_device(slots.reshape(-1))
+        ends = self._source.ends[name][self._rows]
+        return self._source.on_device(np.minimum(ends[:, 0] + np.arange(horizon), ends[:, 1]).reshape(-1))
 
     @property
     def returns(self) -> Tensor | None:

@@ -1,5 +1,5 @@
 # make demo   learn to sort from 40 demonstrations, then sort a list with what was learnt (five minutes)
-# make test   every check of the project (under 15 minutes on two cores)
+# make test   every check of the project (under 8 minutes on two cores)
 #
 # Both set up everything themselves, in .venv, and need only make, pip and Python 3.11 or 3.12. The set-up is done once
 # and again when pyproject.toml or constraints.txt change. Another Python: make test PYTHON=/path/to/python3.12
@@ -48,7 +48,7 @@ docs: $(READY)
 
 unit: $(READY)
 	$(call heading,pytest (a warning is an error))
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache

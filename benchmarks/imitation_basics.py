@@ -15,7 +15,6 @@ A part is one question, and runs once a seed in a process of one thread; what it
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import statistics
@@ -350,7 +349,7 @@ def goals(seed: int) -> Rows:
     rows: Rows = []
     for method in ("gcbc", "bc"):  # bc: the same without being told
         if method == "bc":
-            data = dataclasses.replace(data, goals=torch.zeros(len(data), 2))
+            data = data.with_goals(torch.zeros(len(data), 2))
         pyro.set_rng_seed(seed)
         policy = pc.models.GoalConditionedPolicy(*spaces, goal_size=2, hidden=(128, 128), head="gaussian-shared")
         policy.normalize(data)

@@ -164,10 +164,7 @@ def random_demonstrations(steps: int) -> pc.envs.Demonstrations:
         for _ in range(BATCH)
     ]
     demos = pc.envs.Demonstrations.from_episodes(episodes, box)
-    task = torch.eye(2)[torch.arange(BATCH) % 2]
-    return pc.envs.Demonstrations(
-        demos.observations, demos.actions, demos.lengths, demos.action_space, demos.observation_space, task=task
-    )
+    return demos.replace(task=torch.eye(2)[torch.arange(BATCH) % 2])
 
 
 def skills_for(demos: pc.envs.Demonstrations, axis: str = "time") -> tuple[Any, Any]:

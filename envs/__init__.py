@@ -19,7 +19,7 @@ from .bubble_sort import (
     BubbleSortMoveEnv,
 )
 from .cart_pole import CartPoleTeacher
-from .data.demonstrations import Demonstrations, Episode
+from .data.demonstrations import Demonstrations, Episode, StoredDemonstrations, StoredTransitions
 from .data.readers.arrays import from_arrays
 from .data.readers.d4rl import from_d4rl
 from .data.readers.imitation import from_imitation, to_imitation
@@ -27,7 +27,6 @@ from .data.readers.lerobot import from_lerobot
 from .data.readers.minari import from_minari, to_minari
 from .data.readers.npz import from_npz
 from .data.readers.robomimic import from_robomimic
-from .data.storage import StoredDemonstrations, StoredTransitions
 from .data.transitions import Transitions
 from .humanoid.deep_mimic import DeepMimicEnv
 from .humanoid.motion import HumanoidMotion

@@ -12,7 +12,6 @@ OUT/call_stack.png: the inferred call stack of a test trace above the teacher's 
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +136,7 @@ def training_traces(arguments: Arguments) -> pc.envs.Demonstrations:
         return traces
     calls = traces.calls.clone()
     calls[arguments.annotated :] = torch.tensor([-1.0] + [0.0] * (calls.shape[-1] - 1))
-    return dataclasses.replace(traces, calls=calls)
+    return traces.replace(calls=calls)
 
 
 def build(arguments: Arguments) -> tuple[Any, Any, Any]:

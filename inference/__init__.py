@@ -16,6 +16,7 @@ from .imitation.augmentation import Augmented, compose, jitter, shifted
 from .imitation.hindsight import GoalData, GoalTraces, hindsight
 from .imitation.interactive import InteractiveResult, Round, constant, dagger, dart, geometric, linear
 from .imitation.noise import ConfusionNoise, GaussianNoise, Noise
+from .imitation.segmentation import match_labels, segmentation_scores
 from .imitation.structure import GreedyPolicy, Structured, boundary_f1, exact_match
 from .objectives.forward import ChainPosterior, chain_posterior, forward_log_likelihood
 from .objectives.kl_weight import KLWeight
@@ -94,10 +95,12 @@ __all__ = [
     "linear",
     "literal",
     "load_checkpoint",
+    "match_labels",
     "mean_interval",
     "nonvariational",
     "read_rows",
     "row",
+    "segmentation_scores",
     "select",
     "shifted",
     "sum_of_parts",

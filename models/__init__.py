@@ -45,7 +45,7 @@ from .policies.memory import (
 from .policies.policy import DirectPolicy, Policy
 from .policies.reactive import GoalConditionedPolicy, ReactivePolicy
 from .policies.recurrent import RecurrentController, RecurrentPolicy, RecurrentState
-from .process import Emission, Process, Sequence, Steps
+from .process import Emission, Process, Sequence, Steps, at_step
 from .programs.call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
 from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack
 from .programs.control_program import ControlProgram, Execution
@@ -68,6 +68,7 @@ from .spaces import (
     observation_size,
     unflatten_observations,
 )
+from .spread import spread
 from .wavenet import WaveNet, WaveNetCache
 
 __all__ = [
@@ -140,6 +141,7 @@ __all__ = [
     "action_size",
     "as_action_space",
     "as_controller",
+    "at_step",
     "check_action_space",
     "check_stopped",
     "decode_actions",
@@ -156,5 +158,6 @@ __all__ = [
     "space_from_json",
     "space_to_json",
     "split_annotated",
+    "spread",
     "unflatten_observations",
 ]

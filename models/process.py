@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from .._saved import Saved
 
-__all__ = ["Emission", "Process", "Sequence", "Steps", "same_tensors"]
+__all__ = ["Emission", "Process", "Sequence", "Steps", "at_step", "same_tensors"]
 
 State = Any
 Context = Any
@@ -130,6 +130,21 @@ class Process(Saved, nn.Module):
         Then one unrolling serves both. The default says so of a process and itself, in equal contexts.
         """
         return other is self and same_tensors(context, theirs)
+
+
+def at_step(values: Tensor, step: Tensor) -> Tensor:
+    """Return what a context holds for the steps that come next, inside a conditional or an advance.
+
+    Args:
+        values: ``[B, T, ...]``, one entry a step.
+        step: long ``[B]``, where each row is, or ``[B, I]``, all steps at once; those past the end get the last entry.
+
+    Returns:
+        ``[B, ...]`` or ``[B, I, ...]``.
+    """
+    rows = torch.arange(len(step), device=step.device)
+    rows = rows if step.dim() == 1 else rows.unsqueeze(1)
+    return values[rows, step.clamp(max=values.shape[1] - 1)]
 
 
 class Steps(NamedTuple):

@@ -27,7 +27,9 @@ __all__ = [
     "decode_actions",
     "encode_actions",
     "flatten_observations",
+    "observation_bytes",
     "observation_dtype",
+    "observation_leaves",
     "observation_parts",
     "observation_size",
     "unflatten_observations",
@@ -79,29 +81,54 @@ def observation_parts(space: Space) -> dict[str, slice]:
     """
     parts: dict[str, slice] = {}
     start = 0
-    for name, leaf in _leaves(space):
-        if name in parts:
-            raise TypeError(f"two parts of the observation space are called {name!r}: {space}")
+    for name, leaf in observation_leaves(space).items():
         parts[name] = slice(start, start := start + _width(leaf))
     return parts
 
 
-def observation_dtype(space: Space) -> np.dtype[Any]:
-    """Return the type of flattened observations: float32, or float64 where a part needs it.
+def observation_leaves(space: Space) -> dict[str, Space]:
+    """Return the parts of a space that have no parts themselves, by name, in their order; see `observation_parts`.
 
-    A part needs float64 if it is a Box of float64, or of integers beyond 2^24.
+    Raises:
+        TypeError: for two parts of one name.
+    """
+    leaves: dict[str, Space] = {}
+    for name, leaf in _leaves(space):
+        if name in leaves:
+            raise TypeError(f"two parts of the observation space are called {name!r}: {space}")
+        leaves[name] = leaf
+    return leaves
+
+
+def observation_dtype(space: Space) -> np.dtype[Any]:
+    """Return the type of flattened observations.
+
+    It is uint8 where every part is a Box of uint8, such as an image. Otherwise it is float32, or float64 where a part
+    needs it: a Box of float64, or of integers beyond 2^24.
 
     Raises:
         TypeError: for a space that has no flat form.
     """
+    if (of_bytes := observation_bytes(space)).size and of_bytes.all():
+        return np.dtype(np.uint8)
     return np.dtype(np.float64 if any(_needs_double(leaf) for _, leaf in _leaves(space)) else np.float32)
+
+
+def observation_bytes(space: Space) -> np.ndarray:
+    """Return which numbers of a flattened observation are bytes, ``[O]`` bool: those of Boxes of uint8.
+
+    Raises:
+        TypeError: for a space that has no flat form.
+    """
+    leaves = [(_width(leaf), isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8) for _, leaf in _leaves(space)]
+    return np.concatenate([np.full(width, of_bytes) for width, of_bytes in leaves] or [np.zeros(0, bool)])
 
 
 def flatten_observations(space: Space, observations: Any) -> np.ndarray:
     """Flatten one observation, or a batch of them.
 
-    Values are cast to the types that the space declares; bounds of a Box are not checked, as many environments
-    overstep their own.
+    Values are cast to the types that the space declares: real numbers are rounded, and whole numbers are taken from
+    any type that holds them. Bounds of a Box are not checked, as many environments overstep their own.
 
     Args:
         space: the observation space.
@@ -222,19 +249,19 @@ def _flatten_leaf(leaf: Space, given: Any, name: str, dtype: np.dtype[Any]) -> n
     """``[..., width]`` of one part."""
     value = _numbers(given, leaf.shape, _named(name))
     leading = value.shape[: value.ndim - len(leaf.shape or ())]
-    if isinstance(leaf, spaces.Box):
-        if leaf.dtype.kind != "f" and value.dtype.kind == "f":
-            raise SpaceError(f"{_named(name)} must be of {leaf.dtype}, got {value.dtype}")
+    if isinstance(leaf, spaces.Box | spaces.MultiBinary):
         if leaf.dtype.itemsize == 8 and leaf.dtype.kind in "iu":
             _refuse(np.abs(value.astype(np.float64)) > _EXACT["float64"], f"{_named(name)} is beyond 2^53", leaf.shape)
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, which the reader of the numbers refuses
-            cast = value.astype(leaf.dtype, copy=False).astype(dtype, copy=False)
-        return cast.reshape((*leading, _width(leaf)))
+        if isinstance(leaf, spaces.MultiBinary):
+            _refuse((value != 0) & (value != 1), f"{_named(name)} is outside {leaf}", leaf.shape)
+        # What overflows becomes infinite, which the reader of the numbers refuses.
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = value.astype(leaf.dtype, copy=False)
+        if leaf.dtype.kind != "f" and value.dtype != leaf.dtype:
+            _refuse(cast != value, f"{_named(name)} must be of {leaf.dtype}, got {value.dtype}", leaf.shape, value)
+        return cast.astype(dtype, copy=False).reshape((*leading, _width(leaf)))
     if value.dtype.kind == "f":
         raise SpaceError(f"{_named(name)} must be of {leaf.dtype}, got {value.dtype}")
-    if isinstance(leaf, spaces.MultiBinary):
-        _refuse((value != 0) & (value != 1), f"{_named(name)} is outside {leaf}", leaf.shape)
-        return value.astype(dtype).reshape((*leading, _width(leaf)))
     start, count = _range(leaf)
     index = value.astype(np.int64) - start
     _refuse((index < 0) | (index >= count), f"{_named(name)} is outside {leaf}", leaf.shape, value)

@@ -10,21 +10,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from ...models.spaces import (
     SpaceError,
-    decode_actions,
     encode_actions,
     flatten_observations,
+    observation_bytes,
     observation_size,
     unflatten_observations,
 )
-from .flat_traces import FlatTraces, TraceError
+from .checks import TraceError
 
-__all__ = ["Episode", "episodes_of", "flatten_episodes"]
+__all__ = ["Episode", "rows_of_episodes"]
 
 Space = spaces.Space[Any]
+
+_EXTRAS = {"task": 1, "arguments": 2, "calls": 2, "rewards": 1}  # what else an episode may have, and its dimensions
 
 
 class Episode(NamedTuple):
@@ -53,15 +57,18 @@ class Episode(NamedTuple):
     truncated: bool = False
 
 
-def flatten_episodes(
+def rows_of_episodes(
     episodes: Sequence[Episode], action_space: Space, observation_space: Space | None = None
-) -> FlatTraces:
+) -> tuple[dict[str, Tensor], np.ndarray, np.ndarray, dict[str, Tensor]]:
     """Encode episodes and put them one after the other.
 
     Args:
         episodes: the demonstrations.
         action_space: a space that `check_action_space` accepts.
         observation_space: None for plain vectors.
+
+    Returns:
+        What a `Store` takes: rows by column, steps and calls of each trace, tables.
 
     Raises:
         TypeError: if one of them is no `Episode`.
@@ -71,92 +78,54 @@ def flatten_episodes(
     """
     if len(episodes) == 0:
         raise ValueError("no demonstrations: the data set is empty")
-    names = ("observations", "actions", "task", "arguments", "calls", "rewards")
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    whole: list[bool] = []  # whether the observations of each episode were integers
-    call_counts = np.zeros(len(episodes), np.int64)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*_EXTRAS, "observations", "bytes", "actions")}
+    call_steps = np.zeros(len(episodes), np.int64)
+    whole = None  # whether the observations are integers
+    apart = observation_bytes(observation_space) if observation_space is not None else np.zeros(0, bool)
     for index, episode in enumerate(episodes):
         if not isinstance(episode, Episode):
             raise TypeError(f"trace {index} must be an Episode, got {type(episode).__name__}")
         actions = _actions(action_space, episode.actions, index)
-        columns["actions"].append(actions)
         if observation_space is None:
-            observations = _column("observations", episode.observations, index, columns["observations"], 2)
-            whole.append(np.asarray(episode.observations).dtype.kind != "f")
-            if whole[-1] != whole[0]:
-                kinds = ("integers", "floats") if whole[-1] else ("floats", "integers")
+            seen = _column("observations", episode.observations, index, columns["observations"], 2)
+            kinds = ("floats", "integers")[:: -1 if np.asarray(episode.observations).dtype.kind != "f" else 1]
+            if whole not in (None, kinds):
                 raise TraceError(index, 0, f"observations are {kinds[0]}, those before are {kinds[1]}")
+            whole = kinds
         else:
-            observations = _flat_observations(observation_space, episode.observations, index)
-        columns["observations"].append(observations)
-        if len(observations) != len(actions) + 1:
-            raise TraceError(
-                index,
-                min(len(observations), len(actions)),
-                f"{len(observations)} observations for {len(actions)} actions; "
-                "a trace has one observation more than actions",
-            )
+            seen = _flat_observations(observation_space, episode.observations, index)
+        what = f"{len(seen)} observations for {len(actions)} actions; a trace has one observation more than actions"
+        if len(seen) != len(actions) + 1:
+            raise TraceError(index, min(len(seen), len(actions)), what)
+        if apart.any() and not apart.all():
+            columns["bytes"].append(seen[:, apart].astype(np.uint8))
+            seen = seen[:, ~apart]
+        columns["observations"].append(seen)
+        columns["actions"].append(actions)
         none = {"task": np.zeros(0, np.float32), "arguments": np.zeros((len(actions), 0), np.float32)}
-        for name, dimensions in (("task", 1), ("arguments", 2)):
-            given = getattr(episode, name)
-            value = _column(name, none[name] if given is None else given, index, columns[name], dimensions)
-            columns[name].append(value)
-        _same_count("arguments", len(columns["arguments"][-1]), len(actions), index)
-        if episode.rewards is not None:
-            columns["rewards"].append(_column("rewards", episode.rewards, index, columns["rewards"], 1))
-            _same_count("rewards", len(columns["rewards"][-1]), len(actions), index)
+        for name, dimensions in _EXTRAS.items():
+            if (given := none.get(name) if getattr(episode, name) is None else getattr(episode, name)) is not None:
+                value = _column(name, given, index, columns[name], dimensions)
+                if name in ("arguments", "rewards") and len(value) != len(actions):
+                    what = f"{len(value)} {name} for {len(actions)} actions"
+                    raise TraceError(index, min(len(value), len(actions)), what)
+                columns[name].append(value)
         if len(columns["rewards"]) not in (0, index + 1):
             has, had = ("no rewards", "have") if episode.rewards is None else ("rewards", "have none")
             raise TraceError(index, 0, f"the trace has {has}, those before {had}")
-        if episode.calls is not None:
-            calls = _column("calls", episode.calls, index, columns["calls"], 2)
-            if calls.shape[1] == 0:
-                raise TraceError(index, 0, "calls must have at least one column, the choice", "call")
-            columns["calls"].append(calls)
-            call_counts[index] = len(calls)
-    observations = np.concatenate(columns["observations"])
+        call_steps[index] = 0 if episode.calls is None else len(columns["calls"][-1])
+    columns["task"] = [np.stack(columns["task"])]
+    joined = {name: np.concatenate(column) for name, column in columns.items() if column}
     # What else there is has the precision of the observations, so that a model reads numbers of one kind.
-    cast = {
-        name: (np.stack if name == "task" else np.concatenate)(columns[name] or [np.zeros((0, 0))]).astype(
-            observations.dtype, copy=False
-        )
-        for name in ("task", "arguments", "calls")
+    real = np.promote_types(joined["observations"].dtype, np.float32)
+    rows = {
+        name: torch.from_numpy(column.astype(real, copy=False) if name in ("task", "arguments", "calls") else column)
+        for name, column in joined.items()
     }
-    return FlatTraces(
-        counts=np.array([len(actions) for actions in columns["actions"]]),
-        observations=observations,
-        actions=np.concatenate(columns["actions"]),
-        terminated=np.array(
-            [bool(not e.truncated if e.terminated is None else e.terminated) for e in episodes], dtype=bool
-        ),
-        truncated=np.array([bool(e.truncated) for e in episodes], dtype=bool),
-        rewards=np.concatenate(columns["rewards"]) if columns["rewards"] else None,
-        call_counts=call_counts,
-        **cast,
-    )
-
-
-def episodes_of(flat: FlatTraces, action_space: Space, observation_space: Space) -> list[Episode]:
-    """Take traces apart again, in the environment's form: the inverse of `flatten_episodes`."""
-    ends = np.cumsum(flat.counts)[:-1]
-    observations = np.split(flat.observations, ends + np.arange(1, len(flat)))
-    actions = np.split(flat.actions, ends)
-    arguments = np.split(flat.arguments, ends)
-    rewards = None if flat.rewards is None else np.split(flat.rewards, ends)
-    calls = np.split(flat.calls, np.cumsum(flat.call_counts)[:-1])
-    return [
-        Episode(
-            observations=unflatten_observations(observation_space, observations[index]),
-            actions=decode_actions(action_space, actions[index]),
-            task=flat.task[index].copy() if flat.task.shape[1] else None,
-            arguments=arguments[index].copy() if flat.arguments.shape[1] else None,
-            calls=calls[index].copy() if flat.call_counts[index] else None,
-            rewards=None if rewards is None else rewards[index].copy(),
-            terminated=bool(flat.terminated[index]),
-            truncated=bool(flat.truncated[index]),
-        )
-        for index in range(len(flat))
-    ]
+    terminated = [bool(not e.truncated if e.terminated is None else e.terminated) for e in episodes]
+    tables = {"task": rows.pop("task"), "terminated": torch.tensor(terminated)}
+    tables["truncated"] = torch.tensor([bool(episode.truncated) for episode in episodes])
+    return rows, np.array([len(actions) + 1 for actions in columns["actions"]]), call_steps, tables
 
 
 def _actions(space: Space, given: Any, index: int) -> np.ndarray:
@@ -183,6 +152,8 @@ def _flat_observations(space: Space, given: Any, index: int) -> np.ndarray:
     """`[A + 1, O]`, the observations of one episode, flattened if they are not."""
     size = observation_size(space)
     came_flat = getattr(given, "ndim", 0) == 2 and tuple(given.shape[1:]) == (size,) != space.shape
+    if isinstance(space, spaces.MultiDiscrete) and space.shape == (size,):  # of one value each: these or their one-hots
+        came_flat = np.asarray(given).dtype.kind == "f"
     try:
         # Those that came flattened go to the environment's form and back, to be checked like all others.
         flat = flatten_observations(space, unflatten_observations(space, given) if came_flat else given)
@@ -191,7 +162,7 @@ def _flat_observations(space: Space, given: Any, index: int) -> np.ndarray:
     if flat.ndim != 2:
         raise TraceError(index, 0, f"the observations must be a batch, one a step, got shape {flat.shape} flattened")
     if came_flat:
-        numbers = np.asarray(given).astype(flat.dtype)
+        numbers = np.asarray(given).astype(np.promote_types(flat.dtype, np.float32))
         changed = ((flat != numbers) & np.isfinite(numbers)).any(-1)
         if changed.any():
             raise TraceError(index, int(changed.argmax()), "the flattened observation is none of its space")
@@ -212,6 +183,8 @@ def _column(name: str, given: Any, index: int, before: list[np.ndarray], dimensi
         raise bad(f"must have {dimensions} dimensions, got shape {value.shape}")
     if value.dtype.kind not in "fiub":  # objects too, which are never looked into
         raise bad(f"must be numbers, got {value.dtype}")
+    if name == "calls" and value.shape[1] == 0:
+        raise bad("must have at least one column, the choice")
     if name != "rewards" and before and value.shape[-1] != before[0].shape[-1]:
         raise bad(f"have width {value.shape[-1]}, those before have {before[0].shape[-1]}")
     if value.dtype.kind == "f":
@@ -219,8 +192,3 @@ def _column(name: str, given: Any, index: int, before: list[np.ndarray], dimensi
     else:  # float32 holds the smaller integers exactly
         double = value.dtype.kind in "iu" and value.size > 0 and np.abs(value.astype(np.float64)).max() > 2**24
     return value.astype(np.float64 if double else np.float32, copy=False)
-
-
-def _same_count(name: str, count: int, actions: int, index: int) -> None:
-    if count != actions:
-        raise TraceError(index, min(count, actions), f"{count} {name} for {actions} actions")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import math
 import os
-import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -17,10 +16,6 @@ import numpy as np
 from numpy.lib import format as npy
 
 __all__ = ["Member", "NpzReader"]
-
-# Of a zip file: what a member's local header begins with, its size, and where in it the lengths of the name and of the
-# extra field stand (PKWARE, APPNOTE.TXT, 4.3.7). The central directory has another extra field, so it cannot tell.
-_SIGNATURE, _LOCAL_SIZE, _LENGTHS = b"PK\x03\x04", 30, struct.Struct("<26xHH")
 
 
 class Member(NamedTuple):
@@ -44,9 +39,14 @@ class Member(NamedTuple):
 class NpzReader:
     """An uncompressed `.npz` file. It is open only while it is read, by any number of threads or processes.
 
+    Args:
+        path: the file.
+        whole: names of arrays to read at once, their CRC verified.
+
     Attributes:
         path: the file.
-        members: the arrays in it by name.
+        members: all arrays in it by name.
+        arrays: those of ``whole`` that there are.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -54,14 +54,19 @@ class NpzReader:
             this machine, row after row. Objects are refused, not unpickled.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], whole: Collection[str] = ()) -> None:
         self.path = Path(path).absolute()
+        self.members: dict[str, Member] = {}
+        self.arrays: dict[str, np.ndarray] = {}
         with open(self.path, "rb") as file:
             self._identity = _identity(file.fileno())
             try:
                 with zipfile.ZipFile(file) as archive:
-                    infos = archive.infolist()
-                    self.members = {info.filename.removesuffix(".npy"): _member(file, info) for info in infos}
+                    for info in archive.infolist():
+                        name = info.filename.removesuffix(".npy")
+                        self.members[name] = _member(file, archive, info)
+                        if name in whole:
+                            self.arrays[name] = npy.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
             except Exception as error:  # on damaged files zipfile raises a dozen kinds, and numpy some more
                 raise ValueError(str(error) or type(error).__name__) from error
 
@@ -94,22 +99,6 @@ class NpzReader:
                 raise ValueError(f"{self.path} was truncated: it ends at byte {offset + done}")
             done += count
 
-    def array(self, name: str) -> np.ndarray:
-        """Return a whole array, its CRC verified.
-
-        Raises:
-            KeyError: if there is none.
-            ValueError: if it is damaged.
-        """
-        if name not in self.members:
-            raise KeyError(f"{name} is not in the file")
-        with self.opened() as handle, os.fdopen(handle, "rb", closefd=False) as file:
-            try:
-                with zipfile.ZipFile(file) as archive:
-                    return npy.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
-            except Exception as error:
-                raise ValueError(str(error) or type(error).__name__) from error
-
 
 def _identity(handle: int) -> tuple[int, ...]:
     """What changes when a file is replaced or written to."""
@@ -117,7 +106,7 @@ def _identity(handle: int) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _member(file: IO[bytes], info: zipfile.ZipInfo) -> Member:
+def _member(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     """Find an array in the file."""
     name = info.filename
     if info.compress_type != zipfile.ZIP_STORED:
@@ -125,25 +114,20 @@ def _member(file: IO[bytes], info: zipfile.ZipInfo) -> Member:
             "it is compressed, and only uncompressed files can be read in parts: write one with "
             "Demonstrations.load(path).save(other_path, compressed=False)"
         )
-    file.seek(info.header_offset)
-    local = file.read(_LOCAL_SIZE)
-    name_size, extra_size = _LENGTHS.unpack(local) if len(local) == _LOCAL_SIZE else (0, 0)
-    # A comment, which numpy does not write, may be members that a damaged directory has swallowed.
-    if not local.startswith(_SIGNATURE) or file.read(name_size) != name.encode() or info.comment:
-        raise ValueError(f"{name} is damaged: its header is another one")
-    start = info.header_offset + _LOCAL_SIZE + name_size + extra_size
-    file.seek(start)
-    version = npy.read_magic(file)
-    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-    if read_header is None:
-        raise ValueError(f"{name} is of version {version} of the .npy format")
-    shape, by_columns, dtype = read_header(file)
-    offset = file.tell()
+    if info.comment:  # which numpy does not write: it may be members that a damaged directory has swallowed
+        raise ValueError(f"{name} is damaged: it has a comment")
+    with archive.open(info) as member:
+        start = file.tell()  # zipfile has read the member's header from there, and nothing of what follows it
+        version = npy.read_magic(member)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+        if read_header is None:
+            raise ValueError(f"{name} is of version {version} of the .npy format")
+        shape, by_columns, dtype = read_header(member)
+        size = member.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} holds objects, which are never unpickled")
     if by_columns and len(shape) > 1 or not dtype.isnative:
         raise ValueError(f"{name} is stored by columns or in another byte order")
-    if offset - start + math.prod(shape) * dtype.itemsize != info.file_size:
+    if size + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError(f"{name} is damaged: its size is not that of {shape} {dtype}")
-    file.seek(start)
-    return Member(shape, dtype, offset, info.CRC, zlib.crc32(file.read(offset - start)))
+    return Member(shape, dtype, start + size, info.CRC, zlib.crc32(os.pread(file.fileno(), size, start)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 __all__ = ["Index", "chosen_rows", "split_rows"]
@@ -13,40 +12,43 @@ __all__ = ["Index", "chosen_rows", "split_rows"]
 Index = int | slice | Sequence[int] | Tensor | np.ndarray
 
 
-def chosen_rows(index: Index, count: int, name: str) -> Tensor:
-    """Which of `count` rows an index chooses, `[N]` long on the CPU.
+def chosen_rows(rows: np.ndarray, index: Index, name: str) -> np.ndarray:
+    """Return those of some rows that an index chooses, `[N]`.
 
     Args:
+        rows: `[count]`.
         index: int, slice, integer sequence or tensor, or boolean mask `[count]`.
-        count: how many rows there are.
         name: what a row is, for an error.
 
     Raises:
         IndexError: if it points outside the rows.
         ValueError: if it chooses nothing.
     """
-    if isinstance(index, int | np.integer):
-        rows = torch.tensor([int(index)])
+    if isinstance(index, Tensor):
+        index = (index if index.is_cpu else index.cpu()).numpy()
+    elif isinstance(index, int | np.integer):
+        index = [int(index)]
     elif isinstance(index, slice):
-        places = range(*index.indices(count))
-        rows = torch.arange(len(places)) * places.step + places.start
+        index = np.arange(*index.indices(len(rows)))
     else:
-        rows = torch.as_tensor(index).cpu()
-    if rows.numel() == 0:
+        index = np.asarray(index if len(index) else [], None if len(index) else np.int64)
+    try:
+        found = rows[index]
+    except IndexError:
+        given = np.asarray(index)
+        if given.dtype == bool:
+            what = f"a mask of {len(rows)} {name}s must have shape [{len(rows)}], got {[*given.shape]}"
+        elif given.dtype.kind in "iu":
+            outside = given.min() if given.min() < -len(rows) else given.max()
+            what = f"{name} {outside} of {len(rows)}"
+        else:
+            what = f"{name}s are chosen by integers [N] or a mask, got {given.dtype} {[*given.shape]}"
+        raise IndexError(what) from None
+    if not found.size:
         raise ValueError(f"no {name}s: the selection is empty")
-    if rows.dtype == torch.bool:
-        if rows.shape != (count,):
-            raise IndexError(f"a mask of {count} {name}s must have shape [{count}], got {list(rows.shape)}")
-        rows = rows.nonzero()[:, 0]
-        if len(rows) == 0:
-            raise ValueError(f"no {name}s: the selection is empty")
-    if rows.dim() != 1 or rows.is_floating_point():
-        raise IndexError(f"{name}s are chosen by integers [N] or a mask, got {rows.dtype} {list(rows.shape)}")
-    rows = rows.long()
-    least, greatest = (int(end) for end in rows.aminmax())
-    if least < -count or greatest >= count:
-        raise IndexError(f"{name} {least if least < -count else greatest} of {count}")
-    return torch.where(rows < 0, rows + count, rows) if least < 0 else rows
+    if found.ndim != 1:
+        raise IndexError(f"{name}s are chosen by integers [N] or a mask, got shape {[*found.shape]}")
+    return found
 
 
 def split_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ Shapes: B examples of a batch (traces, or single transitions), T steps, O observ
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
@@ -154,10 +153,10 @@ class _Jitter:
     std: Tensor
 
     def __call__(self, batch: Any) -> Any:
-        seen = batch.observations
+        seen = _real(batch.observations)
         _check_width("std", self.std, seen, "observations")
         moved = seen + torch.randn_like(seen) * self.std.to(seen)
-        return _changed(batch, observations=_where(getattr(batch, "mask", None), moved, seen))
+        return batch._replace(observations=_where(getattr(batch, "mask", None), moved, seen))
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class _Shifted:
     amount: float
 
     def __call__(self, batch: Any) -> Any:
-        seen, actions = batch.observations, batch.actions
+        seen, actions = _real(batch.observations), batch.actions
         _check_width("observation_shift", self.observation_shift, seen, "observations")
         u = (2 * torch.rand(len(seen), dtype=seen.dtype, device=seen.device) - 1) * self.amount
         moved = _moved(self.observation_shift, seen, u)
@@ -181,8 +180,7 @@ class _Shifted:
                 for bound in (batch.action_space.low, batch.action_space.high)
             )
             corrected = corrected.clamp(low, high)
-        return _changed(
-            batch,
+        return batch._replace(
             observations=_where(getattr(batch, "mask", None), moved, seen),
             actions=_where(batch.acted, corrected, actions),
         )
@@ -196,6 +194,11 @@ class _Composed:
         for transform in self.transforms:
             batch = transform(batch)
         return batch
+
+
+def _real(observations: Tensor) -> Tensor:
+    """Observations as real numbers, also if they are bytes."""
+    return observations if observations.is_floating_point() else observations.float()
 
 
 def _check_width(name: str, change: Tensor | Change, value: Tensor, what: str) -> None:
@@ -214,14 +217,6 @@ def _where(live: Tensor | None, value: Tensor, otherwise: Tensor) -> Tensor:
     if live is None:
         return value
     return torch.where(live.reshape(*live.shape, *[1] * (value.dim() - live.dim())), value, otherwise)
-
-
-def _changed(batch: Any, **tensors: Tensor) -> Any:
-    """A copy of a batch with other tensors; not checked again, so that no minibatch pays for checks."""
-    changed = copy.copy(batch)
-    for name, value in tensors.items():
-        object.__setattr__(changed, name, value)  # batches are frozen
-    return changed
 
 
 def _description(thing: Any) -> str:

@@ -101,14 +101,11 @@ def hindsight(
         ``[N per_step, G]`` or ``[N, G]``.
 
     Raises:
-        TypeError: if the demonstrations are not whole traces in memory.
+        TypeError: if the demonstrations are not whole traces.
         ValueError: for an unknown strategy or part, numbers out of range, or goals of another shape or kind.
     """
-    if not all(hasattr(demonstrations, name) for name in ("observations", "lengths", "acted", "mask", "transitions")):
-        raise TypeError(
-            f"goals are found in whole traces in memory, such as Demonstrations, got {type(demonstrations).__name__}; "
-            "of StoredDemonstrations take a batch, stored[indices]"
-        )
+    if not all(hasattr(demonstrations, name) for name in ("lengths", "acted", "mask", "transitions")):
+        raise TypeError(f"goals are found in whole traces, such as Demonstrations, got {type(demonstrations).__name__}")
     if strategy not in ("future", "final", "fixed"):
         raise ValueError(f"strategy must be 'future', 'final' or 'fixed', not {strategy!r}")
     if per_step < 1 or horizon is not None and horizon < 1:

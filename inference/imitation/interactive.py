@@ -6,7 +6,6 @@ add them to those of the rounds before; learn from all of them again.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -311,8 +310,6 @@ def _check_given(learn: Any, initial: Any, **counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None:
             verify_least(1, **{name: count})
-    if hasattr(initial, "transitions") and not isinstance(initial, Demonstrations):  # data, but on disk
-        raise TypeError(f"initial must be Demonstrations in memory, got {type(initial).__name__}: take initial[:]")
 
 
 @dataclass
@@ -414,7 +411,7 @@ class _Interaction:
         if self.initial is None:
             return collected
         if self.initial.rewards is None:
-            collected = dataclasses.replace(collected, rewards=None)
+            collected = collected.replace(rewards=None)
         return self.initial + collected
 
     def _pairs(self, demonstrations: Demonstrations) -> Pairs:

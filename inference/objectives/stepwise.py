@@ -101,6 +101,10 @@ class StepwiseKL_ELBO(ELBO):
     plate, or a sum over it. That is found by tracked dependencies and by changing a row, once for every structure of a
     model and guide; such costs are credited across the plate. (Pyro's own ELBOs take the plate's word for it.)
 
+    Vectorised particles are baselines for each other: from what multiplies a particle's score, the mean over the other
+    particles is subtracted (Kool et al., 2019). That is unbiased, and a constant added to a log-likelihood, such as
+    another unit of what is observed, no longer changes the noise of the gradient.
+
     The score term is left unscaled and unmasked: costs are scaled and masked already, and a score once more
     would make the gradient that of another objective.
 
@@ -114,7 +118,7 @@ class StepwiseKL_ELBO(ELBO):
     Args:
         num_particles: how many samples to average.
         max_plate_nesting: of model and guide; guessed if None.
-        vectorize_particles: draw the particles in one batched run.
+        vectorize_particles: draw the particles in one batched run, where they are baselines for each other.
         score: ``"sequential"``; ``"full"`` multiplies every score with all costs (the plain score function: also
             unbiased, noisier); ``"none"`` drops the score term (biased for steps that are not reparametrised).
 
@@ -321,7 +325,7 @@ class StepwiseKL_ELBO(ELBO):
             if self.score == "sequential":
                 for cost in apart[n]:
                     multiplier = multiplier - _sum_to(cost.apart[n].detach(), cost.frames & frames, steps=steps)
-            yield _sum_to(log_prob, frames, steps=steps), multiplier
+            yield _sum_to(log_prob, frames, steps=steps), _less_the_others(multiplier, frames, steps=steps)
 
     def _credit_across(
         self, costs: dict[str, _Cost], scores: dict[int, _Score], kept: _Kept
@@ -336,7 +340,7 @@ class StepwiseKL_ELBO(ELBO):
                     multiplier = multiplier + (value.unsqueeze(-1) if steps and value.dim() else value)
                 if self.score == "sequential" and n in cost.apart:
                     multiplier = multiplier - _sum_to(cost.apart[n].detach(), apart, steps=steps)
-            yield _sum_to(log_prob, frames, steps=steps), multiplier
+            yield _sum_to(log_prob, frames, steps=steps), _less_the_others(multiplier, frames, steps=steps)
 
     def _plates(
         self,
@@ -437,6 +441,16 @@ def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Te
         if dim not in keep and value.shape[dim - last] != 1:
             value = value.sum(dim - last, keepdim=True)
     return value
+
+
+def _less_the_others(multiplier: Tensor, frames: frozenset[Any], *, steps: bool) -> Tensor:
+    """Subtract the mean over the other particles, which no score of a particle's own depends on."""
+    for frame in frames:
+        dim = frame.dim - (1 if steps else 0)
+        if frame.name == "num_particles_vectorized" and multiplier.dim() >= -dim and multiplier.shape[dim] > 1:
+            particles = multiplier.shape[dim]
+            return (multiplier - multiplier.mean(dim, keepdim=True)) * (particles / (particles - 1))
+    return multiplier
 
 
 def _in_order(trace: Trace, number: dict[str, int]) -> Iterator[tuple[int, tuple[str, Any]]]:

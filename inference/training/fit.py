@@ -249,12 +249,13 @@ def _verify_dataset(data: Any) -> None:
 def _verify_data(module: nn.Module, data: Any) -> None:
     """Refuse data that ``module`` cannot learn from: of another precision, or refused by its own check."""
     kind = type(module).__name__
-    observations = getattr(data, "observations", None)
-    if isinstance(observations, Tensor) and observations.is_floating_point():
+    found = getattr(data, "observation_dtype", None)  # for which nothing is read from disk
+    found = getattr(getattr(data, "observations", None), "dtype", None) if found is None else found
+    if isinstance(found, torch.dtype) and found.is_floating_point:
         dtypes = list(dict.fromkeys(p.dtype for p in module.parameters() if p.is_floating_point()))
-        if dtypes and observations.dtype not in dtypes:
+        if dtypes and found not in dtypes:
             raise ValueError(
-                f"the observations are {observations.dtype}, the parameters of the {kind} {dtypes[0]}: "
+                f"the observations are {found}, the parameters of the {kind} {dtypes[0]}: "
                 f"use data.to(dtype={dtypes[0]})"
             )
     if callable(check := getattr(module, "check", None)):

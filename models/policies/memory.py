@@ -23,7 +23,7 @@ from torch.distributions import constraints
 
 from ..heads import Head, make_head
 from ..networks import mlp
-from ..process import Emission, Process, Sequence, same_tensors
+from ..process import Emission, Process, Sequence, at_step, same_tensors
 from ..registration import register
 from .policy import Policy, Space
 
@@ -134,10 +134,7 @@ class Memory(Process):
 
     def seen(self, state: MemoryState, context: MemoryContext) -> Tensor:
         """Return the context of the steps that come next, ``[B, C]`` or ``[B, I, C]``."""
-        if state.step.dim() == 2:  # all steps of a trace, in order
-            return context.features[:, : state.step.shape[1]]
-        rows = torch.arange(len(state.step), device=state.step.device)
-        return context.features[rows, state.step.clamp(max=context.features.shape[1] - 1)]
+        return at_step(context.features, state.step)
 
 
 class DiscreteMemory(Memory):

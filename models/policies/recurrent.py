@@ -220,7 +220,7 @@ class RecurrentController(Acting):
         """
         check_stopped(traces)
         found = {
-            "obs_size": (traces.observations.shape[-1], self.obs_size),
+            "obs_size": (observation_size(traces.observation_space), self.obs_size),
             "num_actions": (traces.num_actions, self.num_actions),
             "action argument size": (traces.arguments.shape[-1], 0),
         }

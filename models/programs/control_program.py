@@ -190,10 +190,10 @@ class ControlProgram(Saved, nn.Module):
                 calls that no call stack can take or that do not take the trace's actions, or a horizon too short.
         """
         check_stopped(traces)
-        if traces.observations.shape[-1] != self.obs_size:
+        if (width := observation_size(traces.observation_space)) != self.obs_size:
             raise ValueError(
                 f"trace 0, step 0: the program takes observations of width {self.obs_size}, "
-                f"the traces have width {traces.observations.shape[-1]}"
+                f"the traces have width {width}"
             )
         self.tree.check(traces)
         if self.horizon is not None:

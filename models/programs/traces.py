@@ -24,6 +24,7 @@ class Traces(Protocol):
         terminated: bool ``[B]``, traces that ended of their own accord: their null is a choice, not the place where
             they were cut off.
         action_space: that of the environment, a ``Discrete`` for all that is said here of null.
+        observation_space: that of the environment.
         num_actions: how many actions there are, null not counted.
     """
 
@@ -50,6 +51,9 @@ class Traces(Protocol):
 
     @property
     def action_space(self) -> spaces.Space[Any]: ...  # noqa: D102
+
+    @property
+    def observation_space(self) -> spaces.Space[Any]: ...  # noqa: D102
 
     @property
     def num_actions(self) -> int: ...  # noqa: D102

@@ -212,74 +212,56 @@ def embedded() -> LatentActionEnv:
     return LatentActionEnv(Counter(), Shift(LOW), observation=FIRST)
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: LatentActionEnv(Counter(), Shift(LOW)), ValueError, "takes observations of 1 numbers, it is to see 2"),
-        (lambda: LatentActionEnv(Counter(), Shift(HIGH), hold=0), ValueError, "hold must be at least 1, got 0"),
-        (lambda: LatentActionEnv(PointMove(), Shift([[0.0] * 4])), ValueError, "acts with 1 numbers, the space of"),
-        (lambda: LatentActionEnv(Counter(), Shift(HIGH), hold=1.5), TypeError, "hold must be a whole number, got 1.5"),
-        (lambda: LatentActionEnv(Counter(), Shift(HIGH), observation=3), TypeError, "a slice or indices, got 3"),
-        (lambda: LatentActionEnv(Counter(low=1.0), Shift(HIGH)), ValueError, "the actions have no bounds to scale to"),
-        (
-            lambda: LatentActionEnv(Counter(low=-WIDE, high=WIDE), Shift(HIGH)),
-            ValueError,
-            "the actions have no bounds to scale to",
-        ),
-        (lambda: LatentActionEnv(Unbounded(), Shift(HIGH)), ValueError, "the actions have no bounds to scale to"),
-        (lambda: LatentActionEnv(Discrete(), Shift(HIGH)), TypeError, "the actions must be a Box of floats"),
-        (lambda: LatentActionEnv(Picture(), Shift(HIGH)), TypeError, "observations must be a Box of one row"),
-        (lambda: LatentActionEnv(Counter(), Shift(HIGH, False)), ValueError, "was trained for a level above"),
-        (
-            lambda: LatentActionEnv(embedded(), Shift(HIGH)),
-            ValueError,
-            "was trained for an environment, not for latents",
-        ),
-        (
-            lambda: LatentActionEnv(embedded(), Shift([[0, 0]] * 2, False)),
-            ValueError,
-            "the level below has other latents",
-        ),
-        (lambda: LatentActionEnv(PointMove(), MixturePolicy(4, 2)), ValueError, "it can only be the top level"),
-        (
-            lambda: LatentActionEnv(PointMove(), "policy"),
-            TypeError,
-            "a level must be a policy and a torch module, got str",
-        ),
-        (
-            lambda: LatentActionEnv(Counter(), Nameless(HIGH)),
-            TypeError,
-            "the Nameless is no level: it has no signature",
-        ),
-        (
-            lambda: LatentActionEnv(Counter(), Weightless(HIGH)),
-            ValueError,
-            "the Weightless has no parameters, by which",
-        ),
-    ],
-    ids=[
-        "observation-size",
-        "hold",
-        "hold-fraction",
-        "observation-number",
-        "one-action",
-        "wide",
-        "action-size",
-        "unbounded",
-        "discrete",
-        "picture",
-        "upper-policy-below",
-        "lower-policy-above",
-        "latent-size",
-        "mixture",
-        "no-policy",
-        "no-signature",
-        "no-weights",
-    ],
-)
-def test_what_does_not_fit_is_refused(make: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
-        make()
+MISFITS: list[tuple[Any, type[Exception], str]] = [
+    (lambda: LatentActionEnv(Counter(), Shift(LOW)), ValueError, "takes observations of 1 numbers, it is to see 2"),
+    (lambda: LatentActionEnv(Counter(), Shift(HIGH), hold=0), ValueError, "hold must be at least 1, got 0"),
+    (lambda: LatentActionEnv(PointMove(), Shift([[0.0] * 4])), ValueError, "acts with 1 numbers, the space of"),
+    (lambda: LatentActionEnv(Counter(), Shift(HIGH), hold=1.5), TypeError, "hold must be a whole number, got 1.5"),
+    (lambda: LatentActionEnv(Counter(), Shift(HIGH), observation=3), TypeError, "a slice or indices, got 3"),
+    (lambda: LatentActionEnv(Counter(low=1.0), Shift(HIGH)), ValueError, "the actions have no bounds to scale to"),
+    (
+        lambda: LatentActionEnv(Counter(low=-WIDE, high=WIDE), Shift(HIGH)),
+        ValueError,
+        "the actions have no bounds to scale to",
+    ),
+    (lambda: LatentActionEnv(Unbounded(), Shift(HIGH)), ValueError, "the actions have no bounds to scale to"),
+    (lambda: LatentActionEnv(Discrete(), Shift(HIGH)), TypeError, "the actions must be a Box of floats"),
+    (lambda: LatentActionEnv(Picture(), Shift(HIGH)), TypeError, "observations must be a Box of one row"),
+    (lambda: LatentActionEnv(Counter(), Shift(HIGH, False)), ValueError, "was trained for a level above"),
+    (
+        lambda: LatentActionEnv(embedded(), Shift(HIGH)),
+        ValueError,
+        "was trained for an environment, not for latents",
+    ),
+    (
+        lambda: LatentActionEnv(embedded(), Shift([[0, 0]] * 2, False)),
+        ValueError,
+        "the level below has other latents",
+    ),
+    (lambda: LatentActionEnv(PointMove(), MixturePolicy(4, 2)), ValueError, "it can only be the top level"),
+    (
+        lambda: LatentActionEnv(PointMove(), "policy"),
+        TypeError,
+        "a level must be a policy and a torch module, got str",
+    ),
+    (
+        lambda: LatentActionEnv(Counter(), Nameless(HIGH)),
+        TypeError,
+        "the Nameless is no level: it has no signature",
+    ),
+    (
+        lambda: LatentActionEnv(Counter(), Weightless(HIGH)),
+        ValueError,
+        "the Weightless has no parameters, by which",
+    ),
+]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    for make, error, message in MISFITS:
+        with pytest.raises(error, match=re.escape(message)):
+            make()
+            pytest.fail(f"not refused: {message}")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ EXAMPLES: dict[str, list[list[str]]] = {
             *([["--task", "AntMaze", "--pretrain", "20", "--goal", "2", "--steps", "30"]] if MUJOCO else []),
         )
     ],
+    "segment_skills.py": [["--demos", "5", "--updates", "2"]],
     "skills_humanoid.py": [
         ["--composite", "toy", *arguments, "--updates", "2", "--evaluate-every", "1"]
         for arguments in (

@@ -30,6 +30,7 @@ from pyrocontrol.models import (
     ProcedureTree,
     Process,
     Sequence,
+    at_step,
 )
 
 REAL_TREE = """\
@@ -283,6 +284,8 @@ def test_scores_are_the_sum_of_conditionals(name: str) -> None:
     log_probs, kls, _ = by_hand(case, z)
     steps = z.shape[1]
     assert sequence.step_log_prob(z).shape == (BATCH, steps)
+    parts = sequence.step_score_parts(z)
+    assert case.process.has_rsample or (torch.equal(parts.score_function, parts.log_prob) and not parts.entropy_term)
     torch.testing.assert_close(sequence.step_log_prob(z), log_probs)
     torch.testing.assert_close(sequence.log_prob(z), log_probs.sum(1))
     torch.testing.assert_close(sequence.step_kl(case.sequence(case.other), z), kls)
@@ -313,6 +316,17 @@ def test_scores_do_not_depend_on_what_was_scored_before(name: str) -> None:
     torch.testing.assert_close(sequence.step_kl(other, first), case.sequence().step_kl(other, first))
     torch.testing.assert_close(sequence.log_prob(first), case.sequence().log_prob(first))
     assert not torch.allclose(stale, sequence.log_prob(first))
+
+
+def test_a_process_with_other_states_is_unrolled_on_its_own() -> None:
+    class Turned(Chain):
+        def advance(self, state: Tensor, z: Tensor, context: Features) -> Tensor:
+            return (z + 1) % 3
+
+    case, other = make("chain"), Turned().double()
+    z = case.sequence().sample()
+    p, q = (one.conditional(one.unroll(z, case.context)[0], case.context) for one in (case.process, other))
+    torch.testing.assert_close(case.sequence().step_kl(case.sequence(other), z), kl_divergence(p, q))
 
 
 def test_scoring_and_kl_share_one_evaluation() -> None:
@@ -592,7 +606,8 @@ def tiny_stack(native: bool, posterior: bool = True) -> Sequence:
 
 
 def tiny_memory() -> Sequence:
-    return Sequence(DiscreteMemory(2, 2, (3,), keep=0.5), MemoryContext(torch.randn(1, 4, 2), torch.tensor([3])), 4)
+    # Three states: of two, a draw and its mirror image are as frequent.
+    return Sequence(DiscreteMemory(2, 3, (3,), keep=0.5), MemoryContext(torch.randn(1, 4, 2), torch.tensor([3])), 4)
 
 
 TINY_SEQUENCES: dict[str, Callable[[], Sequence]] = {
@@ -907,3 +922,12 @@ def test_a_sequence_needs_no_context() -> None:
 
     with pytest.raises(ValueError, match=r"the initial state of a Bare must lead with the batch \[4\]"):
         Sequence(Bare(), None, 3).expand((4,)).sample()
+
+
+def test_what_a_context_holds_for_a_step_is_found_for_one_and_for_all() -> None:
+    values = torch.randn(3, 5, 2)
+    step = torch.tensor([0, 4, 7])  # the last row is past the end
+    assert torch.equal(at_step(values, step), torch.stack([values[0, 0], values[1, 4], values[2, 4]]))
+    every = torch.arange(6).expand(3, 6)
+    assert torch.equal(at_step(values, every), torch.cat([values, values[:, -1:]], 1))
+    assert torch.equal(at_step(values[..., 0], every[:, :3]), values[:, :3, 0])

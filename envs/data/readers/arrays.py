@@ -14,9 +14,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ....models.spaces import as_action_space, observation_size
+from ..checks import TraceError
 from ..demonstrations import Demonstrations
 from ..episodes import Episode
-from ..flat_traces import TraceError
 from .files import PATH, naming
 
 __all__ = ["as_flags", "demonstrations_of", "from_arrays"]

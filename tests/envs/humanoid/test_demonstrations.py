@@ -105,22 +105,23 @@ def test_a_demonstration_that_falls_is_none() -> None:
     assert episode is None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"skills": ()}, "must each be there and once"),
-        ({"skills": ("walk", "walk")}, "must each be there and once"),
-        ({"skills": ("walk",), "names": ("kick", "jump")}, "the names kick, jump lack walk"),
-        ({"per_skill": 0}, "per_skill and steps must be at least 1, got 0 and 45"),
-        ({"steps": 0}, "got 20 and 0"),
-        ({"noise": -0.1}, "noise must be in 0 <= noise < 0.25, got -0.1"),
-        ({"noise": float("nan")}, "noise must be"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        record_demonstrations(**arguments)
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"skills": ()}, "must each be there and once"),
+    ({"skills": ("walk", "walk")}, "must each be there and once"),
+    ({"skills": ("walk",), "names": ("kick", "jump")}, "the names kick, jump lack walk"),
+    ({"per_skill": 0}, "per_skill and steps must be at least 1, got 0 and 45"),
+    ({"steps": 0}, "got 20 and 0"),
+    ({"noise": -0.1}, "noise must be in 0 <= noise < 0.25, got -0.1"),
+    ({"noise": float("nan")}, "noise must be"),
+    ({"seed": -1}, "seed must not be negative, got -1"),
+]
+
+
+def test_bad_arguments_are_refused() -> None:
+    for arguments, message in BAD:
+        with pytest.raises(ValueError, match=message):
+            record_demonstrations(**arguments)
+            pytest.fail(f"not refused: {message}")
 
 
 @pytestmark_bullet

@@ -114,34 +114,31 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert HumanoidMotion.load(path).loops
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        pytest.param(lambda f: f[2].pop(), "frame 2 has 43 numbers, a humanoid's has 44", id="width"),
-        pytest.param(lambda f: f.__setitem__(1, 3.0), "frame 1 is no list of numbers, but a float", id="no-frame"),
-        pytest.param(lambda f: f[2].__setitem__(3, "1"), "frame 2 holds a str among its numbers", id="text"),
-        pytest.param(lambda f: f[1].__setitem__(3, [1.0]), "frame 1 holds a list among its numbers", id="list"),
-        pytest.param(lambda f: f[1].__setitem__(3, None), "frame 1 holds a NoneType among", id="null"),
-        pytest.param(lambda f: f[2].__setitem__(3, 10**400), "frame 2 holds a number that is NaN or inf", id="huge"),
-        pytest.param(lambda f: f[1].__setitem__(9, float("nan")), "frame 1 holds a number that is NaN", id="nan"),
-        pytest.param(
-            lambda f: f[2].__setitem__(3, float("inf")), "frame 2 holds a number that is NaN or inf", id="inf"
-        ),
-        pytest.param(lambda f: f[1].__setitem__(0, 0.0), "frame 1 does not last", id="no-duration"),
-        pytest.param(lambda f: f[0].__setitem__(0, -0.1), "frame 0 does not last", id="negative-duration"),
-        pytest.param(
-            lambda f: f[1].__setitem__(slice(8, 12), [0] * 4), "frame 1 has a quaternion of length 0", id="zero"
-        ),
-        pytest.param(lambda f: f.__delitem__(slice(1, 3)), "has 1 frames, a motion needs at least 2", id="one-frame"),
-    ],
-)
-def test_bad_frames_are_named(change: Callable[[list[list[float]]], None], message: str, tmp_path: Path) -> None:
-    frames = [frame(), frame(), frame()]
-    change(frames)
-    path = tmp_path / "bad.txt"
-    path.write_text(json.dumps({"Frames": frames}))
-    with pytest.raises(ValueError, match=f"bad.txt:? ?{message}" if "needs" in message else f"bad.txt: {message}"):
-        HumanoidMotion.load(path)
+BAD_FRAMES: list[tuple[Callable[[list[list[float]]], None], str]] = [
+    (lambda f: f[2].pop(), "frame 2 has 43 numbers, a humanoid's has 44"),
+    (lambda f: f.__setitem__(1, 3.0), "frame 1 is no list of numbers, but a float"),
+    (lambda f: f[2].__setitem__(3, "1"), "frame 2 holds a str among its numbers"),
+    (lambda f: f[1].__setitem__(3, [1.0]), "frame 1 holds a list among its numbers"),
+    (lambda f: f[1].__setitem__(3, None), "frame 1 holds a NoneType among"),
+    (lambda f: f[2].__setitem__(3, 10**400), "frame 2 holds a number that is NaN or inf"),
+    (lambda f: f[1].__setitem__(9, float("nan")), "frame 1 holds a number that is NaN"),
+    (lambda f: f[2].__setitem__(3, float("inf")), "frame 2 holds a number that is NaN or inf"),
+    (lambda f: f[1].__setitem__(0, 0.0), "frame 1 does not last"),
+    (lambda f: f[0].__setitem__(0, -0.1), "frame 0 does not last"),
+    (lambda f: f[1].__setitem__(slice(8, 12), [0] * 4), "frame 1 has a quaternion of length 0"),
+    (lambda f: f.__delitem__(slice(1, 3)), "has 1 frames, a motion needs at least 2"),
+]
+
+
+def test_bad_frames_are_named(tmp_path: Path) -> None:
+    for change, message in BAD_FRAMES:
+        frames = [frame(), frame(), frame()]
+        change(frames)
+        path = tmp_path / "bad.txt"
+        path.write_text(json.dumps({"Frames": frames}))
+        with pytest.raises(ValueError, match=f"bad.txt:? ?{message}" if "needs" in message else f"bad.txt: {message}"):
+            HumanoidMotion.load(path)
+            pytest.fail(f"not refused: {message}")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from gymnasium import spaces
 from scipy.stats import chisquare
 
 from pyrocontrol.envs import Demonstrations, Episode, Transitions
-from pyrocontrol.envs.data.storage import StoredDemonstrations
 from pyrocontrol.inference import hindsight
 
 
@@ -121,25 +120,26 @@ def test_box_actions_keep_their_precision() -> None:
     assert torch.equal(found.actions, torch.from_numpy(actions).repeat_interleave(3, 0))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"strategy": "past"}, "strategy must be"),
-        ({"per_step": 0}, "must be at least 1"),
-        ({"horizon": 0}, "must be at least 1"),
-        ({"strategy": "fixed"}, "needs a horizon"),
-        ({"strategy": "final", "horizon": 2}, "takes no horizon"),
-        ({"achieved": slice(2, 2)}, "G positive"),
-        ({"achieved": lambda seen: seen[:, 0]}, r"must be a tensor \[6, G\]"),
-        ({"achieved": lambda seen: seen[:2]}, r"must be a tensor \[6, G\]"),
-        ({"achieved": lambda seen: seen.numpy()}, "got ndarray"),
-        ({"achieved": lambda seen: seen.long()}, "goals must be floating point"),
-        ({"achieved": lambda seen: seen / 0}, "NaN or an infinite number"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        hindsight(traces([3, 1]), **{"achieved": slice(0, 1)} | arguments)  # type: ignore[arg-type]
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"strategy": "past"}, "strategy must be"),
+    ({"per_step": 0}, "must be at least 1"),
+    ({"horizon": 0}, "must be at least 1"),
+    ({"strategy": "fixed"}, "needs a horizon"),
+    ({"strategy": "final", "horizon": 2}, "takes no horizon"),
+    ({"achieved": slice(2, 2)}, "G positive"),
+    ({"achieved": lambda seen: seen[:, 0]}, r"must be a tensor \[6, G\]"),
+    ({"achieved": lambda seen: seen[:2]}, r"must be a tensor \[6, G\]"),
+    ({"achieved": lambda seen: seen.numpy()}, "got ndarray"),
+    ({"achieved": lambda seen: seen.long()}, "goals must be floating point"),
+    ({"achieved": lambda seen: seen / 0}, "NaN or an infinite number"),
+]
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for arguments, message in BAD:
+        with pytest.raises(ValueError, match=message):
+            hindsight(traces([3, 1]), **{"achieved": slice(0, 1)} | arguments)  # type: ignore[arg-type]
+            pytest.fail(f"not refused: {message}")
 
 
 def test_goals_take_part_in_all_that_transitions_do() -> None:
@@ -153,10 +153,11 @@ def test_goals_take_part_in_all_that_transitions_do() -> None:
         plain.with_goals(goals[:3])
 
 
-def test_stored_demonstrations_are_read_first(tmp_path: Path) -> None:
+def test_demonstrations_may_be_on_disk(tmp_path: Path) -> None:
     data = traces([3, 1])
     data.save(tmp_path / "a.npz", compressed=False)
-    stored: Any = StoredDemonstrations(tmp_path / "a.npz")
-    with pytest.raises(TypeError, match=r"got StoredDemonstrations; of StoredDemonstrations take a batch"):
-        hindsight(stored, slice(0, 1))
-    assert points(hindsight(stored[:], slice(0, 1))) == points(hindsight(data, slice(0, 1)))
+    stored = Demonstrations.load(tmp_path / "a.npz", memory=False)
+    assert points(hindsight(stored, slice(0, 1))) == points(hindsight(data, slice(0, 1)))
+    wrong: Any = data.transitions()
+    with pytest.raises(TypeError, match="goals are found in whole traces, such as Demonstrations, got Transitions"):
+        hindsight(wrong, slice(0, 1))

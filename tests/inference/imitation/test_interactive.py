@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from gymnasium import spaces
 
 from pyrocontrol.envs import CollectionError, CollectionInterrupted, Demonstrations, TMazeTeacher, collect
 from pyrocontrol.envs.acting.collect import predict_along
-from pyrocontrol.envs.data.storage import StoredDemonstrations
 from pyrocontrol.inference import ConfusionNoise, GaussianNoise, constant, dagger, dart, geometric, linear
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {
@@ -242,7 +240,7 @@ def test_initial_demonstrations_make_a_first_learner_and_stay_in_the_data() -> N
 def test_initial_demonstrations_may_have_no_rewards_but_no_other_spaces() -> None:
     env = Walk(ACTION_SPACES["discrete"])
     collected = collect(env, lambda _: 5, 1, progress=False)
-    bare = dataclasses.replace(collected, rewards=None)
+    bare = collected.replace(rewards=None)
     found = dart(env, lambda _: 3, lambda _: lambda _: 3, rounds=1, episodes=1, initial=bare, progress=False)
     assert len(found.demonstrations) == 2 and found.demonstrations.rewards is None
     assert found.rounds[0].mean_return == 10
@@ -594,17 +592,26 @@ def test_everything_is_checked_before_the_first_learning(
     assert not seen
 
 
-def test_schedules_noise_and_stored_demonstrations_are_checked(tmp_path: Path) -> None:
+def test_schedules_and_noise_are_checked() -> None:
     env, asked = Walk(ACTION_SPACES["discrete"]), Constant(np.int64(3))
-    path = tmp_path / "a.npz"
-    collect(env, lambda _: 3, 1, progress=False).save(path, compressed=False)
-    initial: Any = StoredDemonstrations(path)
     wrong: Any = 0.5
     with pytest.raises(TypeError, match="schedule must be a function of a round's number"):
         dagger(env, asked, lambda _: asked, rounds=1, episodes=1, schedule=wrong)
     with pytest.raises(TypeError, match="noise must be 'auto' or have the methods fit and sample, got 0.5"):
         dart(env, asked, lambda _: asked, rounds=1, episodes=1, noise=wrong)
-    for loop in (dagger, dart):
-        with pytest.raises(TypeError, match=r"initial must be Demonstrations in memory, got StoredDemonstrations"):
-            loop(env, asked, lambda _: asked, rounds=1, episodes=1, initial=initial)
     assert not asked.asked
+
+
+def test_initial_demonstrations_may_be_on_disk(tmp_path: Path) -> None:
+    env, first = (
+        Walk(ACTION_SPACES["discrete"]),
+        collect(Walk(ACTION_SPACES["discrete"]), lambda _: 3, 1, progress=False),
+    )
+    first.save(tmp_path / "a.npz", compressed=False)
+    stored = Demonstrations.load(tmp_path / "a.npz", memory=False)
+    for loop in (dagger, dart):
+        found = [
+            loop(env, lambda _: 3, lambda _: lambda _: 2, rounds=1, episodes=1, initial=initial, progress=False)
+            for initial in (first, stored)
+        ]
+        assert same(found[0].demonstrations, found[1].demonstrations) and len(found[1].demonstrations) == 2

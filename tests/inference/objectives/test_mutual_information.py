@@ -680,23 +680,24 @@ def test_check_and_signature_are_of_the_skills(parts: Parts) -> None:
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"kind": "nce"}, "kind must be one of off, variational, nonvariational, literal, tied, infonce, got 'nce'"),
-        ({"subskills": ("kick", "flip")}, "names no skill 'flip'; there are kick, spin, jump"),
-        ({"subskills": ("kick",)}, "at least two sub-skills, got 1"),
-        ({"weight": -0.1}, "weight must be finite and not negative"),
-        ({"weight": math.nan}, "weight must be finite and not negative"),
-        ({"weight": math.inf}, "weight must be finite and not negative"),
-        ({"tuples": 0}, "tuples must be at least 1, got 0"),
-        ({"samples": 1}, "samples must be at least 2, got 1"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-    ],
-)
-def test_bad_settings_are_refused(parts: Parts, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(parts, **settings)
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "nce"}, "kind must be one of off, variational, nonvariational, literal, tied, infonce, got 'nce'"),
+    ({"subskills": ("kick", "flip")}, "names no skill 'flip'; there are kick, spin, jump"),
+    ({"subskills": ("kick",)}, "at least two sub-skills, got 1"),
+    ({"weight": -0.1}, "weight must be finite and not negative"),
+    ({"weight": math.nan}, "weight must be finite and not negative"),
+    ({"weight": math.inf}, "weight must be finite and not negative"),
+    ({"tuples": 0}, "tuples must be at least 1, got 0"),
+    ({"samples": 1}, "samples must be at least 2, got 1"),
+    ({"steps": 0}, "steps must be at least 1, got 0"),
+]
+
+
+def test_bad_settings_are_refused(parts: Parts) -> None:
+    for settings, message in BAD_SETTINGS:
+        with pytest.raises(ValueError, match=message):
+            make(parts, **settings)
+            pytest.fail(f"not refused: {message}")
 
 
 @pytest.mark.parametrize("names", [("kick", "jump"), ("kick", "kick", "jump"), ()])

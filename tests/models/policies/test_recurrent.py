@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -171,8 +170,8 @@ def test_check_names_what_differs(traces: Demonstrations) -> None:
         RecurrentController(22, 2).check(demonstrations(1, 0, move=True))
     cut = torch.tensor([False, True, False])
     with pytest.raises(ValueError, match=rf"trace 1, step {int(traces.lengths[1]) - 1}: the trace was cut off, not te"):
-        small().check(dataclasses.replace(traces, truncated=cut, terminated=~cut))
-    box = dataclasses.replace(traces, actions=torch.zeros(*traces.actions.shape, 2), action_space=Box(-1, 1, (2,)))
+        small().check(traces.replace(truncated=cut, terminated=~cut))
+    box = traces.replace(actions=torch.zeros(*traces.actions.shape, 2), action_space=Box(-1, 1, (2,)))
     with pytest.raises(ValueError, match="the actions must be Discrete, numbered and with a null, these are Box"):
         small().check(box)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import product
 from typing import Any
 
@@ -72,9 +71,9 @@ def test_traces_that_do_not_end_with_a_choice_to_stop_are_refused() -> None:
     for truncated in (cut, torch.zeros_like(cut)):  # a fragment was not terminated either
         last = int(data.lengths[2]) - 1
         with pytest.raises(ValueError, match=f"trace 2, step {last}: the trace was cut off, not terminated"):
-            program.check(dataclasses.replace(data, terminated=~cut, truncated=truncated))
-    program.check(dataclasses.replace(data, terminated=torch.ones_like(cut), truncated=cut))
-    vectors = dataclasses.replace(data, actions=torch.zeros(*data.actions.shape, 1), action_space=Box(-1, 1, (1,)))
+            program.check(data.replace(terminated=~cut, truncated=truncated))
+    program.check(data.replace(terminated=torch.ones_like(cut), truncated=cut))
+    vectors = data.replace(actions=torch.zeros(*data.actions.shape, 1), action_space=Box(-1, 1, (1,)))
     with pytest.raises(ValueError, match="the actions must be Discrete, numbered and with a null, these are Box"):
         program.check(vectors)
 

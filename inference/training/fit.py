@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Unpack
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ..._verify import verify_least, verify_seed
 from .interrupts import Interrupts
-from .run import Evaluate, Log, Run, Training
+from .run import Evaluate, Run, RunOptions, Training
 from .updates import SVIUpdate, TorchUpdate, update_of
 
 __all__ = ["Examples", "FitResult", "fit"]
@@ -58,16 +58,9 @@ def fit(
     batch_size: int,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
-    resume: bool = True,
-    device: str | torch.device | None = None,
     clip: float | None = None,
     evaluate: Evaluate | None = None,
-    evaluate_every: int = 0,
-    on_evaluation: Log | None = None,
-    checkpoint_every: int = 1000,
-    log: Log | None = None,
-    log_every: int = 50,
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> FitResult:
     """Train a model and a guide on shuffled batches of ``data``.
 
@@ -78,17 +71,7 @@ def fit(
     With ``out``, the run writes ``out/checkpoint.pt`` and ``out/tensorboard``, and a later call with the same
     arguments goes on from the checkpoint: on a CPU it comes to the same bits as a run that was never stopped.
     Saved are the modules' state, loose ``pyro.param`` values, the optimiser, the random state and the
-    learning curve; what a model keeps in plain Python attributes is not. The random state is set aside during
-    ``evaluate``, so evaluating more or less often does not change the training.
-
-    What the run logs can go elsewhere too, such as to Weights & Biases::
-
-        run = wandb.init(project="sorting")
-        log = lambda step, values: run.log(values, step=step)
-        fit(svi, data, steps=10_000, batch_size=32, evaluate=evaluate, log=log, on_evaluation=log)
-
-    These functions are called as ``evaluate`` is: the random state is set aside, Ctrl-C ends the call, and where one
-    raises, the run is saved first.
+    learning curve; what a model keeps in plain Python attributes is not.
 
     The first Ctrl-C lets the step finish, saves, and returns; a second one drops the step that is under way.
     SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
@@ -109,17 +92,10 @@ def fit(
         batch_size: examples in a batch, at most ``len(data)``.
         seed: seeds torch, numpy and Python at step 0, and the order of the epochs.
         out: folder to write to; made if missing. None writes nothing.
-        resume: go on from ``out/checkpoint.pt`` if it is there; False starts anew and overwrites it.
-        device: where to move the modules and each batch; None leaves both where they are.
         clip: greatest global norm of the gradient.
         evaluate: called with the number of finished steps, returns named numbers to log.
-        evaluate_every: steps between calls of ``evaluate``; it is called after the last step in any case.
-        on_evaluation: called with the step and what ``evaluate`` returned.
-        checkpoint_every: steps between checkpoints; 0 for only one at the end.
-        log: called with the step and named numbers, each time that there are some: the mean loss, the rate, the
-            gradient's norm where it is clipped.
-        log_every: steps between entries of the learning curve.
-        progress: show a bar with loss and rate; off a terminal, a line at once and one every tenth of the way.
+        **options: see `RunOptions`: resume, device, progress, how often to save, log and evaluate, and functions that
+            are told of it.
 
     Returns:
         Where the run got to; see `FitResult`.
@@ -149,19 +125,9 @@ def fit(
     settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
     if out is not None and callable(fingerprint := getattr(data, "fingerprint", None)):
         settings["data_fingerprint"] = fingerprint()
-    run = _Fitting(update, data, device, settings | update.settings(), out, evaluate)
-    training = Training(
-        [run],
-        steps=steps,
-        resume=resume,
-        device=device,
-        evaluate_every=evaluate_every,
-        on_evaluation=on_evaluation,
-        checkpoint_every=checkpoint_every,
-        log=log,
-        log_every=log_every,
-        progress=progress,
-    )
+    run = _Fitting(update, data, options.get("device"), settings | update.settings(), out, evaluate)
+    usual: RunOptions = {"checkpoint_every": 1000, "log_every": 50}
+    training = Training(runs=[run], steps=steps, **usual | options)
     interrupts = training.interrupts
     training.train(lambda: run.advance(interrupts), int(seed))
     done = run.history

@@ -79,6 +79,10 @@ class Demonstrations(Dataset):
         terminated: `[B]` bool, traces that ended of their own accord. By default those that were not truncated.
         truncated: `[B]` bool, traces that were cut off; by default none. Neither holds for a fragment.
 
+    Attributes:
+        mask: `[B, T]` bool, which observations exist, the one at the last step included; those of the arguments are
+            attributes too, and those of `Dataset`.
+
     Raises:
         TypeError: if something else than tensors is given, or a space that is not supported.
         ValueError: naming the trace and the step, if shapes or types disagree, an observation, task, argument or reward

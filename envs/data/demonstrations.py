@@ -80,7 +80,8 @@ class Demonstrations(Dataset):
         truncated: `[B]` bool, traces that were cut off; by default none. Neither holds for a fragment.
 
     Attributes:
-        mask: `[B, T]` bool, where there is an observation, and no padding.
+        mask: `[B, T]` bool, which observations exist, the one at the last step included; those of the arguments are
+            attributes too, and those of `Dataset`.
 
     Raises:
         TypeError: if something else than tensors is given, or a space that is not supported.

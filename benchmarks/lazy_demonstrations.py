@@ -2,11 +2,12 @@
 
     python benchmarks/lazy_demonstrations.py --folder /scratch
 
-Ten gigabytes of generated episodes are written in parts, opened with `StoredDemonstrations` and trained on through
-`fit`: a recurrent policy from whole traces, and a reactive one from single transitions and from whole traces. Each
-measurement is a process of its own, under a hard limit of what it may allocate (``RLIMIT_DATA``, Linux), and the same
-training from one of the files, loaded into memory and under no limit, stands beside it. The page cache of the files is
-dropped before a ``cold`` measurement; before the ``warm`` ones the files have just been read, as far as they fit.
+Ten gigabytes of generated episodes are written in parts, left on disk (`Demonstrations.load(paths, memory=False)`) and
+trained on through `fit`: a recurrent policy from whole traces, and a reactive one from single transitions and whole
+traces. Each measurement is a process of its own, under a hard limit of what it may allocate (``RLIMIT_DATA``, Linux),
+and the same training from one of the files, loaded into memory and under no limit, stands beside it. The page cache of
+the files is dropped before a ``cold`` measurement; before the ``warm`` ones the files have just been read, as far as
+they fit.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ import tyro
 from gymnasium import spaces
 from pyro.infer import Trace_ELBO
 
-from pyrocontrol.envs import Demonstrations, StoredDemonstrations
-from pyrocontrol.envs.data.flat_traces import FlatTraces
+from pyrocontrol.envs import Demonstrations, from_arrays
 from pyrocontrol.inference import fit, row, write_results
 from pyrocontrol.models import ReactivePolicy, RecurrentPolicy
 
@@ -75,19 +75,16 @@ def generate(path: str, size: float, steps: int, seed: int) -> None:
     observations = rng.standard_normal((ends[-1], OBSERVATION), np.float32)
     observations[1:] = (observations[1:] + observations[:-1]) / 2**0.5
     actions = np.tanh(np.delete(observations @ weights, ends - 1, axis=0))  # none at an episode's last step
-    flat = FlatTraces(
-        counts=counts,
-        observations=observations,
-        actions=actions,
-        rewards=actions[:, 0].copy(),
-        task=np.zeros((len(counts), 0), np.float32),
-        arguments=np.zeros((len(actions), 0), np.float32),
-        calls=np.zeros((0, 0), np.float32),
-        call_counts=np.zeros_like(counts),
+    data = from_arrays(
+        observations,
+        actions,
+        action_space=ACTION_SPACE,
+        observation_space=OBSERVATION_SPACE,
+        lengths=counts,
+        rewards=actions[:, 0],
         terminated=np.zeros(len(counts), bool),
         truncated=np.ones(len(counts), bool),
     )
-    data = Demonstrations.from_flat(flat, ACTION_SPACE, OBSERVATION_SPACE, check=False)
     data.save(path, compressed=False)
 
 
@@ -102,7 +99,7 @@ def drop_cache(paths: list[Path]) -> None:
 def check(paths: list[str]) -> dict[str, float]:
     """Open the files, reading everything once."""
     start = time.perf_counter()
-    data = StoredDemonstrations(paths)
+    data = Demonstrations.load(paths, memory=False)
     return {"check_seconds": time.perf_counter() - start, "transitions": float(len(data.transitions()))}
 
 
@@ -111,7 +108,10 @@ def train(
 ) -> dict[str, float]:
     """Train a policy, from the files or from the first of them in memory."""
     pyro.set_rng_seed(seed)
-    traces: Any = StoredDemonstrations(paths, check=False) if method == "stored" else Demonstrations.load(paths[0])
+    if method == "stored":
+        traces = Demonstrations.load(paths, memory=False, check=False)
+    else:
+        traces = Demonstrations.load(paths[0])
     kind = RecurrentPolicy if policy == "recurrent" else ReactivePolicy
     learner: Any = kind(traces.observation_space, traces.action_space)
     learner.normalize(traces[torch.arange(0, len(traces), max(1, len(traces) // 64))])

@@ -34,6 +34,7 @@ from .objectives.stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
 from .training.checkpoint import load_checkpoint
 from .training.fit import Examples, FitResult, fit
 from .training.results import Summary, mean_interval, read_rows, row, select, summary, write_results
+from .training.run import RunOptions
 
 __all__ = [
     "Augmented",
@@ -60,6 +61,7 @@ __all__ = [
     "Replay",
     "ReplayBatch",
     "Round",
+    "RunOptions",
     "Score",
     "SeedBatch",
     "SoftActorCritic",

@@ -116,7 +116,7 @@ def outside_space(actions: Tensor, space: Space) -> tuple[int, str] | None:
         place = _first((actions < 0) | (actions > last))
         return None if place is None else (place[0], f"an action outside 0..{last} (it is {int(actions[place])})")
     if isinstance(space, spaces.Box):
-        if (place := _first(~torch.isfinite(actions))) is not None:
+        if (place := _first_not_finite(actions)) is not None:
             return place[0], "the action is NaN or infinite"
         bounds = space.low.reshape(-1), space.high.reshape(-1)
     else:
@@ -169,19 +169,19 @@ def check_traces(
             raise TraceError(first + trace, place[0] - int(ends[trace] - counts[trace]), what, unit)
 
     acts, once = steps - 1, np.ones_like(steps)
-    refuse_row(_first(~torch.isfinite(task).all(-1)), once, "the task is NaN or infinite")
+    refuse_row(_first_not_finite(task), once, "the task is NaN or infinite")
     for name, what, counts in (
         ("observations", "observation", steps),
         ("arguments", "action argument", acts),
         ("rewards", "reward", acts),
     ):
-        if name in rows and rows[name].is_floating_point():
-            refuse_row(_first(~torch.isfinite(rows[name])), counts, f"the {what} is NaN or infinite")
+        if name in rows:
+            refuse_row(_first_not_finite(rows[name]), counts, f"the {what} is NaN or infinite")
     if problem := outside_space(rows["actions"], action_space):
         refuse_row(problem[:1], acts, problem[1])
     if "calls" in rows:
-        calls, choice = rows["calls"], rows["calls"][:, 0]
-        refuse_row(_first(~torch.isfinite(calls)), call_steps, "the annotated call is NaN or infinite", "call")
+        choice = rows["calls"][:, 0]
+        refuse_row(_first_not_finite(rows["calls"]), call_steps, "the annotated call is NaN or infinite", "call")
         if (place := _first((choice != choice.round()) | (choice < 0))) is not None:
             what = f"the annotated choice is no integer from 0 on (it is {choice[place].item():g})"
             refuse_row(place, call_steps, what, "call")
@@ -197,3 +197,10 @@ def refuse(bad: Tensor, what: str, value: Tensor | None = None, unit: str = "ste
 def _first(bad: Tensor) -> tuple[int, ...] | None:
     """Where the first true element is, or None."""
     return tuple(torch.nonzero(bad)[0].tolist()) if bool(bad.any()) else None
+
+
+def _first_not_finite(values: Tensor) -> tuple[int, ...] | None:
+    """Where the first number that is NaN or infinite is, or None."""
+    if not values.is_floating_point() or bool(torch.isfinite(values.sum())):  # which a sum with one of them never is
+        return None
+    return _first(~torch.isfinite(values))

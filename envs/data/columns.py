@@ -190,8 +190,12 @@ class Columns:
 
     def on_device(self, numbers: np.ndarray) -> Tensor:
         """Numbers of the host there."""
-        found, device = torch.from_numpy(numbers), self.device
-        return found if device.type == "cpu" else found.to(device, non_blocking=True)
+        found = torch.from_numpy(numbers)
+        return found if self._on_host else found.to(self.device, non_blocking=True)
+
+    @cached_property
+    def _on_host(self) -> bool:
+        return self.device.type == "cpu"
 
     def read(self, name: str, rows: Tensor) -> Any:
         """What is in the slots `[M]`: of a column, the flattened observations, or their parts by name; or None.

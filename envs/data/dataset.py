@@ -27,7 +27,9 @@ class _WhenRead:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, data: Dataset, owner: type) -> Any:
+    def __get__(self, data: Dataset | None, owner: type) -> Any:
+        if data is None:  # asked of the class
+            return self
         value = data.__dict__[self.name] = data._read(self.name)
         return value
 

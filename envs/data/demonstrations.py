@@ -79,6 +79,10 @@ class Demonstrations(Dataset):
         terminated: `[B]` bool, traces that ended of their own accord. By default those that were not truncated.
         truncated: `[B]` bool, traces that were cut off; by default none. Neither holds for a fragment.
 
+    Attributes:
+        mask: `[B, T]` bool, which observations exist, the one at the last step included; those of the arguments are
+            attributes too, and those of `Dataset`.
+
     Raises:
         TypeError: if something else than tensors is given, or a space that is not supported.
         ValueError: naming the trace and the step, if shapes or types disagree, an observation, task, argument or reward
@@ -332,9 +336,8 @@ class Demonstrations(Dataset):
 
         It is computed on the host, by NumPy, which takes half the time of torch for so little.
         """
-        first, last = self._source.ends[name]
-        slots = np.minimum(first[self._rows][:, None] + np.arange(horizon), last[self._rows][:, None])
-        return self._source.on_device(slots.reshape(-1))
+        ends = self._source.ends[name][self._rows]
+        return self._source.on_device(np.minimum(ends[:, 0] + np.arange(horizon), ends[:, 1]).reshape(-1))
 
     @property
     def returns(self) -> Tensor | None:

@@ -106,10 +106,10 @@ class Store(Columns):
         return np.arange(len(self.steps))
 
     @cached_property
-    def ends(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """The first and the last slot of each trace in a column, `[B]` each."""
+    def ends(self) -> dict[str, np.ndarray]:
+        """The first and the last slot of each trace in a column, `[B, 2, 1]`."""
         ends = {name: np.cumsum(self.slots(name)) for name in SPARE}
-        return {name: (end - self.slots(name), end - 1) for name, end in ends.items()}
+        return {name: np.stack([end - self.slots(name), end - 1], 1)[..., None] for name, end in ends.items()}
 
     def selected(self, traces: np.ndarray) -> Store:
         """The traces `[B]`, in memory."""
@@ -129,9 +129,9 @@ class Store(Columns):
 
     def rows(self, name: str, first: int = 0, last: int | None = None) -> Any:
         """The rows of a column as a file has them, of all traces or some: a tensor in memory, an array on disk."""
-        column, spare, (begin, end) = self.columns[name], SPARE[name], self.ends[name]
+        column, spare, ends = self.columns[name], SPARE[name], self.ends[name]
         last = len(self.steps) if last is None else last
-        start, stop = int(begin[first]), int(end[last - 1]) + 1
+        start, stop = int(ends[first, 0, 0]), int(ends[last - 1, 1, 0]) + 1
         if isinstance(column, StoredColumn):
             return column.stored(start - spare * first, stop - spare * last)
         return column.values[start:stop][self.on_device(slots_of(self.slots(name)[first:last], None, spare))]

@@ -7,7 +7,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import Any, NamedTuple, Protocol, Unpack
 
 import gymnasium
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..._verify import verify_least, verify_seed
 from ..training import checkpoint
-from ..training.run import Evaluate, Log, Run, Training
+from ..training.run import Evaluate, Run, RunOptions, Training
 from .body import Body, environment_of
 from .replay import Replay, ReplayBatch
 from .seed_batch import SeedBatch
@@ -73,8 +73,8 @@ class LearnResult(NamedTuple):
     evaluations: list[tuple[int, dict[str, float]]]
 
 
-class LearnOptions(TypedDict, total=False):
-    """Options of `learn`, and of all that calls it, by name.
+class LearnOptions(RunOptions, total=False):
+    """Options of `learn`, and of all that calls it, by name: `RunOptions`, and what follows.
 
     Attributes:
         steps: environment steps to train up to, counting those before a resume (200,000).
@@ -83,16 +83,6 @@ class LearnOptions(TypedDict, total=False):
         start: steps before the first update; with no more steps than that, nothing is learnt, and a warning given
             (1000).
         updates_per_step: of the learner (1).
-        resume: go on from ``out/checkpoint.pt`` if it is there; False starts anew and overwrites it (True).
-        device: where to move the learner and keep the replay; None leaves the learner where it is (None).
-        evaluate_every: steps between calls of ``evaluate``; it is called after the last step in any case (0).
-        on_evaluation: called with the step and what ``evaluate`` returned (None).
-        checkpoint_every: steps between checkpoints (10,000).
-        log: called with the step and named numbers, each time that there are some: what an update returns, the mean
-            critic loss as ``loss``, the rate, and of a finished episode its ``return`` and ``length`` (None).
-        log_every: steps between entries of the learning curve (1000).
-        progress: show a bar with the mean return of the last ten episodes, loss and rate; off a terminal, a line at
-            once and one every tenth of the way (True).
     """
 
     steps: int
@@ -100,14 +90,6 @@ class LearnOptions(TypedDict, total=False):
     replay: int
     start: int
     updates_per_step: int
-    resume: bool
-    device: str | torch.device | None
-    evaluate_every: int
-    on_evaluation: Log | None
-    checkpoint_every: int
-    log: Log | None
-    log_every: int
-    progress: bool
 
 
 def learn(
@@ -137,14 +119,6 @@ def learn(
     goes on; a resume begins a new episode. The first Ctrl-C lets the step finish, saves, and returns; the third stops
     at once. SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
 
-    What the run logs can go elsewhere too, such as to Weights & Biases::
-
-        run = wandb.init(project="pendulum")
-        log = lambda step, values: run.log(values, step=step)
-        learn(learner, env, evaluate=evaluate, evaluate_every=5000, log=log, on_evaluation=log)
-
-    Random state is set aside while ``evaluate`` and these functions are called; where one raises, the run is saved.
-
     Args:
         learner: such as `SoftActorCritic`.
         env: one environment with a Box of float actions and a flat Box of observations.
@@ -152,7 +126,7 @@ def learn(
         out: folder to write to; made if missing. None writes nothing.
         evaluate: called with the number of steps, returns named numbers to log; see :func:`evaluation`. Give it an
             environment of its own.
-        **options: see `LearnOptions`.
+        **options: see `LearnOptions` and `RunOptions`.
 
     Returns:
         Where the run got to; see `LearnResult`.
@@ -177,7 +151,7 @@ def learn(
     return learn_together([learner], [env], seeds=[seed], outs=outs, evaluates=evaluates, **options)[0]
 
 
-def learn_together(  # noqa: D417
+def learn_together(
     batch: SeedBatch | Sequence[Learner],
     envs: Sequence[Env],
     *,
@@ -189,14 +163,7 @@ def learn_together(  # noqa: D417
     replay: int = 1_000_000,
     start: int = 1000,
     updates_per_step: int = 1,
-    resume: bool = True,
-    device: str | torch.device | None = None,
-    evaluate_every: int = 0,
-    on_evaluation: Log | None = None,
-    checkpoint_every: int = 10_000,
-    log: Log | None = None,
-    log_every: int = 1000,
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> list[LearnResult]:
     """Do what :func:`learn` does for several learners at once, each in its own environment, in step with each other.
 
@@ -212,8 +179,13 @@ def learn_together(  # noqa: D417
         seeds: S of them, for episodes and replays.
         outs: S folders, no two the same; None writes nothing.
         evaluates: S functions.
-        steps: this and all that follows: see `LearnOptions`. The bar is of the first run; ``on_evaluation`` and
-            ``log`` are called for each, and find its ``seed`` among the numbers.
+        steps: see `LearnOptions`.
+        batch_size: as there.
+        replay: as there.
+        start: as there.
+        updates_per_step: as there.
+        **options: see `RunOptions`. The bar is of the first run; ``on_evaluation`` and ``log`` are called for each, and
+            find its ``seed`` among the numbers.
 
     Returns:
         Where each run got to; ``seconds`` are those of all runs together.
@@ -236,6 +208,9 @@ def learn_together(  # noqa: D417
         "start": start,
         "updates_per_step": updates_per_step,
     }
+    usual: RunOptions = {"checkpoint_every": 10_000, "log_every": 1000}
+    options = usual | options
+    checkpoint_every = options["checkpoint_every"]
     for name, value in (sizes | {"steps": steps, "checkpoint_every": checkpoint_every}).items():
         verify_least(0 if name == "start" else 1, **{name: value})
     if alone := len(learners) == 1 and not isinstance(batch, SeedBatch):
@@ -253,18 +228,7 @@ def learn_together(  # noqa: D417
         batch.verify()
     if steps <= start:
         warnings.warn(f"steps={steps} with start={start}: nothing is learnt yet", stacklevel=2 + alone)
-    training = Training(
-        runs,
-        steps=steps,
-        resume=resume,
-        device=device,
-        evaluate_every=evaluate_every,
-        on_evaluation=on_evaluation,
-        checkpoint_every=checkpoint_every,
-        log=log,
-        log_every=log_every,
-        progress=progress,
-    )
+    training = Training(runs=runs, steps=steps, **options)
     training.interrupts.patience = 2
     for run in runs:
         run.label = {} if alone else {"seed": run.seed}

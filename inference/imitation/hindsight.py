@@ -144,4 +144,4 @@ def _achieved(demonstrations: GoalTraces[Any], achieved: Callable[[Tensor], Tens
     if not isinstance(goals, Tensor) or goals.dim() != 2 or len(goals) != len(seen) or goals.shape[1] == 0:
         found = list(goals.shape) if isinstance(goals, Tensor) else type(goals).__name__
         raise ValueError(f"achieved goals must be a tensor [{len(seen)}, G], G positive, got {found}")
-    return goals
+    return goals.float() if goals.dtype == torch.uint8 else goals  # those of an image are bytes

@@ -23,7 +23,6 @@ __all__ = [
     "read",
     "snapshot",
     "verify_settings",
-    "write",
     "write_all",
 ]
 
@@ -145,15 +144,6 @@ def apply(matched: Sequence[tuple[nn.Module, dict[str, Any]]]) -> None:
     """Load what :func:`match` paired, in place."""
     for module, state in matched:
         module.load_state_dict(state)
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full; the previous checkpoint stands.
-    """
-    write_all({path: content})
 
 
 def write_all(contents: dict[Path, dict[str, Any]]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, Unpack
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from ..._verify import verify_least, verify_seed
 from .interrupts import Interrupts
-from .run import Evaluate, Log, Run, Training
+from .run import Evaluate, Run, RunOptions, Training
 from .updates import SVIUpdate, TorchUpdate, update_of
 
 __all__ = ["Examples", "FitResult", "fit"]
@@ -57,16 +58,9 @@ def fit(
     batch_size: int,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
-    resume: bool = True,
-    device: str | torch.device | None = None,
     clip: float | None = None,
     evaluate: Evaluate | None = None,
-    evaluate_every: int = 0,
-    on_evaluation: Log | None = None,
-    checkpoint_every: int = 1000,
-    log: Log | None = None,
-    log_every: int = 50,
-    progress: bool = True,
+    **options: Unpack[RunOptions],
 ) -> FitResult:
     """Train a model and a guide on shuffled batches of ``data``.
 
@@ -77,17 +71,7 @@ def fit(
     With ``out``, the run writes ``out/checkpoint.pt`` and ``out/tensorboard``, and a later call with the same
     arguments goes on from the checkpoint: on a CPU it comes to the same bits as a run that was never stopped.
     Saved are the modules' state, loose ``pyro.param`` values, the optimiser, the random state and the
-    learning curve; what a model keeps in plain Python attributes is not. The random state is set aside during
-    ``evaluate``, so evaluating more or less often does not change the training.
-
-    What the run logs can go elsewhere too, such as to Weights & Biases::
-
-        run = wandb.init(project="sorting")
-        log = lambda step, values: run.log(values, step=step)
-        fit(svi, data, steps=10_000, batch_size=32, evaluate=evaluate, log=log, on_evaluation=log)
-
-    These functions are called as ``evaluate`` is: the random state is set aside, Ctrl-C ends the call, and where one
-    raises, the run is saved first.
+    learning curve; what a model keeps in plain Python attributes is not.
 
     The first Ctrl-C lets the step finish, saves, and returns; a second one drops the step that is under way.
     SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
@@ -108,17 +92,10 @@ def fit(
         batch_size: examples in a batch, at most ``len(data)``.
         seed: seeds torch, numpy and Python at step 0, and the order of the epochs.
         out: folder to write to; made if missing. None writes nothing.
-        resume: go on from ``out/checkpoint.pt`` if it is there; False starts anew and overwrites it.
-        device: where to move the modules and each batch; None leaves both where they are.
         clip: greatest global norm of the gradient.
         evaluate: called with the number of finished steps, returns named numbers to log.
-        evaluate_every: steps between calls of ``evaluate``; it is called after the last step in any case.
-        on_evaluation: called with the step and what ``evaluate`` returned.
-        checkpoint_every: steps between checkpoints; 0 for only one at the end.
-        log: called with the step and named numbers, each time that there are some: the mean loss, the rate, the
-            gradient's norm where it is clipped.
-        log_every: steps between entries of the learning curve.
-        progress: show a bar with loss and rate; off a terminal, a line at once and one every tenth of the way.
+        **options: see `RunOptions`: resume, device, progress, how often to save, log and evaluate, and functions that
+            are told of it.
 
     Returns:
         Where the run got to; see `FitResult`.
@@ -126,8 +103,8 @@ def fit(
     Raises:
         TypeError: ``svi`` is neither an `SVI` nor a pair of a loss and a torch optimiser, a number that should be
             whole is not, or the data is no dataset or not of the kind that the modules learn from.
-        ValueError: an argument is out of range, the device cannot be used, ``out`` is a file, the data is of
-            another precision than the modules, the optimiser of a pair holds no parameter of one of its modules,
+        ValueError: an argument is out of range, the device cannot be used, ``out`` is a file, the modules are of
+            several precisions, the optimiser of a pair holds no parameter of one of its modules,
             or the checkpoint is truncated, of another model, made under other settings (objective, optimiser,
             data) or already beyond ``steps``; nothing has been changed or written then. Or, at the first step of
             an `SVI`, the parameters of a module do not reach the optimiser.
@@ -142,24 +119,15 @@ def fit(
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, not {clip}")
     update = update_of(svi)
+    data = _in_precision(data, update.modules)
     for module in update.modules:
         _verify_data(module, data)
     settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
     if out is not None and callable(fingerprint := getattr(data, "fingerprint", None)):
         settings["data_fingerprint"] = fingerprint()
-    run = _Fitting(update, data, device, settings | update.settings(), out, evaluate)
-    training = Training(
-        [run],
-        steps=steps,
-        resume=resume,
-        device=device,
-        evaluate_every=evaluate_every,
-        on_evaluation=on_evaluation,
-        checkpoint_every=checkpoint_every,
-        log=log,
-        log_every=log_every,
-        progress=progress,
-    )
+    run = _Fitting(update, data, options.get("device"), settings | update.settings(), out, evaluate)
+    usual: RunOptions = {"checkpoint_every": 1000, "log_every": 50}
+    training = Training(runs=[run], steps=steps, **usual | options)
     interrupts = training.interrupts
     training.train(lambda: run.advance(interrupts), int(seed))
     done = run.history
@@ -246,18 +214,25 @@ def _verify_dataset(data: Any) -> None:
         )
 
 
-def _verify_data(module: nn.Module, data: Any) -> None:
-    """Refuse data that ``module`` cannot learn from: of another precision, or refused by its own check."""
-    kind = type(module).__name__
+def _in_precision(data: Any, modules: Sequence[nn.Module]) -> Any:
+    """Return data in the precision of the modules. A note says so where that rounds, as NumPy's float64 often is."""
     found = getattr(data, "observation_dtype", None)  # for which nothing is read from disk
     found = getattr(getattr(data, "observations", None), "dtype", None) if found is None else found
-    if isinstance(found, torch.dtype) and found.is_floating_point:
-        dtypes = list(dict.fromkeys(p.dtype for p in module.parameters() if p.is_floating_point()))
-        if dtypes and found not in dtypes:
-            raise ValueError(
-                f"the observations are {found}, the parameters of the {kind} {dtypes[0]}: "
-                f"use data.to(dtype={dtypes[0]})"
-            )
+    wanted = {p.dtype for module in modules for p in module.parameters() if p.is_floating_point()}
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or not wanted or found in wanted:
+        return data
+    if len(wanted) > 1:
+        names = " and ".join(sorted(map(str, wanted)))
+        raise ValueError(f"the modules are {names}, the observations {found}: give all modules one precision")
+    (dtype,) = wanted
+    if torch.finfo(dtype).bits < torch.finfo(found).bits:
+        warnings.warn(f"the data is {found}, the model {dtype}: the data is rounded to it", stacklevel=3)
+    return data.to(dtype=dtype)
+
+
+def _verify_data(module: nn.Module, data: Any) -> None:
+    """Refuse data that ``module`` does not learn from, by its own check."""
+    kind = type(module).__name__
     if callable(check := getattr(module, "check", None)):
         try:
             check(data)

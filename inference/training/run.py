@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyro
 import torch
@@ -25,13 +25,49 @@ from . import checkpoint
 from .interrupts import Interrupts
 from .updates import all_finite
 
-__all__ = ["Evaluate", "History", "Log", "Run", "Training"]
+__all__ = ["Evaluate", "History", "Log", "Run", "RunOptions", "Training"]
 
 Evaluate = Callable[[int], dict[str, float]]
 """Given the number of finished steps, returns named numbers."""
 
 Log = Callable[[int, dict[str, float]], object]
 """Told the number of finished steps, and named numbers."""
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of every training, by name.
+
+    What a run logs can go elsewhere too, such as to Weights & Biases::
+
+        run = wandb.init(project="sorting")
+        log = lambda step, values: run.log(values, step=step)
+        fit(svi, data, steps=10_000, batch_size=32, evaluate=evaluate, log=log, on_evaluation=log)
+
+    ``evaluate`` and these functions are called with the random state set aside, so that they do not change the
+    training. Ctrl-C ends a call at once, and where one raises, the run is saved first.
+
+    Attributes:
+        resume: go on from ``out/checkpoint.pt`` if it is there (True); False starts anew and overwrites it.
+        device: where to move modules and data; None leaves them where they are (None).
+        evaluate_every: steps between calls of ``evaluate`` (0); it is called after the last step in any case.
+        on_evaluation: called with the step and what ``evaluate`` returned (None).
+        checkpoint_every: steps between checkpoints (of `fit` 1000, of `learn` 10,000); of `fit`, 0 for one at the end.
+        log: called with the step and named numbers, each time that there are some (None): the mean loss, the rate, the
+            gradient's norm where it is clipped; of `learn`, what an update returns, ``return`` and ``length`` of a
+            finished episode.
+        log_every: steps between entries of the learning curve (of `fit` 50, of `learn` 1000).
+        progress: show a bar with loss and rate, and the mean return of the last ten episodes; off a terminal, a line at
+            once and one every tenth of the way (True).
+    """
+
+    resume: bool
+    device: str | torch.device | None
+    evaluate_every: int
+    on_evaluation: Log | None
+    checkpoint_every: int
+    log: Log | None
+    log_every: int
+    progress: bool
 
 
 @dataclass
@@ -223,48 +259,44 @@ class Run:
         self.saved_step, self._saved_evaluations, self._wrote = self.history.step, len(self.history.evaluations), True
 
 
+@dataclass(kw_only=True)
 class Training:
     """Trains runs in step with each other; mostly it is one.
 
     Args:
         runs: those.
-        steps, resume, device, evaluate_every, on_evaluation, checkpoint_every, log, log_every, progress: see `fit`.
-
-    Attributes:
+        steps: to train up to.
         interrupts: how often Ctrl-C was pressed, and how patient it is.
+
+    The others are `RunOptions`.
 
     Raises:
         TypeError: if something is of the wrong kind.
         ValueError: if a number is out of range, or the device cannot be used.
     """
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        *,
-        steps: int,
-        resume: bool,
-        device: str | torch.device | None,
-        evaluate_every: int,
-        on_evaluation: Log | None,
-        checkpoint_every: int,
-        log: Log | None,
-        log_every: int,
-        progress: bool,
-    ) -> None:
-        verify_least(0, steps=steps, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
-        verify_least(1, log_every=log_every)
-        verify_device(device)
-        for name, given in {"on_evaluation": on_evaluation, "log": log}.items():
+    runs: Sequence[Run]
+    steps: int
+    checkpoint_every: int
+    log_every: int
+    resume: bool = True
+    device: str | torch.device | None = None
+    evaluate_every: int = 0
+    on_evaluation: Log | None = None
+    log: Log | None = None
+    progress: bool = True
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+    def __post_init__(self) -> None:
+        every = {"evaluate_every": self.evaluate_every, "checkpoint_every": self.checkpoint_every}
+        verify_least(0, steps=self.steps, **every)
+        verify_least(1, log_every=self.log_every)
+        verify_device(self.device)
+        for name, given in {"on_evaluation": self.on_evaluation, "log": self.log}.items():
             if given is not None and not callable(given):
                 raise TypeError(f"{name} must be a function of the step and named numbers, got {given!r}")
-        if evaluate_every and any(run.evaluate is None for run in runs):
-            raise ValueError(f"evaluate_every is {evaluate_every}, but there is no evaluate to call")
-        self.runs, self.steps, self.resume, self.device = runs, steps, resume, device
-        self.evaluate_every, self.on_evaluation = evaluate_every, on_evaluation
-        self.checkpoint_every, self.log, self.log_every = checkpoint_every, log, log_every
-        self.progress = progress
-        self.interrupts = Interrupts()
+        if self.evaluate_every and any(run.evaluate is None for run in self.runs):
+            raise ValueError(f"evaluate_every is {self.evaluate_every}, but there is no evaluate to call")
 
     def train(self, advance: Callable[[], bool], seed: int) -> None:
         """Go on from the checkpoints, if there are any, to the last step, or until Ctrl-C.

@@ -370,7 +370,7 @@ def test_actions_along_demonstrations_are_clipped_to_a_box_and_checked_elsewhere
 def test_progress_is_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     collect(Counter(), nothing, 20)
     told = capsys.readouterr()
-    assert told.out == "" and len(told.err.splitlines()) == 10
+    assert told.out == "" and len(told.err.splitlines()) == 11 and told.err.startswith("episode 0/20\n")
     assert "episode 20/20" in told.err and "steps/s" in told.err and "mean return 5" in told.err
     collect(Counter(), nothing, None, max_labels=30)
     assert "step 30/30" in capsys.readouterr().err

@@ -564,7 +564,7 @@ BAD: list[tuple[type[Exception], str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("error", "message", "given"), BAD, ids=str)
+@pytest.mark.parametrize(("error", "message", "given"), BAD)
 def test_bad_arguments_are_refused(error: type[Exception], message: str, given: Any) -> None:
     with pytest.raises(error, match=message):
         given() if callable(given) else sac(**given)

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from .._saved import Saved
-from .spaces import _leaves, observation_size
+from .spaces import observation_leaves, observation_size
 
 __all__ = ["ImageNetwork", "ObservationEncoder", "as_floats", "make_observation_encoder", "observed"]
 
@@ -60,7 +60,7 @@ class ObservationEncoder(Saved, nn.Module):
         super().__init__()
         if images not in ("auto", "cnn", "flat"):
             raise ValueError(f"an encoder of observations must be one of auto, cnn, flat, or a module, got {images!r}")
-        leaves = [leaf for _, leaf in _leaves(space)]
+        leaves = [*observation_leaves(space).values()]
         self.widths = [observation_size(leaf) for leaf in leaves]
         networks, groups, scales = [], [], []
         for leaf, width in zip(leaves, self.widths, strict=True):

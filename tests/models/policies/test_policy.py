@@ -448,8 +448,8 @@ def test_data_of_another_problem_is_refused_before_training(kind: str) -> None:
     ]
     if kind != "reactive":
         cases.append((demonstrations().transitions(), f"the {name} remembers .* not from Transitions"))
-        traces: Any = SimpleNamespace(**vars(demonstrations()), goals=None)  # goals are no sign of single transitions
-        policy.check(traces)
+        spaces_ = {"observation_space": VECTOR, "action_space": ACTIONS["discrete"]}
+        policy.check(SimpleNamespace(lengths=3, goals=None, **spaces_))  # goals are no sign of single transitions
     update = (policy, torch.optim.Adam(policy.parameters()))
     for data, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -97,6 +97,10 @@ def read_content(path: str | os.PathLike[str], what: str, *formats: str) -> dict
     def wrong(fault: str) -> ValueError:
         return ValueError(f"{path} is truncated or not {what} ({fault})")
 
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a file is given by its path, got {path!r}")
+    if Path(path).is_dir():
+        raise wrong("it is a folder")
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as parts:

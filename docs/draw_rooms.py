@@ -95,7 +95,7 @@ def draw(path: Path, root: Path = ROOT) -> None:
     widest = max(len(boxes) for boxes in inside.values())
     high, gap, width, first = 1.0, 0.25, 2.2, 1.6
     wide = first + widest * width + 0.3
-    figure, axes = plt.subplots(figsize=(0.7 * (wide + 0.42 * len(pairs)), 7), layout="constrained")
+    figure, axes = plt.subplots(figsize=(0.7 * (wide + 0.42 * len(pairs)), 8.5), layout="constrained")
     base = {floor: number * (high + gap) for number, floor in enumerate(FLOORS)}
     for floor, bottom in base.items():
         axes.add_patch(plt.Rectangle((0, bottom), wide + 0.42 * len(pairs), high, color=COLOURS[floor], zorder=0))

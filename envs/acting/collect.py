@@ -287,16 +287,11 @@ class Collector:
     def _episode(self, acting: Episodes, execute: Execute | None, left: float, bar: _Bar) -> int:
         """Run one episode, of `left` steps at most, and return how many it took."""
         space = self.env.action_space
-        single = 0 if isinstance(space, spaces.Discrete) else 1
         stored: Any = None
 
         def executed(observation: Any, action: Any, start: np.ndarray) -> Any:
             nonlocal stored
-            acting.doing = "the policy"
             stored = encode_actions(space, action)
-            if stored.ndim != single:
-                raise SpaceError(f"one action was asked for, it gave an array of shape {list(np.shape(action))}")
-            acting.doing = "executing the action"
             action = decode_actions(space, stored)
             return action if execute is None else execute(observation, action, start)
 

@@ -69,6 +69,8 @@ class Column:
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> Column:
         """The same on another device, or of another precision if these are real numbers."""
+        if not (dtype is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"the precision of real numbers is a torch dtype such as torch.float64, got {dtype!r}")
         return Column(self.values.to(device, dtype if self.dtype.is_floating_point else None))
 
 

@@ -70,6 +70,9 @@ class Dataset:
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} cannot be changed: {name} cannot be set")
 
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} cannot be changed: {name} cannot be deleted")
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -24,6 +24,10 @@ def chosen_rows(rows: np.ndarray, index: Index, name: str) -> np.ndarray:
         IndexError: if it points outside the rows.
         ValueError: if it chooses nothing.
     """
+    if isinstance(index, bool | np.bool_) or not isinstance(
+        index, int | np.integer | slice | Sequence | Tensor | np.ndarray
+    ):
+        raise IndexError(f"{name}s are chosen by an integer, a slice, integers or a mask, got {index!r}")
     if isinstance(index, Tensor):
         index = (index if index.is_cpu else index.cpu()).numpy()
     elif isinstance(index, int | np.integer):
@@ -57,6 +61,8 @@ def split_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.n
     Raises:
         ValueError: if a part would be empty.
     """
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ValueError(f"the fraction of a split must be between 0 and 1, got {fraction!r}")
     first = round(fraction * count)
     if not 0 < first < count:
         raise ValueError(f"a part of the split would be empty: fraction {fraction} of {count} traces")

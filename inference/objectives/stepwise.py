@@ -148,7 +148,7 @@ class StepwiseKL_ELBO(ELBO):
         self._kept: dict[tuple[Any, ...], _Kept] = {}
 
     def __getstate__(self) -> dict[str, Any]:  # which model and guide were checked: functions, perhaps
-        return self.__dict__ | {"_checked": None, "_legal": set()}
+        return self.__dict__ | {"_seen": None, "_legal": set(), "_kept": {}}
 
     # -- what Pyro calls ------------------------------------------------------------------------------------------
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, SupportsFloat
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from ..._verify import verify_least
+from ..spaces import SpaceError, action_size, encode_actions
 from .controller import Controller, as_controller
 
 __all__ = ["Episodes", "Execute", "Step", "verify_environment"]
@@ -74,6 +77,9 @@ class Episodes:
         ValueError: if ``max_steps`` is less than 1.
     """
 
+    checked = False  # whether actions are
+    single: tuple[int, ...] = ()  # shape of a stored one
+
     def __init__(
         self,
         env: gymnasium.Env[Any, Any],
@@ -93,6 +99,9 @@ class Episodes:
         self.info: dict[str, Any] = {}
         self.state: Any = None
         self.over, self.doing = True, ""
+        with suppress(TypeError):  # else it is no space of actions that can be stored: the environment has to check
+            size = action_size(env.action_space)
+            self.checked, self.single = True, (size,) if size or isinstance(env.action_space, spaces.Box) else ()
 
     def begin(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Reset the environment, and return the first observation of an episode.
@@ -110,12 +119,18 @@ class Episodes:
         return self.observation
 
     def act(self) -> Any:
-        """Ask the controller for its next action, and keep its state."""
+        """Ask the controller for its next action, and keep its state.
+
+        Raises:
+            SpaceError: for an action that is not in the environment's space (of a kind whose actions can be stored).
+        """
         assert self.controller is not None, "there is no controller to ask"
         self.doing = "the policy"
         action, self.state = self.controller.predict(
             self.observation, self.state, np.array(self.steps == 0), self.deterministic
         )
+        if self.checked and np.shape(encode_actions(self.env.action_space, action)) != self.single:
+            raise SpaceError(f"one action was asked for, it gave an array of shape {[*np.shape(action)]}")
         return action
 
     def step(self, action: Any) -> Step:
@@ -146,11 +161,16 @@ class Episodes:
         """Let the controller act until the episode is over; yield every step."""
         while not self.over:
             start = np.array(self.steps == 0)
-            action = self.act()
-            if self.execute is not None:
-                self.doing = "executing the action"
-                action = self.execute(self.observation, action, start)
-            yield self.step(action)
+            try:
+                action = self.act()
+                if self.execute is not None:
+                    self.doing = "executing the action"
+                    action = self.execute(self.observation, action, start)
+                step = self.step(action)
+            except Exception as error:
+                error.add_note(f"in episode {self.number}, step {self.steps}: {self.doing}")
+                raise
+            yield step
 
 
 def verify_environment(env: Any) -> None:

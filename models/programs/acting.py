@@ -130,7 +130,10 @@ class ProgramController(Saved):
             given = torch.atleast_2d(torch.as_tensor(() if task is None else task).to(self._like))
             state = self._fresh(given.expand(len(rows), -1))
         else:
-            begun = self._fresh(torch.as_tensor(state[1]), checked=False)
+            task_given: Any = state[1] if isinstance(state, tuple | list) and len(state) == 2 else None
+            if np.ndim(task_given) != 2:
+                raise ValueError(f"the state is of another policy: {type(state).__name__}")
+            begun = self._fresh(torch.as_tensor(task_given).to(self._like), checked=False)
             state = carried(begun, state, episode_start, len(rows))
         decision = self.decide(rows, state, deterministic, restart=not self.has_null)
         actions = self.encoded(decision)

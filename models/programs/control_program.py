@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..._saved import Saved
 from ..._verify import verify_least
 from ..observation_encoder import ObservationEncoder, as_floats, make_observation_encoder, observed
-from ..policies.episodes import Episodes
+from ..policies.episodes import Episodes, verify_environment
 from ..process import Sequence
 from ..registration import register
 from ..spaces import observation_size
@@ -269,13 +269,17 @@ class ControlProgram(Saved, nn.Module):
         """Return the controller that the program is in an environment, in the environment's own actions.
 
         Args:
-            env: a Gymnasium environment. If it has ``encode_action(index, argument)``, that gives its action, else the
-                action's number counts from the start of its Discrete.
+            env: a Gymnasium environment. Where its actions are numbered, and the program's take no arguments, the
+                action's number counts from the start of its Discrete; elsewhere its ``encode_action(index, argument)``
+                gives its action.
 
         Raises:
+            TypeError: for what is not one environment.
             ValueError: for observations of another width, or actions that the environment cannot take.
         """
-        encode = getattr(env.unwrapped, "encode_action", None)
+        verify_environment(env)
+        numbered = isinstance(env.action_space, spaces.Discrete) and not self.tree.action_arg_size
+        encode = None if numbered else getattr(env.unwrapped, "encode_action", None)
         return ProgramController(self, env.observation_space, env.action_space, encode)
 
     def predict(

@@ -90,8 +90,8 @@ def mixed() -> Pair:
     return Pair(model, lambda: sites(q), [*p, *q, emission])
 
 
-def plated(scaled: str = "both", subsample: bool = False, nested: bool = False) -> Pair:
-    """A global and two local sites in a plate; the first local one scaled and masked."""
+def plated(scaled: str = "both", subsample: bool = False, second: bool = True) -> Pair:
+    """A global and two local sites in a plate, or one; the first local one scaled and masked."""
     p, q, emission = [leaf(2), leaf(2, 2), leaf(2, 2)], [leaf(2), leaf(2, 2), leaf(2, 2)], leaf(2)
     mask, data = torch.tensor([True, False]), torch.randn(2)
     rows = torch.tensor([0, 2]) if subsample else None
@@ -102,7 +102,7 @@ def plated(scaled: str = "both", subsample: bool = False, nested: bool = False) 
             with poutine.scale(scale=2.5 if weighed else 1.0):
                 with poutine.mask(mask=mask if weighed else torch.tensor(True)):
                     z = pyro.sample("z", categorical(w[1][g]))
-            v = pyro.sample("v", categorical(w[2][z]))
+            v = pyro.sample("v", categorical(w[2][z])) if second else z
             if observe:
                 pyro.sample("x", dist.Normal(emission[z] * (1 + v) + g, 1.0), obs=data)
 
@@ -427,6 +427,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "mixed": mixed,
     "plates": plated,
     "scale and mask in the model alone": lambda: plated("model"),
+    "one site, scaled and masked in the model alone": lambda: plated("model", second=False),
     "no scale or mask": lambda: plated("neither"),
     "subsample": lambda: plated(subsample=True),
     "two plates": two_plates,
@@ -461,7 +462,7 @@ SMALL = [name for name in PAIRS if name not in ("call stack",)]
 FULL = ["mixed", "two plates", "plate in the guide alone", "sequence that ends", "gaussian memory"]
 FULL += ["scaled and masked emission in a plate of its own"]
 # Small enough to enumerate two particles at once, and without quadrature.
-VECTORISED = ["loop", "two plates", "auxiliary", "scale and mask in the model alone", "small emission"]
+VECTORISED = ["loop", "two plates", "auxiliary", "small emission", "one site, scaled and masked in the model alone"]
 
 
 # Exact expectations

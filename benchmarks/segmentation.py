@@ -113,7 +113,7 @@ def at_random(points: Tensor, count: int) -> Tensor:
 
 METHODS = {
     "all": Method("everything"),
-    "no-baseline": Method("one sample at a time: no baseline", baseline=False),
+    "no-baseline": Method("the same four samples, no baseline", baseline=False),
     "random-places": Method("initial places at random", places=at_random),
     "slow": Method("learning rate 0.001", rate=0.001),
     "raw": Method("the guide reads raw numbers", scaled=False),
@@ -149,7 +149,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| | accuracy | boundary F1 | bound, nats | exact, nats |", "|---|---|---|---|---|"]
     for method, text in TEXTS.items():
         cells = []
-        for metric, digits in (("accuracy", 2), ("boundary_f1", 2), ("elbo", 1), ("log_likelihood", 1)):
+        for metric, digits in (("accuracy", 3), ("boundary_f1", 3), ("elbo", 1), ("log_likelihood", 1)):
             found = summary(rows, method, metric)
             cells.append(f"{found.mean:.{digits}f} ± {found.half:.{digits}f}" if found.seeds else "")
         lines.append(f"| {text} | {' | '.join(cells)} |")

@@ -111,13 +111,14 @@ def crossing(through: str) -> tuple[Callable[[], None], Callable[[], None], list
         with pyro.plate("rows", 2):
             z = pyro.sample("z", dist.Bernoulli(logits=phi))
         if through == "a site":
-            pyro.sample("g", dist.Bernoulli(logits=0.7 * (z.sum(-1) - 1)))
+            pyro.sample("g", dist.Bernoulli(logits=0.7 * (z.sum(-1, keepdim=True) - 1)))
 
     def model() -> None:
         rows = pyro.plate("rows", 2)
         with rows:
             z = pyro.sample("z", dist.Bernoulli(tensor(0.4)))
-        g = pyro.sample("g", dist.Bernoulli(logits=z.sum(-1) - 1)) if through == "a site" else z.sum(-1)
+        total = z.sum(-1, keepdim=True)
+        g = pyro.sample("g", dist.Bernoulli(logits=total - 1)) if through == "a site" else total
         with rows:
             own = z + 2 * (g if through != "nothing" else 0)
             pyro.sample("x", dist.Normal(own, 0.7), obs=tensor([1.0, 0.0]))
@@ -132,6 +133,11 @@ def test_rows_that_influence_each_other_share_their_costs(through: str, score: s
     found = list(enumeration.runs(model, guide))
     exact = enumeration.gradient(-enumeration.exact_elbo(found), parameters)
     weights, _, gradients = enumeration.estimates(StepwiseKL_ELBO(score=score), model, guide, (), parameters, found)
+    torch.testing.assert_close(weights @ gradients, exact)
+    # So do those of two particles, which are baselines for each other.
+    both, two = pyro.plate("num_particles_vectorized", 2, dim=-2), StepwiseKL_ELBO(2, 1, True, score=score)
+    pairs = [run._replace(choices=enumeration.constant(run)) for run in enumeration.runs(both(model), both(guide))]
+    weights, _, gradients = enumeration.estimates(two, model, guide, (), parameters, pairs)
     torch.testing.assert_close(weights @ gradients, exact)
     # Pyro's own takes the plate's word.
     weights, _, theirs = enumeration.estimates(Trace_ELBO(), model, guide, (), parameters, found)

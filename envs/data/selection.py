@@ -61,7 +61,7 @@ def split_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.n
     Raises:
         ValueError: if a part would be empty.
     """
-    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
         raise ValueError(f"the fraction of a split must be between 0 and 1, got {fraction!r}")
     first = round(fraction * count)
     if not 0 < first < count:

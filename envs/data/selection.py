@@ -61,8 +61,8 @@ def split_rows(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.n
     Raises:
         ValueError: if a part would be empty.
     """
-    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-        raise ValueError(f"the fraction of a split must be between 0 and 1, got {fraction!r}")
+    if not isinstance(fraction, int | float) or fraction != fraction:
+        raise ValueError(f"the fraction of a split must be a number, got {fraction!r}")
     first = round(fraction * count)
     if not 0 < first < count:
         raise ValueError(f"a part of the split would be empty: fraction {fraction} of {count} traces")

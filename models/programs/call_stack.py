@@ -101,6 +101,15 @@ class ProcedureNetworks(Saved, nn.Module):
             self.weights.append(nn.Parameter(torch.empty(procedures, before, after).uniform_(-bound, bound)))
             self.biases.append(nn.Parameter(torch.empty(procedures, after).uniform_(-bound, bound)))
 
+    def of(self, procedure: int, x: Tensor) -> Tensor:
+        """Return ``[..., output]`` for inputs ``[..., input]``, all of one procedure."""
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = x @ weight[procedure] + bias[procedure]
+            if layer < last:
+                x = x.relu() if self.activation == "relu" else x.tanh()
+        return x
+
     def forward(self, x: Tensor, procedure: Tensor) -> Tensor:
         """Return ``[..., output]`` for inputs ``[..., input]`` of procedures (long) ``[...]``."""
         own = F.one_hot(procedure, self.procedures).to(x.dtype)
@@ -400,8 +409,22 @@ class CallStack(Process):
         procedure = state.frame[..., 0].long()
         return ProcedureStep(self.tree, everywhere, procedure, spread(parameters), spread(observed))
 
+    def step_of(
+        self, procedure: int, frame: Tensor, time: Tensor, trace: Tensor, context: CallStackContext
+    ) -> ProcedureStep:
+        """Return the steps of frames that are all of one procedure, whose networks alone are asked.
+
+        Args:
+            procedure: its number.
+            frame: ``[..., 3 + 2 W]``.
+            time: long ``[...]``.
+            trace: long ``[...]``, the row of the context that each frame belongs to.
+            context: leaves ``[B, ...]``.
+        """
+        return ProcedureStep(self.tree, *self._choose(frame, time, trace, context, procedure))
+
     def _choose(
-        self, frame: Tensor, time: Tensor, trace: Tensor, context: CallStackContext
+        self, frame: Tensor, time: Tensor, trace: Tensor, context: CallStackContext, only: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Return log-probabilities of the choices, procedures, parameters of arguments, and observed arguments.
 
@@ -410,6 +433,7 @@ class CallStack(Process):
             time: long ``[...]``.
             trace: long ``[...]``, the row of the context that each frame belongs to.
             context: leaves ``[B, ...]``.
+            only: the procedure of all frames, if they share one.
         """
         procedure, counter, last = frame[..., 0].long(), frame[..., 1], frame[..., 2].long()
         x = torch.cat(
@@ -428,8 +452,12 @@ class CallStack(Process):
             allowed = self.available[procedure]
         # A procedure takes at least one step before it returns.
         allowed = torch.cat([allowed[..., :-1], allowed[..., -1:] & (counter > 0).unsqueeze(-1)], -1)
-        logits = torch.where(allowed, self.choose(x, procedure), _NEVER)
-        parameters = self.argue(x, procedure) if self.argue is not None else None
+
+        def ask(networks: ProcedureNetworks) -> Tensor:
+            return networks(x, procedure) if only is None else networks.of(only, x)
+
+        logits = torch.where(allowed, ask(self.choose), _NEVER)
+        parameters = ask(self.argue) if self.argue is not None else None
         observed = None
         if self.posterior and context.arguments is not None and parameters is not None:
             observed = context.arguments[trace, time]

@@ -1,0 +1,318 @@
+r"""The span recursion: exact sums over all call stacks that take the actions of a trace.
+
+A call's inside does not depend on its caller. So for every procedure h with a value u of its argument, and every span of
+times, there is one number: the probability :math:`\beta_{h,u}[s, r, e]` that h, called at time s, takes exactly the
+actions :math:`x_s \ldots x_{e-1}` and returns r at time e. Inside the call, a frame f = (tau, h-, u-) at time s has
+:math:`\gamma[f, s, r, e]`, the probability that the call comes to its end in this way from here:
+
+.. math::
+    \gamma[f, s, r, e] = 1_{s = e}\, p(\text{return}, r | f, o_s)
+        + p(x_s | f, o_s)\, \gamma[f', s + 1, r, e]
+        + \sum_{c, v} p(c, v | f, o_s) \sum_{s', r'} \beta_{c,v}[s, r', s']\, \gamma[f'_{c, r'}, s', r, e],
+
+and beta is gamma of the fresh frame. Nothing returns before its first step, so every move advances time and the sums are
+finite: procedures are taken callees first, times last first. The root's only end is that of the trace, and
+:math:`\log p(x) = \log \sum_r \beta_\text{root}[0, r, T]`. The derivatives of log p(x) by the log-probabilities of choices
+are the posterior's expected numbers of these choices.
+
+All is in logarithms and in double precision, so that no length under- or overflows. Of T actions, a procedure that does
+not count takes O(T W^2) sums, and one that counts its steps and calls others O(T W^3), where W is how far it can go on
+(the longest run of actions within its reach); the root takes O(T^2) or O(T^3).
+
+Shapes: N actions of a trace before its null, H procedures, U values of an argument, R of a return value.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence as Several
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...models.programs.call_stack import CallStack, CallStackContext, placed_in
+from ...models.programs.procedure_tree import Field, ProcedureTree
+
+__all__ = ["CallSpans", "Choices", "Grammar", "Unit"]
+
+NEVER = -1e30
+_IMPOSSIBLE = -1e8  # masked choices have finite log-probabilities below it
+
+
+class Unit(NamedTuple):
+    """A procedure with a value of its argument.
+
+    Attributes:
+        procedure: its number h.
+        value: the number of the argument's value.
+    """
+
+    procedure: int
+    value: int
+
+
+class Choices(NamedTuple):
+    """What a procedure may choose, and the frames in which it does so.
+
+    Attributes:
+        acts: whether it takes actions itself.
+        callees: for every choice of a call, (unit, first of the frames that follow it, one a value returned).
+        frames: of the frames that have taken a step, from number 1 on: the last call and what it returned; None is the
+            last action, with its argument.
+        returns: values that it may return, ``[R, W]``.
+    """
+
+    acts: bool
+    callees: tuple[tuple[int, int], ...]
+    frames: tuple[tuple[int, Tensor] | None, ...]
+    returns: Tensor
+
+    @property
+    def columns(self) -> int:
+        """How many choices there are: to act, every call, every return."""
+        return 1 + len(self.callees) + len(self.returns)
+
+
+class Grammar:
+    """The units of a tree, callees first, and the choices of every procedure.
+
+    Args:
+        tree: the call graph.
+
+    Raises:
+        ValueError: naming the field, for latent arguments or return values that are real vectors: they have no finite
+            number of values to sum over.
+    """
+
+    def __init__(self, tree: ProcedureTree):
+        self.tree = tree
+        count = len(tree.procedures)
+        arguments = [torch.zeros(1, tree.arg_size)]  # the root's is given
+        arguments += [_values(tree, p.name, "argument", p.argument) for p in tree.procedures[1:]]
+        self.arguments = tuple(arguments)
+        returned = [_values(tree, p.name, "return value", p.returns) for p in tree.procedures]
+        self.units = tuple(
+            Unit(h, value) for h in reversed(tree._order) for value in range(len(self.arguments[h]))
+        )
+        number = {unit: i for i, unit in enumerate(self.units)}
+        self.choices: tuple[Choices, ...] = tuple(self._choices(h, number, returned) for h in range(count))
+
+    def _choices(self, h: int, number: dict[Unit, int], returned: list[Tensor]) -> Choices:
+        count, actions = len(self.tree.procedures), len(self.tree.actions)
+        acts = bool(self.tree.available[h, count : count + actions].any())
+        frames: list[tuple[int, Tensor] | None] = [None] if acts else []
+        callees = []
+        for child in self.tree.available[h, :count].nonzero()[:, 0].tolist():
+            first = len(frames) + 1
+            frames += [(child, value) for value in returned[child]]
+            callees += [(number[Unit(child, v)], first) for v in range(len(self.arguments[child]))]
+        return Choices(acts, tuple(callees), tuple(frames), returned[h])
+
+
+@lru_cache(maxsize=64)
+def grammar_of(tree: ProcedureTree) -> Grammar:
+    """Return the grammar of a tree, kept for the next call."""
+    return Grammar(tree)
+
+
+def _values(tree: ProcedureTree, procedure: str, what: str, fields: Several[Field]) -> Tensor:
+    """All values ``[n, W]`` of one-hot fields; the zero vector for none."""
+    for field in fields:
+        if field.kind != "onehot":
+            raise ValueError(
+                f"procedure {procedure!r}: its {what} {field.name!r} is a real vector, over which no exact sum is "
+                f"possible: make it onehot[k], or use StepwiseKL_ELBO"
+            )
+    rows = [torch.cat(parts) if parts else torch.zeros(0) for parts in
+            itertools.product(*(torch.eye(field.size) for field in fields))]
+    return torch.stack([F.pad(row, (0, tree.arg_size - len(row))) for row in rows])
+
+
+class _Layout(NamedTuple):
+    """Where the rows of one procedure's choices are along one trace, and the frames of these rows.
+
+    Attributes:
+        high: ``[N + 1]``, the last time at which a call made at s may end.
+        taus: ``[N + 1]``, how many values the counter of a frame that took a step may have at s.
+        row: ``[N + 1]``, the row of the first of these; rows 0 to N are the fresh frames'.
+        time, counter, frame: ``[rows]``, of every row; frame 0 is the fresh one.
+    """
+
+    high: NDArray[np.int64]
+    taus: NDArray[np.int64]
+    row: NDArray[np.int64]
+    time: NDArray[np.int64]
+    counter: NDArray[np.int64]
+    frame: NDArray[np.int64]
+
+
+@lru_cache(maxsize=4096)
+def _layout(within: bytes, counts: bool, frames: int) -> _Layout:
+    """Return the layout for a procedure of so many frames, given which actions (bytes 0 or 1) are within its reach."""
+    reach = np.frombuffer(within, np.uint8)
+    n = len(reach)
+    time = np.arange(n + 1)
+    blocked = np.flatnonzero(reach == 0)
+    after = np.append(blocked, n)
+    high = after[np.searchsorted(blocked, time)]  # the first action out of reach at or after s
+    before = np.concatenate([[0], blocked + 1])
+    start = before[np.searchsorted(blocked, time)]  # one beyond the last one before s
+    taus = time - start if counts else np.minimum(time - start, 1)
+    row = n + 1 + np.concatenate([[0], np.cumsum(taus * frames)[:-1]])
+    size = taus * frames
+    late = np.repeat(time, size)
+    place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    return _Layout(
+        high,
+        taus,
+        row,
+        np.concatenate([time, late]),
+        np.concatenate([np.zeros(n + 1, np.int64), place // max(frames, 1) + 1]),
+        np.concatenate([np.zeros(n + 1, np.int64), place % max(frames, 1) + 1]),
+    )
+
+
+class CallSpans:
+    """The log-probabilities of all choices along some traces, and where they stand.
+
+    Args:
+        process: the call stack, a prior or a posterior.
+        context: its context: features, tasks, and, for a posterior, actions.
+        actions: long ``[B, T]``, the observed actions, null from a trace's end on.
+        arguments: ``[B, T, W]``, their arguments.
+        most_memory: bytes that the tables of a trace may take.
+
+    Attributes:
+        weights: for every procedure h ``[U, rows, columns]``, log-probabilities of its choices (see :class:`Choices`),
+            the rows of all traces one after the other.
+        offsets: for every procedure ``[B]``, where a trace's rows begin.
+        lengths: how many actions each trace has.
+
+    Raises:
+        ValueError: for a real-valued latent field, actions beyond the root's reach (naming trace and step), or tables
+            larger than ``most_memory``.
+    """
+
+    def __init__(
+        self,
+        process: CallStack,
+        context: CallStackContext,
+        actions: Tensor,
+        arguments: Tensor,
+        *,
+        most_memory: float = 4e9,
+    ):
+        self.process, self.tree, self.grammar = process, process.tree, grammar_of(process.tree)
+        numbers = actions.cpu().numpy()
+        null = len(self.tree.actions)
+        self.lengths = (numbers != null).sum(1)
+        reach = self.tree.reachable.numpy()
+        self._verify_reached(numbers, reach[0])
+        self.layouts = [
+            [
+                _layout(reach[h, numbers[b, :n]].astype(np.uint8).tobytes(), procedure.counts, len(choices.frames))
+                for h, (procedure, choices) in enumerate(zip(self.tree.procedures, self.grammar.choices, strict=True))
+            ]
+            for b, n in enumerate(self.lengths)
+        ]
+        self._verify_memory(most_memory)
+        self.weights: list[Tensor] = []
+        self.offsets: list[NDArray[np.int64]] = []
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        for h in range(len(self.tree.procedures)):
+            self._weigh(h, context, actions, arguments)
+
+    def _verify_reached(self, actions: NDArray[np.int64], reached: NDArray[np.bool_]) -> None:
+        bad = np.argwhere(~np.append(reached, True)[actions])
+        if len(bad):
+            trace, step = bad[0]
+            raise ValueError(
+                f"trace {trace}, step {step}: no procedure can reach the action "
+                f"{self.tree.actions[actions[trace, step]].name!r}: the trace has probability zero"
+            )
+
+    def _verify_memory(self, most: float) -> None:
+        for b in range(len(self.lengths)):
+            if (size := self.table_bytes(b)) > most:
+                raise ValueError(
+                    f"trace {b}: exact sums over its {self.lengths[b]} actions take tables of {size / 1e9:.1f} GB, more "
+                    f"than {most / 1e9:.1f} GB: procedures that count their steps and call others take most of it. "
+                    "Shorten the traces, leave out 'counts', or use StepwiseKL_ELBO"
+                )
+
+    def table_bytes(self, trace: int) -> int:
+        """Return how many bytes the tables of a trace take, the posterior's included."""
+        total = 0
+        for unit in self.grammar.units:
+            layout, choices = self.layouts[trace][unit.procedure], self.grammar.choices[unit.procedure]
+            width = 1 if unit.procedure == 0 else layout.high - np.arange(len(layout.high)) + 1
+            sources = layout.taus + 1 if self.tree.procedures[unit.procedure].counts else 1
+            cells = width * (2 * layout.taus * len(choices.frames) + 2 + sources * len(choices.callees))
+            total += 8 * len(choices.returns) * int(cells.sum())
+        return total
+
+    # -- the weights --------------------------------------------------------------------------------------------
+
+    def _weigh(self, h: int, context: CallStackContext, actions: Tensor, arguments: Tensor) -> None:
+        """Ask the networks of procedure h for the log-probabilities of all its choices in all its frames."""
+        tree, grammar, choices = self.tree, self.grammar, self.grammar.choices[h]
+        layouts = [layouts[h] for layouts in self.layouts]
+        sizes = [len(layout.time) for layout in layouts]
+        self.offsets.append(np.concatenate([[0], np.cumsum(sizes)[:-1]]))
+        device, dtype = context.features.device, context.features.dtype
+        time, counter, frame = (
+            torch.from_numpy(np.concatenate([getattr(layout, name) for layout in layouts])).to(device)
+            for name in ("time", "counter", "frame")
+        )
+        trace = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(device)
+        self.rows.append((trace, time))
+        count, rows, width = len(tree.procedures), len(time), tree.arg_size
+        # The call or the action of the last step, and what it handed back.
+        blank = torch.zeros(width)
+        entered = [(tree.null, blank), *((tree.null, blank) if entry is None else entry for entry in choices.frames)]
+        last = torch.tensor([entry[0] for entry in entered], device=device)[frame]
+        handed = torch.stack([entry[1] for entry in entered]).to(device, dtype)[frame]
+        if choices.acts:
+            acted, before = frame == 1, (time - 1).clamp(min=0)
+            last = torch.where(acted, count + actions[trace, before], last)
+            handed = torch.where(acted.unsqueeze(-1), arguments[trace, before], handed)
+        given = context.task[trace].unsqueeze(0) if h == 0 else grammar.arguments[h].to(device, dtype).unsqueeze(1)
+        head = torch.stack([torch.full_like(counter, h), counter, last], -1).to(dtype)
+        values = len(given)
+        frames = torch.cat(
+            [head.expand(values, -1, -1), given.expand(values, rows, -1), handed.expand(values, -1, -1)], -1
+        )
+        step = self.process.step_of(h, frames, time.expand(values, -1), trace.expand(values, -1), context)
+        log_probs = step.log_probs
+        now = actions[trace, time]
+        acts = log_probs.gather(-1, (count + now).expand(values, -1).unsqueeze(-1)).squeeze(-1)
+        ends = now == len(tree.actions)
+        columns = [torch.where(ends, NEVER, acts)]
+        columns += [log_probs[..., grammar.units[unit].procedure] for unit, _ in choices.callees]
+        columns += [log_probs[..., tree.null]] * len(choices.returns)
+        if step.parameters is not None:
+            for placed in tree.placed_fields:
+                if placed.of_action:
+                    if step.observed is None:
+                        chosen = now == placed.slot - count
+                        u = torch.where(chosen.unsqueeze(-1), placed_in(arguments[trace, time], placed), 0.0)
+                        cost = torch.where(chosen, step._field_log_prob(placed, u.expand(values, -1, -1)), 0.0)
+                        columns[0] = columns[0] + cost
+                    continue
+                for k, (unit, _) in enumerate(choices.callees):
+                    child, value = grammar.units[unit]
+                    if child == placed.slot:
+                        u = placed_in(grammar.arguments[child][value], placed).to(device, dtype)
+                        columns[1 + k] = columns[1 + k] + step._field_log_prob(placed, u)
+                if placed.slot == tree.null + h:
+                    for r, returned in enumerate(choices.returns):
+                        k = 1 + len(choices.callees) + r
+                        u = placed_in(returned, placed).to(device, dtype)
+                        columns[k] = columns[k] + step._field_log_prob(placed, u)
+        weights = torch.stack(columns, -1)
+        self.weights.append(torch.where(weights < _IMPOSSIBLE, NEVER, weights))

@@ -323,7 +323,6 @@ class CallStack(Process):
 
     consistent: Tensor
     available: Tensor
-    field_table: Tensor
     _counts: Tensor
 
     def __init__(
@@ -349,8 +348,6 @@ class CallStack(Process):
         self.register_buffer("available", tree.available, persistent=False)
         counts = torch.tensor([float(p.counts) for p in tree.procedures])
         self.register_buffer("_counts", counts, persistent=False)
-        table = [(f.slot, f.parameter, f.place, f.field.size) for f in tree.placed_fields]
-        self.register_buffer("field_table", torch.tensor(table).reshape(-1, 4), persistent=False)
 
     def group_norms(self, feature_groups: Sequence[int]) -> Tensor:
         """Return the norm of the weights by which each procedure reads each group of its inputs, ``[H, G]``.

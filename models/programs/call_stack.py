@@ -515,7 +515,7 @@ class CallStack(Process):
         """Return how many steps the longest row has; on a GPU, which it would have to wait for, how many there are."""
         if z.device.type != "cpu":
             return z.shape[1]
-        return max(int((self.depths(z[..., 0].long()) > 0).sum(1).max()), 1)
+        return max(int((self.depths(z[..., 0].long()) > 0).any(0).sum()), 1)
 
     def depths(self, choice: Tensor) -> Tensor:
         """Return how many frames there are before each of the choices (long ``[B, I]``); 0 after the end."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
+import sanitized_walks
 from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE, demonstrations
 from pyrocontrol.models import (
     CallStack,
@@ -474,3 +476,17 @@ def test_a_native_walk_without_a_choice_says_where() -> None:
     spoilt[5, 2] = float("nan")
     with pytest.raises(ValueError, match=r"sequence 5, step \d+: no choice is possible"):
         Sequence(process, context._replace(features=spoilt), 100).sample()
+
+
+@pytest.mark.skipif(not sanitized_walks.available(), reason="needs gcc with sanitizers")
+def test_native_walks_are_clean_under_sanitizers(tmp_path: Path) -> None:
+    # More of them: python tests/helpers/sanitized_walks.py --count 300
+    counts = sanitized_walks.campaign(20)
+    assert counts["trees"] == 20 and counts["reports"] == 0
+    assert counts["walked"] > 50 and counts["stuck"] > 10 and counts["refused"] > 1 and counts["left"] > 10
+
+    wrong = tmp_path / "call_stack_walk.c"
+    text = call_stack_native._SOURCE.read_text()
+    wrong.write_text(text.replace("depth == s->depth", "depth > s->depth"))
+    assert wrong.read_text() != text
+    assert sanitized_walks.campaign(20, source=wrong)["reports"] == 1

@@ -332,7 +332,6 @@ class CallStack(Process):
 
     consistent: Tensor
     available: Tensor
-    field_table: Tensor
     _counts: Tensor
 
     def __init__(
@@ -358,8 +357,6 @@ class CallStack(Process):
         self.register_buffer("available", tree.available, persistent=False)
         counts = torch.tensor([float(p.counts) for p in tree.procedures])
         self.register_buffer("_counts", counts, persistent=False)
-        table = [(f.slot, f.parameter, f.place, f.field.size) for f in tree.placed_fields]
-        self.register_buffer("field_table", torch.tensor(table).reshape(-1, 4), persistent=False)
 
     def group_norms(self, feature_groups: Sequence[int]) -> Tensor:
         """Return the norm of the weights by which each procedure reads each group of its inputs, ``[H, G]``.
@@ -546,7 +543,7 @@ class CallStack(Process):
         """Return how many steps the longest row has; on a GPU, which it would have to wait for, how many there are."""
         if z.device.type != "cpu":
             return z.shape[1]
-        return max(int((self.depths(z[..., 0].long()) > 0).sum(1).max()), 1)
+        return max(int((self.depths(z[..., 0].long()) > 0).any(0).sum()), 1)
 
     def depths(self, choice: Tensor) -> Tensor:
         """Return how many frames there are before each of the choices (long ``[B, I]``); 0 after the end."""

@@ -1,35 +1,30 @@
-"""Compile and call the native walk of the call-stack process.
+"""Call the native walk of the call-stack process.
 
 The sampling walk of :mod:`call_stack` is sequential: in tensor code a step costs a third of a
-millisecond, nearly all of it in starting operations. `call_stack_walk.c` does the same in about a microsecond. It
-is compiled with the machine's C compiler at the first use and kept in the user's cache; without a compiler the
-tensor code walks.
+millisecond, nearly all of it in starting operations. `call_stack_walk.c` does the same in about a microsecond;
+where it cannot be compiled, the tensor code walks. C looks nothing up twice: whatever it indexes by is checked here.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import warnings
-from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..._native import library
+
 if TYPE_CHECKING:
     from .call_stack import CallStack, CallStackContext, ProcedureNetworks
 
-__all__ = ["available", "walk"]
+__all__ = ["walk"]
 
+# A tensor, its type (any if None) and its shape.
+_Wanted = tuple[Tensor | None, torch.dtype | None, tuple[int, ...]]
 _SOURCE = Path(__file__).with_name("call_stack_walk.c")
-_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-lm")
 
 
 class _Networks(ctypes.Structure):
@@ -50,32 +45,6 @@ class _Stack(ctypes.Structure):
     ]
 
 
-@cache
-def available() -> Any:
-    """Return the compiled walk, compiling it if need be; None (with one warning) where that is impossible."""
-    compiler = next((c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None)
-    if compiler is None:
-        warnings.warn("no C compiler was found: call stacks are sampled by slower tensor code", stacklevel=2)
-        return None
-    key = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode() + _processor()).hexdigest()[:16]
-    try:
-        cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyrocontrol" / f"walk-{key}.so"
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-                built = Path(folder) / "walk.so"
-                command = [compiler, str(_SOURCE), "-o", str(built), *_FLAGS]
-                subprocess.run(command, check=True, capture_output=True, text=True)
-                os.replace(built, cached)
-        function = ctypes.CDLL(str(cached)).pyrocontrol_walk
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        warnings.warn(f"the native walk could not be built, tensor code samples instead: {detail}", stacklevel=2)
-        return None
-    function.restype = None
-    return function
-
-
 def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bool) -> tuple[Tensor, Tensor] | None:
     """Return call traces ``[B, horizon, 1 + W]`` and their numbers of steps, or None where it cannot.
 
@@ -89,13 +58,13 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
     if not _fits(process, context):
         return None
     _check_ranges(process, context, horizon)
-    function = available()
-    if function is None:
+    native = library(_SOURCE)
+    if native is None:
         return None
     tree, kept = process.tree, []
 
     def pointer(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
-        held = tensor.detach().to(dtype or tensor.dtype).contiguous()
+        held = tensor.detach().to(dtype or tensor.dtype).resolve_neg().contiguous()
         kept.append(held)
         return held.data_ptr()
 
@@ -129,8 +98,8 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
         inputs=inputs,
         choose=networks(process.choose),
         argue=networks(process.argue),
-        fields=len(process.field_table),
-        field=pointer(process.field_table),
+        fields=len(tree.placed_fields),
+        field=pointer(torch.tensor([(f.slot, f.parameter, f.place, f.field.size) for f in tree.placed_fields])),
         allowed=pointer(process.consistent if process.posterior else process.available, torch.uint8),
         counts=pointer(process._counts),
         posterior=int(process.posterior),
@@ -139,7 +108,7 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
     steps = torch.empty(batch, dtype=torch.long)
     scratch = features.new_empty(inputs + 2 * widest + tree.depth * (3 + 2 * width))
     seed = 0 if greedy else int(torch.randint(2**62, ()))
-    function(
+    native.pyrocontrol_walk(
         ctypes.byref(stack),
         ctypes.c_int64(batch),
         ctypes.c_int64(horizon),
@@ -168,21 +137,38 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
 
 def _fits(process: CallStack, context: CallStackContext) -> bool:
     """Whether all that the walk reads is there, on a CPU, in single precision; tensor code says what is wrong."""
-    batch, times = context.features.shape[:2]
-    wanted: list[tuple[Tensor | None, tuple[int, ...]]] = [
-        (context.features, (batch, times, process.feature_size)),
-        (context.task, (batch, process.tree.arg_size)),
+    tree, (batch, times) = process.tree, context.features.shape[:2]
+    h, a, k, width = len(tree.procedures), len(tree.actions), len(tree.choices), tree.arg_size
+    inputs, parameters = process.feature_size + 1 + k + 2 * width, sum(f.field.parameters for f in tree.placed_fields)
+    observed = process.posterior and context.arguments is not None
+    wanted: list[_Wanted] = [
+        (context.features, torch.float32, (batch, times, process.feature_size)),
+        (context.task, None, (batch, width)),
+        (process._counts, torch.float32, (h,)),
+        *_networks_wanted(process.choose, h, inputs, k),
+        *_networks_wanted(process.argue, h, inputs, parameters),
     ]
     if process.posterior:
-        wanted.append((context.actions, (batch, times)))
-        if context.arguments is not None:
-            wanted.append((context.arguments, (batch, times, process.tree.arg_size)))
-    shaped = all(x is not None and x.shape == shape and x.device.type == "cpu" for x, shape in wanted)
-    tensors = [context.features, *process.parameters()]
-    observed = process.posterior and context.arguments is not None
-    fields = process.tree.placed_fields
-    discrete = all(placed.field.kind == "onehot" or (placed.of_action and observed) for placed in fields)
-    return discrete and shaped and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+        wanted += [(context.actions, None, (batch, times)), (process.consistent, torch.bool, (h, a + 1, k))]
+    else:
+        wanted += [(process.available, torch.bool, (h, k))]
+    if observed:
+        wanted += [(context.arguments, None, (batch, times, width))]
+    return all(f.field.kind == "onehot" or (f.of_action and observed) for f in tree.placed_fields) and all(
+        x is not None and x.shape == shape and x.device.type == "cpu" and dtype in (None, x.dtype)
+        for x, dtype, shape in wanted
+    )
+
+
+def _networks_wanted(held: ProcedureNetworks | None, procedures: int, inputs: int, outputs: int) -> list[_Wanted]:
+    """The weights and biases of networks, with what they must be."""
+    if held is None:
+        return []
+    sizes = [inputs, *(bias.shape[-1] for bias in held.biases)][:-1] + [outputs]
+    wanted: list[_Wanted] = []
+    for weight, bias, (before, after) in zip(held.weights, held.biases, pairwise(sizes), strict=True):
+        wanted += [(weight, torch.float32, (procedures, before, after)), (bias, torch.float32, (procedures, after))]
+    return wanted
 
 
 def _check_ranges(process: CallStack, context: CallStackContext, horizon: int) -> None:
@@ -191,17 +177,10 @@ def _check_ranges(process: CallStack, context: CallStackContext, horizon: int) -
         raise ValueError(f"a walk needs a step and an observation, got {horizon} and {context.features.shape[1]}")
     if process.posterior and context.actions is not None:
         last = len(process.tree.actions)
+        if context.actions.is_floating_point():
+            raise ValueError(f"actions are whole numbers, got {context.actions.dtype}")
         bad = (context.actions < 0) | (context.actions > last)
         if bad.any():
             row, step = bad.nonzero()[0].tolist()
             action = int(context.actions[row, step])
             raise ValueError(f"trace {row}, step {step}: an action outside 0..{last} (it is {action})")
-
-
-def _processor() -> bytes:
-    """What ``-march=native`` depends on: a cache may be shared between machines."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = sorted({line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))})
-        return "".join(lines).encode()
-    return platform.platform().encode() + platform.processor().encode()

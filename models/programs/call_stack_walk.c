@@ -2,8 +2,8 @@
  *
  * The walk is sequential and its networks are tiny, so that almost all of its time in tensor code is the cost of
  * starting operations. Here a PHP step takes about a microsecond. It draws samples only; whatever needs a gradient is
- * scored by the tensor code. models/call_stack_native.py compiles and calls it, and a test holds it to the tensor
- * code, step by step.
+ * scored by the tensor code. call_stack_native.py checks what this indexes by and calls it, and a test holds it to
+ * the tensor code, step by step.
  */
 #include <math.h>
 #include <stdint.h>
@@ -76,7 +76,8 @@ static int64_t draw(const float *logits, int64_t n, int greedy, uint64_t *rng) {
 
 /* Walk every row to its end or the horizon. z [B, horizon, 1 + W] must hold zeros. steps [B] receives how many steps
  * were taken, horizon + 1 where the stack was not empty at the horizon, or -1 - i where step i had no possible choice
- * (all masked, or the logits are NaN). scratch holds inputs + 2 * widest + depth * (3 + 2 W) floats. */
+ * (all masked, the logits are NaN, or a call deeper than the tree). scratch holds inputs + 2 * widest + depth * (3 + 2 W)
+ * floats. */
 void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const float *features, const float *task,
                       const int64_t *actions, const float *arguments, int32_t greedy, uint64_t seed, int64_t widest,
                       float *scratch, float *z, int64_t *steps) {
@@ -105,7 +106,8 @@ void pyrocontrol_walk(const Stack *s, int64_t batch, int64_t horizon, const floa
             for (int64_t k = 0; k < K; k++)
                 if (!may[k] || (k == null && frame[1] == 0.0f)) logits[k] = -1e9f;
             const int64_t choice = draw(logits, K, greedy, &rng);
-            if (choice < 0 || !may[choice] || (choice == null && frame[1] == 0.0f)) {
+            if (choice < 0 || !may[choice] || (choice == null && frame[1] == 0.0f) ||
+                (choice < H && depth == s->depth)) {
                 stuck = 1 + i;
                 break;
             }

@@ -1,0 +1,118 @@
+"""C files that are compiled where they run, at their first use, and kept."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from ._files import writing
+
+__all__ = ["library"]
+
+_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-lm")
+_SECONDS = 60.0  # that a compiler may take
+
+
+@cache
+def library(source: Path) -> ctypes.CDLL | None:
+    """Return a C file as a loaded library; None, with one warning, where that is impossible.
+
+    The machine's compiler (``CC``, else cc, gcc or clang) makes it at the first use. It is kept in a folder of the
+    user's cache that is the user's alone; where there is none, it is compiled for this process only. Its name holds
+    a digest of what it was made from, and one of itself: loading half a library kills the process. What does not
+    agree with its name, or cannot be loaded, is compiled again, once. ``PYROCONTROL_NATIVE=0`` in the environment
+    does without native code, and without a warning.
+
+    Args:
+        source: the C file, which includes nothing but headers of the system.
+    """
+    if os.environ.get("PYROCONTROL_NATIVE") == "0":
+        return None
+    try:
+        key = _digest(source.read_bytes() + " ".join(_FLAGS).encode() + _processor())
+        with _private_folder() as folder:
+            for kept in folder.glob(f"{source.stem}-{key}-*.so"):
+                with suppress(OSError):
+                    if kept.stem.rpartition("-")[2] == _digest(kept.read_bytes()):
+                        return ctypes.CDLL(str(kept))
+                kept.unlink(missing_ok=True)
+            content = _compiled(source)
+            built = folder / f"{source.stem}-{key}-{_digest(content)}.so"
+            with writing(built) as file:
+                file.write(content)
+            return ctypes.CDLL(str(built))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        warnings.warn(f"{source.name} is not compiled, slower tensor code takes its place: {error}", stacklevel=2)
+        return None
+
+
+def _compiled(source: Path) -> bytes:
+    """The library that a compiler makes of a C file.
+
+    Raises:
+        OSError: there is no compiler, or it failed.
+        subprocess.TimeoutExpired: it took too long, and was ended with all that it had started.
+    """
+    names = [shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]]
+    compiler = next((name for name in names if name and shutil.which(name[0])), None)
+    if compiler is None:
+        raise FileNotFoundError("no C compiler was found")
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "library.so"
+        command = [*compiler, str(source), "-o", str(built), *_FLAGS]
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, errors="replace", start_new_session=True
+        ) as process:
+            try:
+                said = process.communicate(timeout=_SECONDS)[1]
+            except BaseException:
+                if os.name == "posix":
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+                raise
+        if process.returncode:
+            raise OSError(said.strip() or f"{compiler[0]} ended with {process.returncode}")
+        return built.read_bytes()
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder that no other user can read or write: one of the cache, or else one that is removed again."""
+    try:
+        cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyrocontrol" / "native"
+        cached.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = cached.stat()
+        if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
+            raise PermissionError(f"{cached} is not this user's alone (owner {status.st_uid}, {status.st_mode:o})")
+    except (OSError, RuntimeError) as error:  # a RuntimeError says that there is no home
+        warnings.warn(f"native code is compiled in every process anew: {error}", stacklevel=5)
+    else:
+        yield cached
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    """What ``-march=native`` depends on: a cache may be shared between machines."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = sorted({line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))})
+        return "".join(lines).encode()
+    return platform.platform().encode() + platform.processor().encode()

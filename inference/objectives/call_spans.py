@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence as Several
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,10 +37,10 @@ from torch import Tensor
 
 from ...models.programs.call_stack import CallStack, CallStackContext, placed_in
 from ...models.programs.procedure_tree import Field, ProcedureTree
+from .call_spans_kernel import NEVER, KernelUnit, spans
 
 __all__ = ["CallSpans", "Choices", "Grammar", "Unit"]
 
-NEVER = -1e30
 _IMPOSSIBLE = -1e8  # masked choices have finite log-probabilities below it
 
 
@@ -316,3 +316,90 @@ class CallSpans:
                         columns[k] = columns[k] + step._field_log_prob(placed, u)
         weights = torch.stack(columns, -1)
         self.weights.append(torch.where(weights < _IMPOSSIBLE, NEVER, weights))
+
+    # -- the sums -----------------------------------------------------------------------------------------------
+
+    def log_prob(self) -> Tensor:
+        """Return ``log p(x)`` of every trace, ``[B]`` in nats, with its gradient."""
+        return _Summed.apply(self, *self.weights)  # type: ignore[no-any-return]
+
+    def counts(self) -> list[Tensor]:
+        """Return the posterior's expected number of every choice, laid out as the weights."""
+        return self._sum(counts=True)[1]
+
+    def draw(self, number: int) -> list[list[NDArray[np.int64]]]:
+        """Return ``number`` call traces of each trace, drawn from the posterior: see :func:`spans`."""
+        return self._sum(draws=number)[2]
+
+    def likeliest(self) -> tuple[Tensor, list[NDArray[np.int64]]]:
+        """Return the log-probability ``[B]`` of each trace's likeliest call trace, and that call trace."""
+        values, _, drawn = self._sum(draws=1, likeliest=True)
+        return values, [one for (one,) in drawn]
+
+    def _sum(
+        self, *, counts: bool = False, draws: int = 0, likeliest: bool = False
+    ) -> tuple[Tensor, list[Tensor], list[list[NDArray[np.int64]]]]:
+        """Run the recursion on every trace, on the CPU."""
+        weights = [w.detach().to("cpu", torch.float64).contiguous().numpy() for w in self.weights]
+        counted = [np.zeros_like(w) for w in weights]
+        values, drawn = [], []
+        seeds = torch.randint(2**62, (len(self.lengths),)).tolist() if draws and not likeliest else [0] * len(self.lengths)
+        for b, n in enumerate(self.lengths):
+            units, views = [], []
+            for h, value in self.grammar.units:
+                choices, layout = self.grammar.choices[h], self.layouts[b][h]
+                rows = slice(self.offsets[h][b], self.offsets[h][b] + len(layout.time))
+                callees = np.array(choices.callees, np.int64).reshape(-1, 2)
+                units.append(
+                    KernelUnit(
+                        len(choices.frames),
+                        len(choices.returns),
+                        self.tree.procedures[h].counts,
+                        choices.acts,
+                        np.ascontiguousarray(callees[:, 0]),
+                        np.ascontiguousarray(callees[:, 1]),
+                        layout.high,
+                        layout.taus,
+                        layout.row,
+                        weights[h][value, rows],
+                    )
+                )
+                views.append(counted[h][value, rows])
+            log_prob, found, traces = spans(
+                int(n),
+                units,
+                self.tree.depth,
+                self.tree.max_steps(int(n)),
+                counts=counts,
+                likeliest=likeliest,
+                draws=draws,
+                seed=seeds[b],
+            )
+            for view, one in zip(views, found or (), strict=False):
+                view[:] = one
+            values.append(log_prob)
+            drawn.append(traces)
+        device, dtype = self.weights[0].device, self.weights[0].dtype
+        return (
+            torch.tensor(values, dtype=dtype, device=device),
+            [torch.from_numpy(one).to(device, dtype) for one in counted] if counts else [],
+            drawn,
+        )
+
+
+class _Summed(torch.autograd.Function):
+    """log p(x) by the recursion, whose derivatives by the weights are expected numbers of choices."""
+
+    @staticmethod
+    def forward(ctx: Any, spans: CallSpans, *weights: Tensor) -> Tensor:
+        needed = any(ctx.needs_input_grad)
+        values, counts, _ = spans._sum(counts=needed)
+        ctx.traces = [trace for trace, _ in spans.rows]
+        ctx.save_for_backward(*counts)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        counts = ctx.saved_tensors
+        return None, *(count * gradient[trace].unsqueeze(-1) for count, trace in zip(counts, ctx.traces, strict=True))

@@ -18,6 +18,7 @@ from .imitation.interactive import InteractiveResult, Round, constant, dagger, d
 from .imitation.noise import ConfusionNoise, GaussianNoise, Noise
 from .imitation.segmentation import match_labels, segmentation_scores
 from .imitation.structure import GreedyPolicy, Structured, boundary_f1, exact_match
+from .objectives.enumerated import EnumeratedStates, enumerate_states
 from .objectives.forward import ChainPosterior, chain_posterior, forward_log_likelihood
 from .objectives.kl_weight import KLWeight
 from .objectives.mutual_information import (
@@ -41,6 +42,7 @@ __all__ = [
     "ChainPosterior",
     "ConfusionNoise",
     "Critics",
+    "EnumeratedStates",
     "Examples",
     "FirstSoftActorCritic",
     "FitResult",
@@ -83,6 +85,7 @@ __all__ = [
     "dagger",
     "dart",
     "entropy_of_sum",
+    "enumerate_states",
     "evaluation",
     "exact_match",
     "fit",

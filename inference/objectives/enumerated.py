@@ -1,0 +1,172 @@
+r"""Exact likelihoods of small discrete processes: all states enumerated, a sparse forward and backward pass over them.
+
+For a process with states s, values z and evidence :math:`\log p(x_i | s_i, z_i)`,
+
+.. math:: \alpha_{i+1}(s') = \sum_{s, z : f(s, z) = s'} \alpha_i(s)\, p(z | s)\, p(x_i | s, z).
+
+Equal states are merged, so that the cost is what can be told apart, not how many sequences there are: a chain of K
+states takes K a step. A control program has as many as there are stacks, which grows fast: use
+:class:`~pyrocontrol.inference.ExactLikelihood` for those. This is the check of that one, and the way for processes of
+one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ...models.process import Sequence
+
+__all__ = ["EnumeratedStates", "enumerate_states"]
+
+Evidence = Callable[[Any, Tensor, Any], Tensor]
+
+
+class _Layer(NamedTuple):
+    """The moves of one step.
+
+    Attributes:
+        sources, targets: long ``[M]``, states before and after; -1 is the end.
+        weights: ``[M]``, log-probabilities of the moves, the evidence included.
+        states: how many states there are afterwards.
+    """
+
+    sources: Tensor
+    targets: Tensor
+    weights: Tensor
+    states: int
+
+
+class EnumeratedStates(NamedTuple):
+    """What the sum over all sequences comes to.
+
+    Attributes:
+        log_likelihood: ``[B]`` in nats, with its gradient.
+        states: states of every step of every row: ``states[b][i]`` is a state whose leaves lead with ``[K]``.
+        marginals: ``marginals[b][i]``, ``[K]``: the posterior probabilities of these states.
+    """
+
+    log_likelihood: Tensor
+    states: list[list[Any]]
+    marginals: list[list[Tensor]]
+
+
+def enumerate_states(sequence: Sequence, evidence: Evidence, *, most_states: int = 100_000) -> EnumeratedStates:
+    """Sum over all values of a sequence of discrete steps.
+
+    Args:
+        sequence: with one batch dimension. Its steps' distributions have ``enumerate_support``.
+        evidence: ``(states, z, context) -> log p(x | state, z)`` of a move, ``[M]``: of states whose leaves lead with
+            ``[M]``, values ``[M, ...]`` and the context of as many rows; minus infinity for what was not observed.
+        most_states: of a step.
+
+    Raises:
+        ValueError: for more states than that, or evidence of probability zero, naming row and step.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyrocontrol.models.process import Process, Sequence
+        >>> class Coins(Process):
+        ...     def initial(self, context): return context
+        ...     def conditional(self, state, context): return dist.Bernoulli(torch.full_like(state, 0.25))
+        ...     def advance(self, state, z, context): return state + z
+        >>> def heads(state, z, context): return torch.where(z == 1, 0.0, -float("inf"))
+        >>> enumerate_states(Sequence(Coins(), torch.zeros(1), 3), heads).log_likelihood.exp()
+        tensor([0.0156])
+    """
+    context = sequence._flat_context()
+    rows = [
+        _row(sequence, pytree.tree_map_only(Tensor, lambda leaf: leaf[b : b + 1], context), evidence, most_states, b)
+        for b in range(sequence._rows(context))
+    ]
+    return EnumeratedStates(torch.stack([row[0] for row in rows]), [row[1] for row in rows], [row[2] for row in rows])
+
+
+def _row(
+    sequence: Sequence, context: Any, evidence: Evidence, most: int, row: int
+) -> tuple[Tensor, list[Any], list[Tensor]]:
+    process = sequence.process
+    state = process.initial(context)
+    alpha = torch.zeros(1, dtype=_dtype(context))
+    ended: list[Tensor] = []
+    layers: list[_Layer] = []
+    found, forward = [], []
+    for step in range(sequence.horizon):
+        found.append(state)
+        forward.append(alpha)
+        count = len(alpha)
+        here = pytree.tree_map_only(Tensor, lambda leaf, n=count: leaf.expand(n, *leaf.shape[1:]), context)
+        conditional = process.conditional(state, here)
+        values = conditional.enumerate_support(expand=True)  # [V, K, ...]
+        log_p = conditional.log_prob(values)
+        number = torch.arange(count).expand(len(values), count).flatten()
+        z = values.flatten(0, 1)
+        before = pytree.tree_map_only(Tensor, lambda leaf, k=number: leaf[k], state)
+        there = pytree.tree_map_only(Tensor, lambda leaf, n=len(number): leaf.expand(n, *leaf.shape[1:]), context)
+        weight = log_p.flatten() + evidence(before, z, there)
+        keep = (weight > _IMPOSSIBLE).nonzero()[:, 0]
+        if not len(keep) and ended:
+            alpha = alpha[:0]
+            break
+        if not len(keep):
+            raise ValueError(f"row {row}, step {step}: the evidence has probability zero from here on")
+        pick = lambda tree, k=keep: pytree.tree_map_only(Tensor, lambda leaf: leaf[k], tree)  # noqa: E731
+        number, weight = number[keep], weight[keep]
+        after = process.advance(pick(before), z[keep], pick(there))
+        live = process.live(after, pick(there)) if process.terminates else torch.ones_like(number, dtype=torch.bool)
+        state, target = _merged(after, live)
+        states = int(target.max()) + 1 if bool(live.any()) else 0
+        if states > most:
+            raise ValueError(
+                f"row {row}, step {step}: {states} states, more than most_states={most}: "
+                "an ELBO bounds what is too large to sum"
+            )
+        layers.append(_Layer(number, target, weight, states))
+        moved = alpha[number] + weight
+        if not bool(live.all()):
+            ended.append(moved[~live])
+        alpha = _scattered(moved[live], target[live], states)
+        if not states:
+            break
+    # A process that ends by itself and has not ended is beyond the horizon: it takes no part.
+    final = torch.cat(ended) if process.terminates else alpha
+    if not final.numel():
+        raise ValueError(f"row {row}: no sequence ends within the horizon of {sequence.horizon} steps")
+    log_likelihood = final.logsumexp(0)
+    beta = torch.zeros_like(alpha) if not process.terminates else torch.full_like(alpha, -float("inf"))
+    marginals = []
+    for layer, before in zip(reversed(layers), reversed(forward), strict=True):
+        later = torch.where(layer.targets >= 0, torch.cat([beta, beta.new_zeros(1)])[layer.targets], 0.0)
+        beta = _scattered(layer.weights.detach() + later.detach(), layer.sources, len(before))
+        marginals.append((before.detach() + beta - log_likelihood.detach()).exp())
+    return log_likelihood, found, marginals[::-1]
+
+
+_IMPOSSIBLE = -1e8
+
+
+def _dtype(context: Any) -> torch.dtype:
+    """The floating-point type of a context."""
+    kinds = [leaf.dtype for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return kinds[0] if kinds else torch.get_default_dtype()
+
+
+def _merged(state: Any, live: Tensor) -> tuple[Any, Tensor]:
+    """Return the different states among those that live, and which of them each is; -1 for ended ones."""
+    leaves, form = pytree.tree_flatten(state)
+    rows = torch.cat([leaf[live].flatten(1).double() if leaf.dim() > 1 else leaf[live, None].double() for leaf in leaves], -1)
+    unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((len(unique),), len(inverse)).scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
+    target = torch.full((len(live),), -1).masked_scatter(live, inverse)
+    return pytree.tree_unflatten([leaf[live][first] for leaf in leaves], form), target
+
+
+def _scattered(values: Tensor, targets: Tensor, size: int) -> Tensor:
+    """The logarithm of the sum of exponentials of the values with each target, ``[size]``."""
+    top = values.detach().new_full((size,), -float("inf")).scatter_reduce(0, targets, values.detach(), "amax")
+    top = torch.where(top.isfinite(), top, 0.0)
+    return torch.zeros_like(top).index_add(0, targets, (values - top[targets]).exp()).log() + top

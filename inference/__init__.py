@@ -19,6 +19,7 @@ from .imitation.noise import ConfusionNoise, GaussianNoise, Noise
 from .imitation.segmentation import match_labels, segmentation_scores
 from .imitation.structure import GreedyPolicy, Structured, boundary_f1, exact_match
 from .objectives.enumerated import EnumeratedStates, enumerate_states
+from .objectives.exact import CallStackPosterior, ExactLikelihood
 from .objectives.forward import ChainPosterior, chain_posterior, forward_log_likelihood
 from .objectives.kl_weight import KLWeight
 from .objectives.mutual_information import (
@@ -39,10 +40,12 @@ from .training.run import RunOptions
 
 __all__ = [
     "Augmented",
+    "CallStackPosterior",
     "ChainPosterior",
     "ConfusionNoise",
     "Critics",
     "EnumeratedStates",
+    "ExactLikelihood",
     "Examples",
     "FirstSoftActorCritic",
     "FitResult",

@@ -109,8 +109,9 @@ def _row(
         there = pytree.tree_map_only(Tensor, lambda leaf, n=len(number): leaf.expand(n, *leaf.shape[1:]), context)
         weight = log_p.flatten() + evidence(before, z, there)
         keep = (weight > _IMPOSSIBLE).nonzero()[:, 0]
-        if not len(keep) and ended:
-            alpha = alpha[:0]
+        if not len(keep) and ended:  # all that is left here leads nowhere
+            found.pop()
+            forward.pop()
             break
         if not len(keep):
             raise ValueError(f"row {row}, step {step}: the evidence has probability zero from here on")

@@ -96,9 +96,7 @@ class Grammar:
         arguments += [_values(tree, p.name, "argument", p.argument) for p in tree.procedures[1:]]
         self.arguments = tuple(arguments)
         returned = [_values(tree, p.name, "return value", p.returns) for p in tree.procedures]
-        self.units = tuple(
-            Unit(h, value) for h in reversed(tree._order) for value in range(len(self.arguments[h]))
-        )
+        self.units = tuple(Unit(h, value) for h in reversed(tree._order) for value in range(len(self.arguments[h])))
         number = {unit: i for i, unit in enumerate(self.units)}
         self.choices: tuple[Choices, ...] = tuple(self._choices(h, number, returned) for h in range(count))
 
@@ -128,8 +126,10 @@ def _values(tree: ProcedureTree, procedure: str, what: str, fields: Several[Fiel
                 f"procedure {procedure!r}: its {what} {field.name!r} is a real vector, over which no exact sum is "
                 f"possible: make it onehot[k], or use StepwiseKL_ELBO"
             )
-    rows = [torch.cat(parts) if parts else torch.zeros(0) for parts in
-            itertools.product(*(torch.eye(field.size) for field in fields))]
+    rows = [
+        torch.cat(parts) if parts else torch.zeros(0)
+        for parts in itertools.product(*(torch.eye(field.size) for field in fields))
+    ]
     return torch.stack([F.pad(row, (0, tree.arg_size - len(row))) for row in rows])
 
 
@@ -343,7 +343,9 @@ class CallSpans:
         weights = [w.detach().to("cpu", torch.float64).contiguous().numpy() for w in self.weights]
         counted = [np.zeros_like(w) for w in weights]
         values, drawn = [], []
-        seeds = torch.randint(2**62, (len(self.lengths),)).tolist() if draws and not likeliest else [0] * len(self.lengths)
+        seeds = (
+            torch.randint(2**62, (len(self.lengths),)).tolist() if draws and not likeliest else [0] * len(self.lengths)
+        )
         for b, n in enumerate(self.lengths):
             units, views = [], []
             for h, value in self.grammar.units:

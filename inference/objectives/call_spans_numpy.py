@@ -127,7 +127,13 @@ class Tables:
                 fresh, later = self._rows(i, s)
                 first, taus = int(unit.row[s]), int(unit.taus[s])
                 parts = (
-                    (fresh[None, None], slice(0, 1), False, beta_bar[i][s][None, :, None], self.beta[i][s][None, :, None]),
+                    (
+                        fresh[None, None],
+                        slice(0, 1),
+                        False,
+                        beta_bar[i][s][None, :, None],
+                        self.beta[i][s][None, :, None],
+                    ),
                     (later, self._from(i, s), True, gamma_bar[i][s], self.gamma[i][s]),
                 )
                 for weight, source, stop, bar, value in parts:

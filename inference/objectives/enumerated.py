@@ -71,10 +71,16 @@ def enumerate_states(sequence: Sequence, evidence: Evidence, *, most_states: int
         >>> import pyro.distributions as dist
         >>> from pyrocontrol.models.process import Process, Sequence
         >>> class Coins(Process):
-        ...     def initial(self, context): return context
-        ...     def conditional(self, state, context): return dist.Bernoulli(torch.full_like(state, 0.25))
-        ...     def advance(self, state, z, context): return state + z
-        >>> def heads(state, z, context): return torch.where(z == 1, 0.0, -float("inf"))
+        ...     def initial(self, context):
+        ...         return context
+        ...
+        ...     def conditional(self, state, context):
+        ...         return dist.Bernoulli(torch.full_like(state, 0.25))
+        ...
+        ...     def advance(self, state, z, context):
+        ...         return state + z
+        >>> def heads(state, z, context):
+        ...     return torch.where(z == 1, 0.0, -float("inf"))
         >>> enumerate_states(Sequence(Coins(), torch.zeros(1), 3), heads).log_likelihood.exp()
         tensor([0.0156])
     """
@@ -152,14 +158,18 @@ _IMPOSSIBLE = -1e8
 
 def _dtype(context: Any) -> torch.dtype:
     """The floating-point type of a context."""
-    kinds = [leaf.dtype for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    kinds = [
+        leaf.dtype for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
     return kinds[0] if kinds else torch.get_default_dtype()
 
 
 def _merged(state: Any, live: Tensor) -> tuple[Any, Tensor]:
     """Return the different states among those that live, and which of them each is; -1 for ended ones."""
     leaves, form = pytree.tree_flatten(state)
-    rows = torch.cat([leaf[live].flatten(1).double() if leaf.dim() > 1 else leaf[live, None].double() for leaf in leaves], -1)
+    rows = torch.cat(
+        [leaf[live].flatten(1).double() if leaf.dim() > 1 else leaf[live, None].double() for leaf in leaves], -1
+    )
     unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
     first = torch.full((len(unique),), len(inverse)).scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
     target = torch.full((len(live),), -1).masked_scatter(live, inverse)

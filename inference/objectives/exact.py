@@ -99,7 +99,6 @@ class ExactLikelihood(ELBO):
             total = total + site["log_prob_sum"]
         return -total
 
-
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("an exact likelihood draws no traces")
 

@@ -22,6 +22,23 @@ class Case(NamedTuple):
     actions: Tensor
     arguments: Tensor
 
+    @property
+    def tree(self) -> ProcedureTree:
+        """The call graph."""
+        return self.process.tree
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of the traces, null counted."""
+        return (self.actions < len(self.tree.actions)).sum(1) + 1
+
+    def check(self, traces: Case) -> None:
+        """Whatever it is, it may be explained."""
+
+    def prior(self, traces: Any = None) -> Sequence:
+        """The call stacks before any action is seen."""
+        return Sequence(self.process, self.context, self.tree.max_steps(self.actions.shape[1] - 1))
+
     def spans(self) -> CallSpans:
         """The recursion on these traces."""
         return CallSpans(self.process, self.context, self.actions, self.arguments)
@@ -137,7 +154,9 @@ def random_tree(draw: random.Random, levels: int, *, fields: bool = True) -> Pro
     return ProcedureTree(procedures, actions)
 
 
-def random_case(seed: int, *, levels: int | None = None, longest: int = 4, traces: int = 2, fields: bool = True) -> Case:
+def random_case(
+    seed: int, *, levels: int | None = None, longest: int = 4, traces: int = 2, fields: bool = True
+) -> Case:
     """A random tree with random weights, and traces that it can take; all in double precision."""
     draw = random.Random(seed)
     torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 r"""The span recursion: exact sums over all call stacks that take the actions of a trace.
 
-A call's inside does not depend on its caller. So for every procedure h with a value u of its argument, and every span of
-times, there is one number: the probability :math:`\beta_{h,u}[s, r, e]` that h, called at time s, takes exactly the
+A call's inside does not depend on its caller. So for every procedure h with a value u of its argument, and every span
+of times, there is one number: the probability :math:`\beta_{h,u}[s, r, e]` that h, called at time s, takes exactly the
 actions :math:`x_s \ldots x_{e-1}` and returns r at time e. Inside the call, a frame f = (tau, h-, u-) at time s has
 :math:`\gamma[f, s, r, e]`, the probability that the call comes to its end in this way from here:
 
@@ -10,10 +10,10 @@ actions :math:`x_s \ldots x_{e-1}` and returns r at time e. Inside the call, a f
         + p(x_s | f, o_s)\, \gamma[f', s + 1, r, e]
         + \sum_{c, v} p(c, v | f, o_s) \sum_{s', r'} \beta_{c,v}[s, r', s']\, \gamma[f'_{c, r'}, s', r, e],
 
-and beta is gamma of the fresh frame. Nothing returns before its first step, so every move advances time and the sums are
-finite: procedures are taken callees first, times last first. The root's only end is that of the trace, and
-:math:`\log p(x) = \log \sum_r \beta_\text{root}[0, r, T]`. The derivatives of log p(x) by the log-probabilities of choices
-are the posterior's expected numbers of these choices.
+and beta is gamma of the fresh frame. Nothing returns before its first step, so every move advances time and the sums
+are finite: procedures are taken callees first, times last first. The root's only end is that of the trace, and
+:math:`\log p(x) = \log \sum_r \beta_\text{root}[0, r, T]`. The derivatives of log p(x) by the log-probabilities of
+choices are the posterior's expected numbers of these choices.
 
 All is in logarithms and in double precision, so that no length under- or overflows. Of T actions, a procedure that does
 not count takes O(T W^2) sums, and one that counts its steps and calls others O(T W^3), where W is how far it can go on
@@ -321,7 +321,7 @@ class CallSpans:
 
     def log_prob(self) -> Tensor:
         """Return ``log p(x)`` of every trace, ``[B]`` in nats, with its gradient."""
-        return _Summed.apply(self, *self.weights)  # type: ignore[no-any-return]
+        return _Summed.apply(self, *self.weights)
 
     def counts(self) -> list[Tensor]:
         """Return the posterior's expected number of every choice, laid out as the weights."""

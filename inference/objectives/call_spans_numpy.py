@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Several
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,7 @@ class Tables:
 
     def _terms(self, i: int, s: int, weight: Floats, source: slice | Whole, stop: bool) -> Floats:
         """Log-probability of every choice and all that follows, ``[choices, F, R, taus, w]``: act, calls, return."""
-        unit, calls = self.units[i], len(self.units[i].callee)
+        calls = len(self.units[i].callee)
         act, kappa, last = self._options(i, s)
         by = weight.transpose(2, 1, 0)[:, :, None, :, None]  # [columns, F, 1, taus, 1]
         returning = by[1 + calls :, :, 0][:, :, None].transpose(2, 1, 0, 3, 4)  # [1, F, R, taus, 1]
@@ -144,12 +144,12 @@ class Tables:
                     expected = np.concatenate([number, back], -1)
                     rows = found[i][first : first + taus * unit.frames] if stop else found[i][s : s + 1]
                     rows += expected.reshape(rows.shape)
-                    every = np.arange(self._sources(i, s))[source]
+                    every: Any = (slice(None), np.arange(self._sources(i, s))[source])
                     for k in range(calls):
-                        np.add.at(kappa_bar[k], (slice(None), every), share[1 + k].sum(0))
+                        np.add.at(kappa_bar[k], every, share[1 + k].sum(0))
                     if unit.high[s] > s and unit.acts:
                         skip = self._low(i, s + 1) - self._low(i, s)
-                        np.add.at(gamma_bar[i][s + 1][0], (slice(None), every), share[0].sum(0)[..., skip:])
+                        np.add.at(gamma_bar[i][s + 1][0], every, share[0].sum(0)[..., skip:])
                 for k, child, then, given, skip in self._moves(i, s):
                     called, frame = self.beta[child][s][given, then - s], unit.into[k] + given - 1
                     sources = self._sources(i, s)

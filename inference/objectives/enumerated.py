@@ -85,10 +85,8 @@ def enumerate_states(sequence: Sequence, evidence: Evidence, *, most_states: int
         tensor([0.0156])
     """
     context = sequence._flat_context()
-    rows = [
-        _row(sequence, pytree.tree_map_only(Tensor, lambda leaf: leaf[b : b + 1], context), evidence, most_states, b)
-        for b in range(sequence._rows(context))
-    ]
+    every = torch.arange(sequence._rows(context)).split(1)
+    rows = [_row(sequence, _picked(context, one), evidence, most_states, int(one)) for one in every]
     return EnumeratedStates(torch.stack([row[0] for row in rows]), [row[1] for row in rows], [row[2] for row in rows])
 
 
@@ -105,14 +103,12 @@ def _row(
         found.append(state)
         forward.append(alpha)
         count = len(alpha)
-        here = pytree.tree_map_only(Tensor, lambda leaf, n=count: leaf.expand(n, *leaf.shape[1:]), context)
-        conditional = process.conditional(state, here)
+        conditional = process.conditional(state, _expanded(context, count))
         values = conditional.enumerate_support(expand=True)  # [V, K, ...]
         log_p = conditional.log_prob(values)
         number = torch.arange(count).expand(len(values), count).flatten()
         z = values.flatten(0, 1)
-        before = pytree.tree_map_only(Tensor, lambda leaf, k=number: leaf[k], state)
-        there = pytree.tree_map_only(Tensor, lambda leaf, n=len(number): leaf.expand(n, *leaf.shape[1:]), context)
+        before, there = _picked(state, number), _expanded(context, len(number))
         weight = log_p.flatten() + evidence(before, z, there)
         keep = (weight > _IMPOSSIBLE).nonzero()[:, 0]
         if not len(keep) and ended:  # all that is left here leads nowhere
@@ -121,10 +117,9 @@ def _row(
             break
         if not len(keep):
             raise ValueError(f"row {row}, step {step}: the evidence has probability zero from here on")
-        pick = lambda tree, k=keep: pytree.tree_map_only(Tensor, lambda leaf: leaf[k], tree)  # noqa: E731
-        number, weight = number[keep], weight[keep]
-        after = process.advance(pick(before), z[keep], pick(there))
-        live = process.live(after, pick(there)) if process.terminates else torch.ones_like(number, dtype=torch.bool)
+        number, weight, there = number[keep], weight[keep], _picked(there, keep)
+        after = process.advance(_picked(before, keep), z[keep], there)
+        live = process.live(after, there) if process.terminates else torch.ones_like(number, dtype=torch.bool)
         state, target = _merged(after, live)
         states = int(target.max()) + 1 if bool(live.any()) else 0
         if states > most:
@@ -154,6 +149,14 @@ def _row(
 
 
 _IMPOSSIBLE = -1e8
+
+
+def _picked(tree: Any, rows: Tensor) -> Any:
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf[rows], tree)
+
+
+def _expanded(tree: Any, rows: int) -> Any:
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.expand(rows, *leaf.shape[1:]), tree)
 
 
 def _dtype(context: Any) -> torch.dtype:

@@ -23,7 +23,7 @@ from ...models.programs.call_stack import CallStack
 from ...models.programs.call_trace import CallTrace
 from ...models.programs.control_program import ControlProgram
 from ...models.programs.traces import Traces
-from .call_spans import CallSpans, grammar_of
+from .call_spans import CallSpans
 
 __all__ = ["CallStackPosterior", "ExactLikelihood"]
 
@@ -62,7 +62,7 @@ class ExactLikelihood(ELBO):
 
     def __call__(self, model: nn.Module, guide: nn.Module | None = None) -> ELBOModule:
         """Return the loss as a module over the parameters of the model (and of a guide, which gets no gradient)."""
-        return ELBOModule(model, guide, self)
+        return ELBOModule(model, guide, self)  # type: ignore[arg-type]  # it runs no guide
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return ``-log p(x)`` of a batch, in nats."""
@@ -73,7 +73,7 @@ class ExactLikelihood(ELBO):
         """Return the loss of a batch in nats, its gradients added to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return float(torch_item(loss))
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -114,19 +114,16 @@ class _Unsampled(Messenger):
         fn = msg["fn"]
         if isinstance(fn, Sequence) and isinstance(fn.process, CallStack) and not msg["is_observed"]:
             self.found[msg["name"]] = fn
-            msg["value"] = torch.zeros(*fn.batch_shape, 1, *fn.process.event_shape, device=_device(fn))
+            msg["value"] = torch.zeros(*fn.batch_shape, 1, *fn.process.event_shape, device=fn.context.features.device)
             msg["done"] = True
 
 
-def _device(sequence: Sequence) -> torch.device:
-    return sequence.context.features.device  # type: ignore[no-any-return]
-
-
 def _spans(sequence: Sequence, actions: Tensor, arguments: Tensor | None, most_memory: float) -> CallSpans:
-    tree = sequence.process.tree  # type: ignore[union-attr]
+    process, context = sequence.process, sequence.context
+    assert isinstance(process, CallStack)
     given = actions.new_zeros(*actions.shape, 0) if arguments is None else arguments
-    padded = F.pad(given.to(sequence.context.features.dtype), (0, tree.arg_size - given.shape[-1]))
-    return CallSpans(sequence.process, sequence.context, actions.long(), padded, most_memory=most_memory)  # type: ignore[arg-type]
+    padded = F.pad(given.to(context.features.dtype), (0, process.tree.arg_size - given.shape[-1]))
+    return CallSpans(process, context, actions.long(), padded, most_memory=most_memory)
 
 
 class CallStackPosterior:

@@ -1,0 +1,234 @@
+"""Remake results/exact.json: that the exact likelihood of call stacks is exact, and what it costs; and the plot beside it.
+
+    python benchmarks/exact.py              # about ten minutes on one core
+    python benchmarks/exact.py --trees 20 --lengths 2 3 --mix 5 --levels 2 3
+
+* `error`: the greatest difference, over random small trees (two to five levels, counters, one-hot arguments and return
+  values) and their traces, between the span recursion and the sum over all call stacks, listed one by one: of log p and
+  of its gradients, in double precision, both in C and in NumPy.
+* `z`: of importance sampling from a guide that was trained for it, on lists of five digits: (estimate - exact) in its own
+  standard errors, a row a trace.
+* seconds of log p and of its gradient, and megabytes of tables: of the longest trace of lists of every length, of batches
+  of four of the paper's mix, and of one trace against the number of levels, of procedures that count and that do not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import matplotlib
+import numpy as np
+import pyro
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+import pyrocontrol as pc
+from pyrocontrol.envs.bubble_sort import demonstrations
+from pyrocontrol.inference import row, write_results
+from pyrocontrol.inference.objectives import call_spans_kernel
+from pyrocontrol.inference.objectives.call_spans import CallSpans
+
+HERE = Path(__file__).parent
+matplotlib.use("Agg")
+sys.path.append(str(HERE.parent / "tests" / "helpers"))
+from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
+from scripts import load_script  # noqa: E402
+from small_programs import Case, random_case  # noqa: E402
+
+example = load_script("examples/bubble_sort.py")
+METHOD, LONGEST = "hvil-exact", 9
+
+
+@dataclass
+class Arguments:
+    """Check and time the exact likelihood of call stacks."""
+
+    out: Path = HERE / "results" / "exact.json"
+    """results file"""
+    trees: int = 200
+    """random trees"""
+    lengths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 20)
+    """digits of the lists"""
+    mix: int = 20
+    """batches of four of the paper's mix"""
+    levels: tuple[int, ...] = (2, 3, 4, 5, 6)
+    """levels of a chain of procedures"""
+    sampled: int = 20_000
+    """call traces of importance sampling, for each of ten traces"""
+    plot: bool = True
+    """draw the plot"""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure, write, draw."""
+    torch.set_num_threads(1)
+    rows = errors(arguments.trees) + sampled(arguments.sampled) + costs(arguments)
+    write_results(arguments.out, "exact", rows, command="python " + " ".join(["benchmarks/exact.py", *sys.argv[1:]]))
+    if arguments.plot:
+        plot(rows, arguments.out.with_suffix(".png"))
+    for item in rows:
+        print(f"{item['metric']:>20} {item['value']:12.4g}  {item['setting']}")
+
+
+def errors(trees: int) -> list[dict[str, Any]]:
+    """Compare the recursion with the sum over all stacks."""
+    torch.set_default_dtype(torch.float64)
+    start = time.perf_counter()
+    worst = {(engine, what): 0.0 for engine in ("c", "numpy") for what in ("value", "gradient")}
+    for seed in range(trees):
+        case = random_case(seed, longest=2 + seed % 2, traces=1)
+        exact = case.enumerated().log_likelihood.sum()
+        theirs = gradients(exact, case)
+        for engine in ("c", "numpy"):
+            if engine == "numpy":
+                with mock.patch.object(call_spans_kernel, "library", lambda source: None):
+                    mine = case.spans().log_prob().sum()
+                    slopes = gradients(mine, case)
+            else:
+                mine = case.spans().log_prob().sum()
+                slopes = gradients(mine, case)
+            worst[engine, "value"] = max(worst[engine, "value"], float((mine - exact).detach().abs()))
+            worst[engine, "gradient"] = max(worst[engine, "gradient"], float((slopes - theirs).abs().max()))
+    torch.set_default_dtype(torch.float32)
+    seconds = time.perf_counter() - start
+    return [
+        row(METHOD, "random trees", "error", value, seed=0, seconds=seconds, engine=engine, of=what, trees=trees)
+        for (engine, what), value in worst.items()
+    ]
+
+
+def gradients(value: Tensor, case: Case) -> Tensor:
+    """All gradients of a case's networks, in one vector."""
+    parameters = [*case.process.parameters()]
+    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)]
+    )
+
+
+def sampled(draws: int, updates: int = 1500) -> list[dict[str, Any]]:
+    """Compare with importance sampling from a guide that the stepwise ELBO has trained."""
+    start = time.perf_counter()
+    pyro.set_rng_seed(0)
+    given = example.Arguments(updates=updates)
+    train = demonstrations(40, 0, max_length=5)
+    program, _, loss = example.build(given)
+    optimizer = torch.optim.Adam(example.parameter_groups(given, program, loss), lr=1e-3)
+    pc.inference.fit((loss, optimizer), train, steps=updates, batch_size=4, progress=False)
+    test = demonstrations(10, 1, min_length=5, max_length=5)
+    exact = pc.inference.CallStackPosterior(program, test).log_likelihood.double()
+    total = []
+    with torch.no_grad():
+        prior, posterior = program.prior(test), loss.guide.posterior(test)
+        for _ in range(draws // 200):
+            z = posterior.sample((200,))
+            total.append(prior.log_prob(z).double() - posterior.log_prob(z).double())
+    ratio = (torch.cat(total) - exact).exp()
+    z_scores = (ratio.mean(0) - 1) / (ratio.std(0) / len(ratio) ** 0.5)
+    seconds = time.perf_counter() - start
+    return [
+        row(METHOD, "BubbleSort", "z", float(value), seed=b, seconds=seconds, draws=draws, length=5)
+        for b, value in enumerate(z_scores)
+    ]
+
+
+def costs(arguments: Arguments) -> list[dict[str, Any]]:
+    """Time log p and its gradient."""
+    rows = []
+    program, _, _ = example.build(example.Arguments())
+    for length in arguments.lengths:
+        # Of a list in reverse order, every pair of which is swapped: the longest trace.
+        traces = demonstrations(20, 0, min_length=length, max_length=length)
+        longest = traces[traces.lengths.argmax()[None]]
+        spans, forward, backward = timed(program, longest, repeats=3 if length > LONGEST else 5)
+        setting = {"length": length, "actions": int(spans.lengths[0]), "batch": 1}
+        rows += timing(forward, backward, spans.table_bytes(0), "BubbleSort", setting)
+    mix = demonstrations(160, 0)
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(0))
+    found = [timed(program, mix[order[4 * i : 4 * i + 4]], repeats=1)[1:] for i in range(arguments.mix)]
+    forward, backward = ([part[i][0] for part in found] for i in range(2))
+    rows += timing(forward, backward, 0, "BubbleSort", {"batch": 4, "mix": True})
+    for counts in ("", " counts"):
+        for levels in arguments.levels:
+            names = [f"p{i}" for i in range(levels)]
+            lines = [f"{name}{counts} -> {child}, a, b" for name, child in zip(names, names[1:], strict=False)]
+            tree = "\n".join(["actions: a, b", *lines, f"{names[-1]}{counts} -> a, b"])
+            chain = pc.models.ControlProgram(tree, obs_size=3)
+            rng = np.random.default_rng(0)
+            actions, seen = [rng.integers(0, 2, 60)], [rng.normal(size=(61, 3)).astype(np.float32)]
+            traces = pc.envs.from_arrays(seen, actions, action_space=2)
+            spans, forward, backward = timed(chain, traces, repeats=3)
+            setting = {"levels": levels, "counts": bool(counts), "actions": 60, "batch": 1}
+            rows += timing(forward, backward, spans.table_bytes(0), "chain", setting)
+    return rows
+
+
+def timed(program: Any, traces: Any, repeats: int) -> tuple[CallSpans, list[float], list[float]]:
+    """Return seconds of log p and of its gradient, repeat by repeat."""
+    forward, backward = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        prior = program.prior(traces)
+        arguments = F.pad(traces.arguments, (0, program.tree.arg_size - traces.arguments.shape[-1]))
+        spans = CallSpans(program.process, prior.context, traces.actions, arguments)
+        value = spans.log_prob().sum()
+        between = time.perf_counter()
+        value.backward()
+        forward.append(between - start)
+        backward.append(time.perf_counter() - between)
+    return spans, forward, backward
+
+
+def timing(
+    forward: list[float], backward: list[float], size: int, task: str, setting: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the rows of one measurement, medians."""
+    both = [a + b for a, b in zip(forward, backward, strict=True)]
+    values = {
+        "seconds": statistics.median(both),
+        "forward_seconds": statistics.median(forward),
+        "slowest_seconds": max(both),
+        **({"table_megabytes": size / 1e6} if size else {}),
+    }
+    return [row(METHOD, task, name, value, seed=0, seconds=sum(both), **setting) for name, value in values.items()]
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw time against the length of a trace, and against levels."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for metric, label in (("forward_seconds", "log p"), ("seconds", "log p and its gradient")):
+        points = sorted(
+            (item["setting"]["actions"], item["value"])
+            for item in rows
+            if item["metric"] == metric and "length" in item["setting"]
+        )
+        left.plot(*zip(*points, strict=True), "o-", label=label, markersize=4)
+    left.set(xscale="log", yscale="log", xlabel="actions of a trace", ylabel="seconds, one core")
+    left.set_title("BubbleSort: lists of 2 to 20 digits", loc="left")
+    left.legend(frameon=False)
+    for counts, label in ((False, "no procedure counts"), (True, "all count their steps")):
+        points = sorted(
+            (item["setting"]["levels"], item["value"])
+            for item in rows
+            if item["metric"] == "seconds" and item["setting"].get("counts") is counts
+        )
+        right.plot(*zip(*points, strict=True), "o-", label=label, markersize=4)
+    right.set(yscale="log", xlabel="levels of a chain of procedures", ylabel="seconds, one core")
+    right.set_title("60 actions that every level may take", loc="left")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -71,7 +71,7 @@ class Domain:
     demos: tuple[int, ...]
     encoder: Callable[[], nn.Module | None] = lambda: None
     hidden: tuple[int, ...] = (16,)
-    rates: tuple[float, float] = (4e-3, 1e-3)
+    rates: tuple[float, float] = (4e-3, 4e-3)
 
 
 @dataclass
@@ -304,10 +304,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, grid = plt.subplots(len(names), 2, figsize=(10, 3.4 * len(names)), layout="constrained", squeeze=False)
     shown = [method for method in METHODS if any(item["method"] == method for item in rows)]
     for axes_row, name in zip(grid, names, strict=True):
+        counts = sorted({item["setting"]["demos"] for item in rows if item["task"] == name})
         for axes, metric in zip(axes_row, ("exact_match", "boundary_f1"), strict=True):
             for number, method in enumerate(shown):
                 points: list[tuple[float, float, float]] = []
-                for demos in sorted({item["setting"]["demos"] for item in rows}):
+                for demos in counts:
                     mean, half, seeds = summary(rows, method, metric, task=name, demos=demos, larger=None)
                     if seeds:
                         place = demos * 1.02 ** (number - len(shown) / 2)
@@ -320,8 +321,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                     axes.errorbar(places, means, halves, marker="o", capsize=3, label=method, color=f"C{number}")
             axes.set(xscale="log", ylim=(-0.03, 1.05), xlabel="demonstrations", ylabel=metric.replace("_", " "))
             axes.set_title(name, loc="left", fontsize=10)
-            ticks = sorted({item["setting"]["demos"] for item in rows})
-            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.set_xticks(counts, [str(count) for count in counts])
             axes.minorticks_off()
         axes_row[0].legend(fontsize=8)
     with replacing(path) as (temporary,):

@@ -31,6 +31,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 
 # What an observation holds: the digits under the two pointers, one vocabulary, and whether each is at an edge.
 OBSERVATION = (("digit", 10), (None, 1), ("digit", 10), (None, 1))
+NAMES = ("digit 1", "edge 1", "digit 2", "edge 2")
 SPARSITY = 0.3
 
 # A call graph that knows the number of levels and nothing else of the teacher's program.
@@ -115,6 +116,7 @@ def main(arguments: Arguments) -> None:
         if arguments.tree == "teacher":
             plot_call_stacks(arguments.out / "call_stack.png", program, loss.guide, arguments.task)
         if arguments.demo:
+            print(f"\n{program.describe(train, inputs=NAMES if arguments.procedures == 'shared' else None)}")
             sort_a_list(program, arguments.task)
     print(f"done in {time.perf_counter() - start:.0f} s; results in {arguments.out}")
 

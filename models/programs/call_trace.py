@@ -147,6 +147,7 @@ def plot_call_stack(axes: Axes, trace: CallTrace, *, title: str | None = None, l
     axes.set_yticks([level + 0.45 for level in range(trace.tree.depth)], [str(d) for d in range(trace.tree.depth)])
     axes.set_ylabel("depth")
     axes.set_xlim(0, max(len(trace.actions), 1))
+    axes.locator_params(axis="x", integer=True)
     if title:
         axes.set_title(title, loc="left", fontsize=10)
     if legend:
@@ -187,6 +188,7 @@ def plot_posterior(axes: Axes, tree: ProcedureTree, marginals: ArrayLike, *, tit
     image[..., :3] = np.array([*colours.values()])[:, None]
     image[..., 3] = shares.T.clip(0, 1)
     axes.imshow(image, origin="lower", extent=(0, len(shares), 0, len(colours)), aspect="auto", interpolation="nearest")
+    axes.locator_params(axis="x", integer=True)
     axes.set_yticks([row + 0.5 for row in range(len(colours))], [*colours], fontsize=8)
     if title:
         axes.set_title(title, loc="left", fontsize=10)

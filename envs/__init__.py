@@ -9,6 +9,7 @@ from ..guides.policies.hierarchy import Hierarchy, HierarchyState
 from .acting.collect import CollectionError, CollectionInterrupted, collect
 from .acting.evaluate import evaluate_policy
 from .acting.video import save_video
+from .addition import ADDITION_ACTIONS, ADDITION_TREE, AdditionEnv
 from .ant_maze import AntMaze, AntMove
 from .bubble_sort import (
     ACTIONS,
@@ -32,6 +33,7 @@ from .humanoid.deep_mimic import DeepMimicEnv
 from .humanoid.motion import HumanoidMotion
 from .lane import LaneEnv, LaneTeacher
 from .latent_action import LatentActionEnv
+from .nano_craft import NANO_CRAFT_ACTIONS, NANO_CRAFT_TREE, NanoCraftEnv
 from .planning.mppi import MPPITeacher
 from .point_maze import PointMaze, PointMove
 from .point_skills import PointSkillsEnv, PointTeacher
@@ -40,10 +42,15 @@ from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
 
 __all__ = [
     "ACTIONS",
+    "ADDITION_ACTIONS",
+    "ADDITION_TREE",
     "BUBBLE_SORT_MOVE_TREE",
     "BUBBLE_SORT_TREE",
     "MOVE_ACTIONS",
+    "NANO_CRAFT_ACTIONS",
+    "NANO_CRAFT_TREE",
     "T_MAZE_ACTIONS",
+    "AdditionEnv",
     "AntMaze",
     "AntMove",
     "BubbleSortEnv",
@@ -62,6 +69,7 @@ __all__ = [
     "LaneTeacher",
     "LatentActionEnv",
     "MPPITeacher",
+    "NanoCraftEnv",
     "PointMaze",
     "PointMove",
     "PointSkillsEnv",
@@ -85,6 +93,8 @@ __all__ = [
     "to_minari",
 ]
 
+_gymnasium.register("pyrocontrol/Addition-v0", entry_point="pyrocontrol.envs.addition:AdditionEnv")
+_gymnasium.register("pyrocontrol/NanoCraft-v0", entry_point="pyrocontrol.envs.nano_craft:NanoCraftEnv")
 _gymnasium.register("pyrocontrol/BubbleSort-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortEnv")
 _gymnasium.register("pyrocontrol/BubbleSortMove-v0", entry_point="pyrocontrol.envs.bubble_sort:BubbleSortMoveEnv")
 _gymnasium.register(

@@ -25,11 +25,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from .data.demonstrations import Demonstrations, Episode
+from .glyphs import glyph
+from .machine import Machine, MachineEnv, checked_index
+from .teaching import CallRecorder, taught
 
 __all__ = [
     "ACTIONS",
@@ -66,14 +68,17 @@ bstep -> swap, shift
 shift(direction: onehot[2]) counts -> move
 """
 
-_PROCEDURES = ("bubblesort", "bubble", "resetptr", "bstep", "lshift", "rshift")
-_MOVE_PROCEDURES = ("bubblesort", "bubble", "resetptr", "bstep", "shift")
-_STREAMS = {"train": 0, "validation": 1, "test": 2}
 _LEFT, _RIGHT = 0, 1
 _SWAP = ACTIONS.index("swap")
 
+# Of the picture, in pixels: width of a cell, margin, foot of the bars, height of one unit.
+_CELL, _MARGIN, _BASE, _UNIT = 48, 24, 176, 12
+_PAPER, _INK = (250, 250, 247), (40, 44, 52)
+_LOW, _HIGH = np.array([198, 214, 230]), np.array([44, 92, 142])  # colour of the bars of 0 and of 9
+_POINTERS = ((214, 94, 30), (22, 138, 102))
 
-class _Machine:
+
+class _Machine(Machine):
     """The list and its two pointers (0-based). `apply` takes an index into `ACTIONS`."""
 
     def __init__(self, values: Sequence[int] | np.ndarray) -> None:
@@ -101,6 +106,46 @@ class _Machine:
             observation[pointer, self.values[place]] = 1.0
             observation[pointer, 10] = float(self.at_edge(pointer))
         return observation.reshape(OBSERVATION_SIZE)
+
+    def solved(self) -> bool:
+        """Whether the list is sorted."""
+        return bool((np.diff(self.values) >= 0).all())
+
+    def info(self) -> dict[str, Any]:
+        """The list, the pointers, and the root's argument."""
+        return {
+            "list": self.values.copy(),
+            "pointers": np.array(self.pointers),
+            "task": np.array([len(self.values)], dtype=np.float32),
+        }
+
+    def text(self) -> str:
+        """Three lines: pointer 1 above its digit, the digits, pointer 2 below its digit."""
+        above, below = (
+            "".join(f" {mark if place == pointer else ' '} " for place in range(len(self.values))).rstrip()
+            for mark, pointer in zip("12", self.pointers, strict=True)
+        )
+        return f"{above}\n{''.join(f'[{value}]' for value in self.values)}\n{below}\n"
+
+    def picture(self) -> np.ndarray:
+        """`[H, W, 3]` uint8: a bar and a figure a digit; pointer 1 above the bars, 2 below the figures."""
+        count = len(self.values)
+        image = np.empty((272, 2 * _MARGIN + count * _CELL, 3), dtype=np.uint8)
+        image[:] = _PAPER
+        image[_BASE : _BASE + 2, _MARGIN:-_MARGIN] = _INK
+        for place, value in enumerate(self.values):
+            left = _MARGIN + place * _CELL
+            top = _BASE - (int(value) + 1) * _UNIT
+            image[top:_BASE, left + 6 : left + _CELL - 6] = _LOW + (_HIGH - _LOW) * int(value) // 9
+            image[_BASE + 12 : _BASE + 32, left + 18 : left + 30][glyph(int(value))] = _INK
+        for pointer, place in enumerate(self.pointers):
+            centre = _MARGIN + place * _CELL + _CELL // 2
+            for step in range(14):  # a triangle, its tip towards the list
+                row = 42 - step if pointer == 0 else _BASE + 42 + step
+                image[row, centre - step // 2 - 1 : centre + step // 2 + 1] = _POINTERS[pointer]
+            row = 6 if pointer == 0 else _BASE + 60
+            image[row : row + 20, centre - 6 : centre + 6][glyph(pointer + 1)] = _POINTERS[pointer]
+        return image
 
 
 def _checked_list(values: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -131,7 +176,7 @@ def _checked_lengths(min_length: int, max_length: int) -> None:
 # ---------------------------------------------------------------------- the environments
 
 
-class BubbleSortEnv(gymnasium.Env[np.ndarray, Any]):
+class BubbleSortEnv(MachineEnv[_Machine]):
     """Sort a list of digits with two pointers; the null action ends the episode.
 
     The reward is 1 at the null if the list is then sorted, and 0 everywhere else. There is no time limit;
@@ -149,77 +194,17 @@ class BubbleSortEnv(gymnasium.Env[np.ndarray, Any]):
         ValueError: if the lengths or the render mode make no sense.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}
     num_actions = len(ACTIONS)
-    argument_size = 0
 
     def __init__(self, min_length: int = 2, max_length: int = 9, render_mode: str | None = None) -> None:
         _checked_lengths(min_length, max_length)
-        if render_mode not in (None, "ansi", "rgb_array"):
-            raise ValueError(f"render_mode must be None, 'ansi' or 'rgb_array', got {render_mode!r}")
-        self.min_length, self.max_length, self.render_mode = min_length, max_length, render_mode
-        self.observation_space = spaces.Box(0.0, 1.0, (OBSERVATION_SIZE,), np.float32)
-        self.action_space: spaces.Space[Any] = spaces.Discrete(len(ACTIONS) + 1)
-        self._machine: _Machine | None = None
+        self.min_length, self.max_length = min_length, max_length
+        super().__init__(spaces.Box(0.0, 1.0, (OBSERVATION_SIZE,), np.float32), render_mode)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Take the list of `options`, or draw one, and put both pointers at its left end."""
-        super().reset(seed=seed)
-        if options is not None and "list" in options:
-            values = options["list"]
-        else:
-            values = _draw_list(self.np_random, self.min_length, self.max_length)
-        self._machine = _Machine(values)
-        return self._machine.observe(), self._info(self._machine)
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Apply one action; see the class for the reward."""
-        machine = self._ready()
-        if not self.action_space.contains(action):
-            raise ValueError(f"action {action!r} is not in {self.action_space}")
-        primitive = self._primitive(action)
-        stops = primitive is None
-        if primitive is not None:
-            machine.apply(primitive)
-        reward = float(stops and bool((np.diff(machine.values) >= 0).all()))
-        return machine.observe(), reward, stops, False, self._info(machine)
-
-    def encode_action(self, index: int, argument: Any = None) -> Any:
-        """The element of the action space for what a program emits.
-
-        Args:
-            index: index into `ACTIONS`, or `num_actions` for the null.
-            argument: `[argument_size]`, unused where actions have no argument.
-
-        Raises:
-            ValueError: if there is no such action.
-        """
-        return np.int64(_checked_index(index, self.num_actions))
-
-    def _primitive(self, action: Any) -> int | None:
-        """Index into `ACTIONS`, or None for the null."""
-        return None if action == len(ACTIONS) else int(action)
-
-    def _info(self, machine: _Machine) -> dict[str, Any]:
-        return {
-            "list": machine.values.copy(),
-            "pointers": np.array(machine.pointers),
-            "task": np.array([len(machine.values)], dtype=np.float32),
-        }
-
-    def _ready(self) -> _Machine:
-        if self._machine is None:
-            raise RuntimeError("call reset before step or render")
-        return self._machine
-
-    def render(self) -> Any:
-        """The list with its pointers marked: text for `"ansi"`, `[H, W, 3]` uint8 for `"rgb_array"`."""
-        if self.render_mode is None:
-            return None
-        machine = self._ready()
-        return _text(machine) if self.render_mode == "ansi" else _picture(machine)
+    def _begin(self, options: dict[str, Any]) -> _Machine:
+        if "list" in options:
+            return _Machine(options["list"])
+        return _Machine(_draw_list(self.np_random, self.min_length, self.max_length))
 
 
 class BubbleSortMoveEnv(BubbleSortEnv):
@@ -246,7 +231,7 @@ class BubbleSortMoveEnv(BubbleSortEnv):
         Raises:
             ValueError: if there is no such action, or move lacks its argument.
         """
-        index = _checked_index(index, self.num_actions)
+        index = checked_index(index, self.num_actions)
         if index != MOVE_ACTIONS.index("move"):
             return np.array([index, 0, 0], dtype=np.int64)
         vector = np.asarray([] if argument is None else argument, dtype=np.float64)
@@ -261,62 +246,36 @@ class BubbleSortMoveEnv(BubbleSortEnv):
         return _SWAP if index == MOVE_ACTIONS.index("swap") else 2 * pointer + direction
 
 
-def _checked_index(index: int, num_actions: int) -> int:
-    if not 0 <= int(index) <= num_actions:
-        raise ValueError(f"action {index} is outside 0..{num_actions} ({num_actions} is the null)")
-    return int(index)
-
-
 # ---------------------------------------------------------------------- the teacher
 
 
-class _Recorder:
-    """Runs the teacher's program on a list and writes down what it sees, does and calls."""
+class _Recorder(CallRecorder):
+    """Writes the moves down as actions of either variant."""
+
+    machine: _Machine
 
     def __init__(self, values: Sequence[int] | np.ndarray, move: bool) -> None:
-        self.machine, self.move = _Machine(values), move
-        self.procedures = _MOVE_PROCEDURES if move else _PROCEDURES
-        self.observations = [self.machine.observe()]
-        self.actions: list[int] = []
-        self.arguments: list[np.ndarray] = []
-        self.calls: list[np.ndarray] = []
+        super().__init__(BUBBLE_SORT_MOVE_TREE if move else BUBBLE_SORT_TREE, _Machine(values))
+        self.move = move
 
-    def _record_call(self, choice: int, argument: np.ndarray | None = None) -> None:
-        row = np.zeros(1 + (4 if self.move else 1), dtype=np.float32)
-        row[0] = choice
-        if argument is not None:
-            row[1 : 1 + len(argument)] = argument
-        self.calls.append(row)
-
-    def call(self, procedure: str, argument: np.ndarray | None = None) -> None:
-        self._record_call(self.procedures.index(procedure), argument)
-
-    def finish(self) -> None:
-        """Return from the running procedure."""
-        self._record_call(len(self.procedures) + len(MOVE_ACTIONS if self.move else ACTIONS))
-
-    def act(self, primitive: int) -> None:
-        index, argument = primitive, np.zeros(4 if self.move else 0, dtype=np.float32)
-        if self.move and primitive == _SWAP:
-            index = MOVE_ACTIONS.index("swap")
-        elif self.move:
-            index = MOVE_ACTIONS.index("move")
+    def do(self, primitive: int) -> None:
+        """Take the action that has this number in `ACTIONS`."""
+        if self.move and primitive != _SWAP:
             argument = np.concatenate([_onehot(part) for part in divmod(primitive, 2)])
-        self._record_call(len(self.procedures) + index, argument)
-        self.machine.apply(primitive)
-        self.actions.append(index)
-        self.arguments.append(argument)
-        self.observations.append(self.machine.observe())
+            self.act("move", argument, primitive=primitive)
+        else:
+            self.act(ACTIONS[primitive], primitive=primitive)
 
     def shift(self, direction: int) -> None:
         """Both pointers one to the left or right: `lshift` and `rshift`, or `shift(direction)`."""
-        if self.move:
-            self.call("shift", _onehot(direction))
-        else:
-            self.call("rshift" if direction == _RIGHT else "lshift")
-        self.act(direction)
-        self.act(2 + direction)
-        self.finish()
+        given = ("shift", _onehot(direction)) if self.move else (("lshift", "rshift")[direction], ())
+        with self.call(*given):
+            self.do(direction)
+            self.do(2 + direction)
+
+    def at_ends(self) -> bool:
+        """Whether both pointers are at an edge."""
+        return self.machine.at_edge(0) and self.machine.at_edge(1)
 
 
 def _onehot(index: int) -> np.ndarray:
@@ -346,32 +305,22 @@ def teacher(values: Sequence[int] | np.ndarray, *, move: bool = False) -> Episod
     run = _Recorder(values, move)
     machine, length = run.machine, len(run.machine.values)
     for _ in range(length - 1):
-        run.call("bubble")
-        run.act(ACTIONS.index("ptr2right"))
-        while True:
-            run.call("bstep")
-            left, right = machine.pointers
-            if machine.values[left] > machine.values[right]:
-                run.act(_SWAP)
-            run.shift(_RIGHT)
-            run.finish()
-            if machine.at_edge(0) and machine.at_edge(1):
-                break
-        run.finish()
-        run.call("resetptr")
-        while True:
-            run.shift(_LEFT)
-            if machine.at_edge(0) and machine.at_edge(1):
-                break
-        run.finish()
-    run.finish()
-    return Episode(
-        observations=np.stack(run.observations),
-        actions=np.array(run.actions),
-        task=np.array([length], dtype=np.float32),
-        arguments=np.stack(run.arguments),
-        calls=np.stack(run.calls),
-    )
+        with run.call("bubble"):
+            run.do(ACTIONS.index("ptr2right"))
+            while True:
+                with run.call("bstep"):
+                    left, right = machine.pointers
+                    if machine.values[left] > machine.values[right]:
+                        run.do(_SWAP)
+                    run.shift(_RIGHT)
+                if run.at_ends():
+                    break
+        with run.call("resetptr"):
+            while True:
+                run.shift(_LEFT)
+                if run.at_ends():
+                    break
+    return run.episode(task=[length])
 
 
 def demonstrations(
@@ -402,64 +351,12 @@ def demonstrations(
         ValueError: if the count, the lengths or the stream make no sense.
     """
     _checked_lengths(min_length, max_length)
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    if stream not in _STREAMS:
-        raise ValueError(f"stream must be one of {sorted(_STREAMS)}, got {stream!r}")
-    generator = np.random.default_rng(np.random.SeedSequence([seed, _STREAMS[stream]]))
-    episodes = [teacher(_draw_list(generator, min_length, max_length), move=move) for _ in range(count)]
-    if not annotate:
-        episodes = [episode._replace(calls=None) for episode in episodes]
-    return Demonstrations.from_episodes(episodes, len(MOVE_ACTIONS if move else ACTIONS))
-
-
-# ---------------------------------------------------------------------- rendering
-
-
-def _text(machine: _Machine) -> str:
-    """Three lines: pointer 1 above its digit, the digits, pointer 2 below its digit."""
-    above, below = (
-        "".join(f" {mark if place == pointer else ' '} " for place in range(len(machine.values))).rstrip()
-        for mark, pointer in zip("12", machine.pointers, strict=True)
+    actions = MOVE_ACTIONS if move else ACTIONS
+    return taught(
+        lambda generator: teacher(_draw_list(generator, min_length, max_length), move=move),
+        len(actions),
+        count,
+        seed,
+        stream,
+        annotate,
     )
-    return f"{above}\n{''.join(f'[{value}]' for value in machine.values)}\n{below}\n"
-
-
-_CELL, _MARGIN, _BASE, _UNIT = (
-    48,
-    24,
-    176,
-    12,
-)  # pixels: cell width, margin, foot of the bars, height of one unit
-_PAPER, _INK = (250, 250, 247), (40, 44, 52)
-_LOW, _HIGH = np.array([198, 214, 230]), np.array([44, 92, 142])  # colour of the bars of 0 and of 9
-_POINTERS = ((214, 94, 30), (22, 138, 102))
-# The digits 0..9, five rows of three pixels each, a row an octal figure.
-_FONT = ("75557", "26227", "71747", "71717", "55711", "74717", "74757", "71111", "75757", "75717")
-
-
-def _glyph(figure: int) -> np.ndarray:
-    """`[20, 12]` bool: a digit."""
-    small = np.array([[int(row) >> bit & 1 for bit in (2, 1, 0)] for row in _FONT[figure]], dtype=bool)
-    return np.kron(small, np.ones((4, 4), dtype=bool))
-
-
-def _picture(machine: _Machine) -> np.ndarray:
-    """`[H, W, 3]` uint8: a bar and a figure a digit; pointer 1 above the bars, 2 below the figures."""
-    count = len(machine.values)
-    image = np.empty((272, 2 * _MARGIN + count * _CELL, 3), dtype=np.uint8)
-    image[:] = _PAPER
-    image[_BASE : _BASE + 2, _MARGIN:-_MARGIN] = _INK
-    for place, value in enumerate(machine.values):
-        left = _MARGIN + place * _CELL
-        top = _BASE - (int(value) + 1) * _UNIT
-        image[top:_BASE, left + 6 : left + _CELL - 6] = _LOW + (_HIGH - _LOW) * int(value) // 9
-        image[_BASE + 12 : _BASE + 32, left + 18 : left + 30][_glyph(int(value))] = _INK
-    for pointer, place in enumerate(machine.pointers):
-        centre = _MARGIN + place * _CELL + _CELL // 2
-        for step in range(14):  # a triangle, its tip towards the list
-            row = 42 - step if pointer == 0 else _BASE + 42 + step
-            image[row, centre - step // 2 - 1 : centre + step // 2 + 1] = _POINTERS[pointer]
-        row = 6 if pointer == 0 else _BASE + 60
-        image[row : row + 20, centre - 6 : centre + 6][_glyph(pointer + 1)] = _POINTERS[pointer]
-    return image

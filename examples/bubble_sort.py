@@ -31,19 +31,11 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 
 # What an observation holds: the digits under the two pointers, one vocabulary, and whether each is at an edge.
 OBSERVATION = (("digit", 10), (None, 1), ("digit", 10), (None, 1))
+NAMES = ("digit 1", "edge 1", "digit 2", "edge 2")
 SPARSITY = 0.3
 
 # A call graph that knows the number of levels and nothing else of the teacher's program.
-GENERIC_TREE = """
-actions: ptr1left, ptr1right, ptr2left, ptr2right, swap
-main(n: real[1]) counts -> high1, high2
-high1 counts -> middle1, middle2, ptr1left, ptr1right, ptr2left, ptr2right, swap
-high2 counts -> middle1, middle2, ptr1left, ptr1right, ptr2left, ptr2right, swap
-middle1 counts -> low1, low2, ptr1left, ptr1right, ptr2left, ptr2right, swap
-middle2 counts -> low1, low2, ptr1left, ptr1right, ptr2left, ptr2right, swap
-low1 counts -> ptr1left, ptr1right, ptr2left, ptr2right, swap
-low2 counts -> ptr1left, ptr1right, ptr2left, ptr2right, swap
-"""
+GENERIC_TREE = pc.models.ProcedureTree.layered(ACTIONS, (2, 2, 2), argument="n: real[1]")
 
 # One test set for every seed and setting, drawn apart from all training sets.
 TEST_SEED, TEST_TRACES = 1_000, 100
@@ -124,6 +116,7 @@ def main(arguments: Arguments) -> None:
         if arguments.tree == "teacher":
             plot_call_stacks(arguments.out / "call_stack.png", program, loss.guide, arguments.task)
         if arguments.demo:
+            print(f"\n{program.describe(train, inputs=NAMES if arguments.procedures == 'shared' else None)}")
             sort_a_list(program, arguments.task)
     print(f"done in {time.perf_counter() - start:.0f} s; results in {arguments.out}")
 
@@ -142,7 +135,9 @@ def training_traces(arguments: Arguments) -> pc.envs.Demonstrations:
 def build(arguments: Arguments) -> tuple[Any, Any, Any]:
     """Return the program or the controller, and the loss as a module."""
     if arguments.method == "hvil":
-        tree = BUBBLE_SORT_MOVE_TREE if arguments.task == "BubbleSortMove" else BUBBLE_SORT_TREE
+        tree: str | pc.models.ProcedureTree = (
+            BUBBLE_SORT_MOVE_TREE if arguments.task == "BubbleSortMove" else BUBBLE_SORT_TREE
+        )
         if arguments.tree == "generic":
             if arguments.task != "BubbleSort":
                 raise SystemExit("the generic call graph has actions without arguments: --task BubbleSort")

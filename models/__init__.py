@@ -47,7 +47,7 @@ from .policies.reactive import GoalConditionedPolicy, ReactivePolicy
 from .policies.recurrent import RecurrentController, RecurrentPolicy, RecurrentState
 from .process import Emission, Process, Sequence, Steps, at_step
 from .programs.call_stack import CallStack, CallStackContext, CallStackState, ProcedureNetworks, ProcedureStep
-from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack
+from .programs.call_trace import Boundary, CallTrace, Interval, plot_call_stack, plot_posterior
 from .programs.control_program import ControlProgram, Execution
 from .programs.field_encoder import FieldEncoder
 from .programs.procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
@@ -154,6 +154,7 @@ __all__ = [
     "observation_size",
     "optimality_evidence",
     "plot_call_stack",
+    "plot_posterior",
     "register",
     "space_from_json",
     "space_to_json",

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .procedure_tree import ProcedureTree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
-__all__ = ["Boundary", "CallTrace", "Interval", "plot_call_stack"]
+__all__ = ["Boundary", "CallTrace", "Interval", "plot_call_stack", "plot_posterior"]
 
 
 class Boundary(NamedTuple):
@@ -87,6 +89,13 @@ class CallTrace:
             found[last] = found[last]._replace(end=time)
         return found
 
+    def on_stack(self) -> Tensor:
+        """Which procedures are on the stack when each action is taken, bool ``[A, H]``."""
+        found = torch.zeros(len(self.actions), len(self.tree.procedures), dtype=torch.bool)
+        for interval in self.intervals():
+            found[interval.start : interval.end, self.tree.index(interval.procedure)] = True
+        return found
+
     def boundaries(self) -> Counter[Boundary]:
         """Calls and returns with the environment step at which they happen; the root's own are left out."""
         found: Counter[Boundary] = Counter()
@@ -125,13 +134,12 @@ def plot_call_stack(axes: Axes, trace: CallTrace, *, title: str | None = None, l
     """Draw a call stack over time: a bar a procedure, the root at the bottom, a new bar where it is called."""
     import matplotlib
 
-    names = [procedure.name for procedure in trace.tree.procedures]
-    colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    colours = _colours(trace.tree)
     for name, depth, start, end in trace.intervals():
         axes.broken_barh(
             [(start, max(end - start, 0.15))],
             (depth, 0.9),
-            facecolors=colours[names.index(name) % len(colours)],
+            facecolors=colours[name],
             edgecolors="white",
             linewidth=0.8,
         )
@@ -139,10 +147,57 @@ def plot_call_stack(axes: Axes, trace: CallTrace, *, title: str | None = None, l
     axes.set_yticks([level + 0.45 for level in range(trace.tree.depth)], [str(d) for d in range(trace.tree.depth)])
     axes.set_ylabel("depth")
     axes.set_xlim(0, max(len(trace.actions), 1))
+    axes.locator_params(axis="x", integer=True)
     if title:
         axes.set_title(title, loc="left", fontsize=10)
     if legend:
-        handles = [
-            matplotlib.patches.Patch(color=colours[i % len(colours)], label=name) for i, name in enumerate(names)
-        ]
-        axes.legend(handles=handles, ncols=len(names), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+        handles = [matplotlib.patches.Patch(color=colour, label=name) for name, colour in colours.items()]
+        columns = min(len(handles), 7)
+        axes.legend(handles=handles, ncols=columns, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
+
+
+def plot_posterior(axes: Axes, tree: ProcedureTree, marginals: ArrayLike, *, title: str | None = None) -> None:
+    """Draw how probable every procedure is over time: a row a procedure, the root at the bottom.
+
+    A row has the procedure's colour in `plot_call_stack`, the fuller the more probable. Above the teacher's stack in
+    axes that share x, the two can be compared:
+
+        figure, (top, bottom) = plt.subplots(2, 1, sharex=True)
+        plot_posterior(top, tree, marginals)
+        plot_call_stack(bottom, teacher)
+
+    Args:
+        axes: to draw in.
+        tree: the call graph.
+        marginals: ``[T, H]``, the probability that each procedure is on the stack when action t is taken, such as the
+            mean of :meth:`CallTrace.on_stack` over samples of a guide.
+        title: of the picture.
+
+    Raises:
+        ValueError: for another shape, or what is not a probability.
+    """
+    import numpy as np
+
+    shares = np.asarray(marginals, dtype=float)
+    colours = _colours(tree)
+    if shares.ndim != 2 or shares.shape[1] != len(colours) or not len(shares):
+        raise ValueError(f"marginals must be [T, {len(colours)}], a column a procedure, got {list(shares.shape)}")
+    if not ((shares > -1e-6) & (shares < 1 + 1e-6)).all():
+        raise ValueError("marginals must be probabilities, from 0 to 1")
+    image = np.empty((len(colours), len(shares), 4))
+    image[..., :3] = np.array([*colours.values()])[:, None]
+    image[..., 3] = shares.T.clip(0, 1)
+    axes.imshow(image, origin="lower", extent=(0, len(shares), 0, len(colours)), aspect="auto", interpolation="nearest")
+    axes.locator_params(axis="x", integer=True)
+    axes.set_yticks([row + 0.5 for row in range(len(colours))], [*colours], fontsize=8)
+    if title:
+        axes.set_title(title, loc="left", fontsize=10)
+
+
+def _colours(tree: ProcedureTree) -> dict[str, tuple[float, float, float]]:
+    """Return a colour for every procedure."""
+    import matplotlib
+
+    count = len(tree.procedures)
+    palette = matplotlib.colormaps["tab10" if count <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    return {procedure.name: palette[h % len(palette)] for h, procedure in enumerate(tree.procedures)}

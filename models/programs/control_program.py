@@ -23,6 +23,7 @@ from ..spaces import observation_size
 from .acting import ProgramController, ProgramState
 from .call_stack import CallStack, CallStackContext
 from .call_trace import CallTrace
+from .description import describe
 from .procedure_tree import ProcedureTree
 from .traces import Traces, check_stopped, split_annotated
 
@@ -252,6 +253,26 @@ class ControlProgram(Saved, nn.Module):
         networks = f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={encoder}"
         prior = f"sparsity={self.sparsity}, num_traces={self.num_traces}"
         return f"ControlProgram(obs_size={self.obs_size}, {networks}, {prior})\n{self.tree}"
+
+    def describe(
+        self, demonstrations: Traces | None = None, *, inputs: Several[str] | None = None, least: float = 0.1
+    ) -> str:
+        """Return the program as text: of each procedure, what it may call, what it reads, and what it does.
+
+        It reads an input if the weights of its choice on it have a norm (:meth:`CallStack.group_norms`) of ``least`` or
+        more; the strongest comes first. What it does is what its runs did from call to return, the most frequent first,
+        where ``a+`` is a more than once in a row.
+
+        Args:
+            demonstrations: traces along which the program runs greedily; without them, nothing is said of what it does.
+            inputs: names of the parts of an encoded observation, one a group of the encoder; by default the
+                vocabularies of a `FieldEncoder`, counted up.
+            least: the smallest norm of weights to mention.
+
+        Raises:
+            ValueError: for another number of names.
+        """
+        return describe(self, demonstrations, inputs=inputs, least=least)
 
     # -- the policy ---------------------------------------------------------------------------------------------
 

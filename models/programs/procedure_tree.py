@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Action", "Field", "PlacedField", "Procedure", "ProcedureTree"]
 
 _KINDS = ("onehot", "real")
+_LEVELS = ("first", "second", "third", "fourth", "fifth")
 _RESERVED = ("actions", "counts", "return", "returns")  # words of the text form
 
 
@@ -169,6 +170,41 @@ class ProcedureTree:
             except ValueError as error:
                 raise ValueError(f"line {number}, {raw.strip()!r}: {error}") from None
         return cls(procedures, actions, max_depth=max_depth)
+
+    @classmethod
+    def layered(cls, actions: Sequence[str], widths: Sequence[int], *, argument: str = "") -> ProcedureTree:
+        """Return a call graph that knows the actions and the number of levels, and nothing else of a task.
+
+        The root calls any procedure of the first level. A procedure may take any action and call any of the next
+        level. All see their counters.
+
+        Args:
+            actions: names of the actions, with their fields if they have any, in order.
+            widths: how many procedures there are on each level below the root.
+            argument: fields of the root.
+
+        Raises:
+            ValueError: if there is no level, or a level or the actions are none.
+
+        Example:
+            >>> print(ProcedureTree.layered(["left", "right"], [2, 1]))
+            actions: left, right
+            main counts -> first1, first2
+            first1 counts -> second1, left, right
+            first2 counts -> second1, left, right
+            second1 counts -> left, right
+        """
+        if not 1 <= len(widths) <= len(_LEVELS) or min(widths) < 1:
+            raise ValueError(
+                f"a layered tree has 1 to {len(_LEVELS)} levels of 1 procedure or more, got {list(widths)}"
+            )
+        acts = [Action(*_parse_head(action)) for action in actions]
+        levels = [[f"{name}{n + 1}" for n in range(width)] for name, width in zip(_LEVELS, widths, strict=False)]
+        procedures = [Procedure("main", tuple(levels[0]), _parse_fields(argument), counts=True)]
+        for level, below in zip(levels, [*levels[1:], []], strict=True):
+            calls = (*below, *(act.name for act in acts))
+            procedures += [Procedure(name, calls, counts=True) for name in level]
+        return cls(procedures, acts)
 
     def __str__(self) -> str:
         head = "actions: " + ", ".join(map(str, self.actions))

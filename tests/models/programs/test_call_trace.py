@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
 from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE, teacher
-from pyrocontrol.models import Boundary, CallTrace, Interval, ProcedureTree, plot_call_stack
+from pyrocontrol.models import Boundary, CallTrace, Interval, ProcedureTree, plot_call_stack, plot_posterior
 
 TREE = ProcedureTree.parse("""\
 actions: step, lift(height: real[2])
@@ -117,4 +118,31 @@ def test_plot(trace: CallTrace) -> None:
     _, bare = plt.subplots()
     plot_call_stack(bare, CallTrace(TREE, []), legend=False)  # nothing done yet
     assert bare.get_legend() is None
+    plt.close("all")
+
+
+def test_on_stack(trace: CallTrace) -> None:
+    assert trace.on_stack().int().tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]]
+
+
+def test_plot_of_a_posterior(trace: CallTrace) -> None:
+    """A row a procedure in its colour in the stack, as full as it is probable, at the same time as below."""
+    _, (top, bottom) = plt.subplots(2, 1, sharex=True)
+    marginals = trace.on_stack() * torch.tensor([1.0, 0.5, 0.25])
+    plot_posterior(top, TREE, marginals, title="posterior")
+    plot_call_stack(bottom, trace)
+    (image,) = top.images
+    drawn = np.asarray(image.get_array())
+    assert np.allclose(drawn[..., 3], marginals.T)
+    assert image.get_extent() == [0, 4, 0, 3] and top.get_xlim() == bottom.get_xlim()
+    colours = [patch.get_facecolor()[:3] for patch in bottom.get_legend().get_patches()]
+    assert np.allclose(drawn[:, 0, :3], colours)
+    assert [label.get_text() for label in top.get_yticklabels()] == ["main", "find", "look"]
+    for wrong, message in (
+        (marginals[:, :2], r"must be \[T, 3\], a column a procedure, got \[4, 2\]"),
+        (2 * marginals, "must be probabilities"),
+        (marginals * torch.nan, "must be probabilities"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot_posterior(top, TREE, wrong)
     plt.close("all")

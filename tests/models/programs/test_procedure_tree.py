@@ -312,3 +312,17 @@ def test_bad_traces_are_refused(changes: dict[str, object], message: str) -> Non
 def test_depth_counts_the_longest_path() -> None:
     tree = ProcedureTree.parse("actions: a\nroot -> x, y\ny -> z\nx -> y, a\nz -> a")
     assert tree.depth == 4
+
+
+def test_a_layered_tree() -> None:
+    tree = ProcedureTree.layered(["go", "lift(side: onehot[2])"], (2, 1), argument="n: real[1]")
+    assert str(tree).splitlines() == [
+        "actions: go, lift(side: onehot[2])",
+        "main(n: real[1]) counts -> first1, first2",
+        "first1 counts -> second1, go, lift",
+        "first2 counts -> second1, go, lift",
+        "second1 counts -> go, lift",
+    ]
+    for widths in ([], [2, 0], [1] * 6):
+        with pytest.raises(ValueError, match="levels of 1 procedure or more"):
+            ProcedureTree.layered(["go"], widths)

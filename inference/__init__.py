@@ -35,11 +35,13 @@ from .objectives.mutual_information import (
 from .objectives.stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
 from .training.checkpoint import load_checkpoint
 from .training.fit import Examples, FitResult, fit
+from .training.restarts import BestFit, fit_best
 from .training.results import Summary, mean_interval, read_rows, row, select, summary, write_results
 from .training.run import RunOptions
 
 __all__ = [
     "Augmented",
+    "BestFit",
     "CallStackPosterior",
     "ChainPosterior",
     "ConfusionNoise",
@@ -92,6 +94,7 @@ __all__ = [
     "evaluation",
     "exact_match",
     "fit",
+    "fit_best",
     "forward_log_likelihood",
     "geometric",
     "hindsight",

@@ -1,15 +1,16 @@
-"""Remake results/exact.json: that the exact likelihood of call stacks is exact, and what it costs; and the plot beside it.
+"""Remake results/exact.json: that the exact likelihood of call stacks is exact, what it costs, and the plot beside it.
 
     python benchmarks/exact.py              # about ten minutes on one core
     python benchmarks/exact.py --trees 20 --lengths 2 3 --mix 5 --levels 2 3
 
 * `error`: the greatest difference, over random small trees (two to five levels, counters, one-hot arguments and return
-  values) and their traces, between the span recursion and the sum over all call stacks, listed one by one: of log p and
-  of its gradients, in double precision, both in C and in NumPy.
-* `z`: of importance sampling from a guide that was trained for it, on lists of five digits: (estimate - exact) in its own
-  standard errors, a row a trace.
-* seconds of log p and of its gradient, and megabytes of tables: of the longest trace of lists of every length, of batches
-  of four of the paper's mix, and of one trace against the number of levels, of procedures that count and that do not.
+  values) and their traces, between the span recursion and the sum over all call stacks, all their states listed: of
+  log p and of its gradients, in double precision, both in C and in NumPy.
+* `z`: of importance sampling from a guide that was trained for it, on lists of five digits: (estimate - exact) in its
+  own standard errors, a row a trace.
+* seconds of log p and of its gradient, and megabytes of tables: of the longest trace of lists of every length, of
+  batches of four of the paper's mix, and of one trace against the number of levels, of procedures that count and that
+  do not.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ HERE = Path(__file__).parent
 matplotlib.use("Agg")
 sys.path.append(str(HERE.parent / "tests" / "helpers"))
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
-from scripts import load_script  # noqa: E402
 from small_programs import Case, random_case  # noqa: E402
+
+from scripts import load_script  # noqa: E402
 
 example = load_script("examples/bubble_sort.py")
 METHOD, LONGEST = "hvil-exact", 9
@@ -118,10 +120,11 @@ def sampled(draws: int, updates: int = 1500) -> list[dict[str, Any]]:
     """Compare with importance sampling from a guide that the stepwise ELBO has trained."""
     start = time.perf_counter()
     pyro.set_rng_seed(0)
-    given = example.Arguments(updates=updates)
+    given = example.Arguments(method="hvil")
     train = demonstrations(40, 0, max_length=5)
-    program, _, loss = example.build(given)
-    optimizer = torch.optim.Adam(example.parameter_groups(given, program, loss), lr=1e-3)
+    loss = example.build(given)
+    program = loss.model
+    optimizer = torch.optim.Adam(example.parameter_groups(given, loss), lr=1e-3)
     pc.inference.fit((loss, optimizer), train, steps=updates, batch_size=4, progress=False)
     test = demonstrations(10, 1, min_length=5, max_length=5)
     exact = pc.inference.CallStackPosterior(program, test).log_likelihood.double()
@@ -143,7 +146,7 @@ def sampled(draws: int, updates: int = 1500) -> list[dict[str, Any]]:
 def costs(arguments: Arguments) -> list[dict[str, Any]]:
     """Time log p and its gradient."""
     rows = []
-    program, _, _ = example.build(example.Arguments())
+    program = example.build(example.Arguments()).model
     for length in arguments.lengths:
         # Of a list in reverse order, every pair of which is swapped: the longest trace.
         traces = demonstrations(20, 0, min_length=length, max_length=length)

@@ -157,10 +157,7 @@ def stepwise(program: pc.models.ControlProgram) -> nn.Module:
 
 def exact(program: pc.models.ControlProgram) -> nn.Module:
     """Return the exact likelihood, which needs no guide."""
-    likelihood = getattr(pc.inference, "ExactLikelihood", None)
-    if likelihood is None:
-        raise SystemExit("this version of pyrocontrol has no ExactLikelihood")
-    return likelihood()(program)
+    return pc.inference.ExactLikelihood()(program)
 
 
 OBJECTIVES: dict[str, Callable[[pc.models.ControlProgram], nn.Module]] = {"stepwise": stepwise, "exact": exact}
@@ -230,7 +227,7 @@ def make(run: Run) -> list[dict[str, Any]]:
         test = domain.draw(TEST_TRACES, TEST_SEED, stream="test", annotate=True, **options)
         rows.append(line("exact_match", pc.inference.exact_match(policy, test), **more))
         if isinstance(policy, pc.models.ControlProgram) and method.tree == "teacher":
-            scores = pc.inference.boundary_f1(greedy_calls(policy, test), teacher_calls(policy, test))
+            scores = pc.inference.boundary_f1(policy.greedy_calls(test), teacher_calls(policy, test))
             rows += [line(metric, value, **more) for metric, value in scores.items()]
     if result.losses:
         rows.append(line("loss", result.losses[-1][1]))
@@ -264,12 +261,6 @@ def build(domain: Domain, method: Method, run: Run) -> tuple[Any, nn.Module]:
         num_traces=run.demos,
     )
     return program, OBJECTIVES[method.objective](program)
-
-
-def greedy_calls(program: pc.models.ControlProgram, traces: Demonstrations) -> list[pc.models.CallTrace]:
-    """Return the program's own calls along traces."""
-    with torch.no_grad():
-        return pc.models.CallTrace.batch(program.tree, program.prior(traces).greedy())
 
 
 def teacher_calls(program: pc.models.ControlProgram, traces: Demonstrations) -> list[pc.models.CallTrace]:

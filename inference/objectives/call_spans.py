@@ -240,8 +240,8 @@ class CallSpans:
         for b in range(len(self.lengths)):
             if (size := self.table_bytes(b)) > most:
                 raise ValueError(
-                    f"trace {b}: exact sums over its {self.lengths[b]} actions take tables of {size / 1e9:.1f} GB, more "
-                    f"than {most / 1e9:.1f} GB: procedures that count their steps and call others take most of it. "
+                    f"trace {b}: exact sums over its {self.lengths[b]} actions take tables of {size / 1e9:.1f} GB, "
+                    f"more than {most / 1e9:.1f} GB: procedures that count their steps and call others take most of it. "
                     "Shorten the traces, leave out 'counts', or use StepwiseKL_ELBO"
                 )
 
@@ -343,9 +343,7 @@ class CallSpans:
         weights = [w.detach().to("cpu", torch.float64).contiguous().numpy() for w in self.weights]
         counted = [np.zeros_like(w) for w in weights]
         values, drawn = [], []
-        seeds = (
-            torch.randint(2**62, (len(self.lengths),)).tolist() if draws and not likeliest else [0] * len(self.lengths)
-        )
+        seeds = torch.randint(2**62, self.lengths.shape).tolist() if draws else [0] * len(self.lengths)
         for b, n in enumerate(self.lengths):
             units, views = [], []
             for h, value in self.grammar.units:

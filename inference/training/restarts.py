@@ -64,8 +64,8 @@ def fit_best(
         batch_size: see :func:`fit`.
         trial_data: what the starts are tried on, such as the shorter traces; by default all data.
         seed: of the first start, and of the batches of all of them.
-        out: folder to write to, the trials in ``out/trial-0`` and on. A later call with the same arguments goes on where
-            the first was stopped.
+        out: folder to write to, the trials in ``out/trial-0`` and on. A later call with the same arguments goes on
+            where the first was stopped.
         clip: see :func:`fit`.
         **options: see `RunOptions`.
 

@@ -286,6 +286,10 @@ class ControlProgram(Saved, nn.Module):
         with torch.no_grad():
             return self.taken(self._greedy(traces), traces.actions.shape[-1])[1]
 
+    def greedy_calls(self, traces: Traces) -> list[CallTrace]:
+        """Return the call traces that the greedy actions come from, as they are: the program sees no actions."""
+        return CallTrace.batch(self.tree, self._greedy(traces))
+
     def within(self, env: gymnasium.Env[Any, Any]) -> ProgramController:
         """Return the controller that the program is in an environment, in the environment's own actions.
 

@@ -21,7 +21,8 @@ from ._files import writing
 
 __all__ = ["library"]
 
-_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-lm")
+# No trap is set, and loops with a condition in them are not vectorised if there may be one.
+_FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
 _SECONDS = 60.0  # that a compiler may take
 
 

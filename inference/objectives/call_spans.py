@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...models.programs.call_stack import CallStack, CallStackContext, placed_in
+from ...models.programs.call_stack import CallStack, CallStackContext, ProcedureStep, placed_in
 from ...models.programs.procedure_tree import Field, ProcedureTree
 from .call_spans_kernel import NEVER, KernelUnit, spans
 
@@ -241,7 +241,7 @@ class CallSpans:
             if (size := self.table_bytes(b)) > most:
                 raise ValueError(
                     f"trace {b}: exact sums over its {self.lengths[b]} actions take tables of {size / 1e9:.1f} GB, "
-                    f"more than {most / 1e9:.1f} GB: procedures that count their steps and call others take most of it. "
+                    f"more than {most / 1e9:.1f} GB; procedures that count their steps and call others take the most. "
                     "Shorten the traces, leave out 'counts', or use StepwiseKL_ELBO"
                 )
 
@@ -260,7 +260,7 @@ class CallSpans:
 
     def _weigh(self, h: int, context: CallStackContext, actions: Tensor, arguments: Tensor) -> None:
         """Ask the networks of procedure h for the log-probabilities of all its choices in all its frames."""
-        tree, grammar, choices = self.tree, self.grammar, self.grammar.choices[h]
+        choices = self.grammar.choices[h]
         layouts = [layouts[h] for layouts in self.layouts]
         sizes = [len(layout.time) for layout in layouts]
         self.offsets.append(np.concatenate([[0], np.cumsum(sizes)[:-1]]))
@@ -271,6 +271,37 @@ class CallSpans:
         )
         trace = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(device)
         self.rows.append((trace, time))
+        values = 1 if h == 0 else len(self.grammar.arguments[h])
+        weights = torch.full((values, len(time), choices.columns), NEVER, dtype=dtype, device=device)
+        # Frames that can be: fresh ones that have something to do, and others after a step that took the last action.
+        kept = self._possible(h, actions, trace, time, frame).nonzero()[:, 0]
+        found = self._columns(h, context, actions, arguments, trace[kept], time[kept], counter[kept], frame[kept])
+        self.weights.append(weights.index_copy(1, kept, torch.where(found < _IMPOSSIBLE, NEVER, found)))
+
+    def _possible(self, h: int, actions: Tensor, trace: Tensor, time: Tensor, frame: Tensor) -> Tensor:
+        tree, choices = self.tree, self.grammar.choices[h]
+        count = len(tree.procedures)
+        own = F.pad(tree.available[h, count : count + len(tree.actions)], (0, 1))
+        reach = F.pad(tree.reachable, (0, 1))
+        by_frame = torch.stack([reach[h], *(own if entry is None else reach[entry[0]] for entry in choices.frames)])
+        now = torch.where(frame == 0, time, time - 1)
+        possible = by_frame.to(frame.device)[frame, actions[trace, now.clamp(min=0)]]
+        return possible & ((frame > 0) | (time == 0)) if h == 0 else possible
+
+    def _columns(
+        self,
+        h: int,
+        context: CallStackContext,
+        actions: Tensor,
+        arguments: Tensor,
+        trace: Tensor,
+        time: Tensor,
+        counter: Tensor,
+        frame: Tensor,
+    ) -> Tensor:
+        """Return the log-probabilities ``[U, rows, columns]`` of the choices in some frames."""
+        tree, grammar, choices, process = self.tree, self.grammar, self.grammar.choices[h], self.process
+        device, dtype = context.features.device, context.features.dtype
         count, rows, width = len(tree.procedures), len(time), tree.arg_size
         # The call or the action of the last step, and what it handed back.
         blank = torch.zeros(width)
@@ -287,23 +318,25 @@ class CallSpans:
         frames = torch.cat(
             [head.expand(values, -1, -1), given.expand(values, rows, -1), handed.expand(values, -1, -1)], -1
         )
-        step = self.process.step_of(h, frames, time.expand(values, -1), trace.expand(values, -1), context)
-        log_probs = step.log_probs
+        every = time.expand(values, -1), trace.expand(values, -1)
+        offered, log_probs, parameters = process.choices_of(h, frames, *every, context)
+        place = torch.full((len(tree.choices) + 1,), -1, device=device)
+        place[offered] = torch.arange(len(offered), device=device)
         now = actions[trace, time]
-        acts = log_probs.gather(-1, (count + now).expand(values, -1).unsqueeze(-1)).squeeze(-1)
-        ends = now == len(tree.actions)
-        columns = [torch.where(ends, NEVER, acts)]
-        columns += [log_probs[..., grammar.units[unit].procedure] for unit, _ in choices.callees]
-        columns += [log_probs[..., tree.null]] * len(choices.returns)
-        if step.parameters is not None:
+        chosen = torch.where(now < len(tree.actions), place[count + now], -1)
+        acts = log_probs.gather(-1, chosen.clamp(min=0).expand(values, -1).unsqueeze(-1)).squeeze(-1)
+        columns = [torch.where(chosen < 0, NEVER, acts)]
+        columns += [log_probs[..., place[grammar.units[unit].procedure]] for unit, _ in choices.callees]
+        columns += [log_probs[..., place[tree.null]]] * len(choices.returns)
+        if parameters is not None:
+            step = ProcedureStep(tree, log_probs, torch.full_like(every[0], h), parameters)
+            observed = process.posterior and context.arguments is not None
             for placed in tree.placed_fields:
-                if placed.of_action:
-                    if step.observed is None:
-                        chosen = now == placed.slot - count
-                        u = torch.where(chosen.unsqueeze(-1), placed_in(arguments[trace, time], placed), 0.0)
-                        cost = torch.where(chosen, step._field_log_prob(placed, u.expand(values, -1, -1)), 0.0)
-                        columns[0] = columns[0] + cost
-                    continue
+                if placed.of_action and not observed:
+                    here = now == placed.slot - count
+                    u = torch.where(here.unsqueeze(-1), placed_in(arguments[trace, time], placed), 0.0)
+                    cost = torch.where(here, step._field_log_prob(placed, u.expand(values, -1, -1)), 0.0)
+                    columns[0] = columns[0] + cost
                 for k, (unit, _) in enumerate(choices.callees):
                     child, value = grammar.units[unit]
                     if child == placed.slot:
@@ -314,8 +347,7 @@ class CallSpans:
                         k = 1 + len(choices.callees) + r
                         u = placed_in(returned, placed).to(device, dtype)
                         columns[k] = columns[k] + step._field_log_prob(placed, u)
-        weights = torch.stack(columns, -1)
-        self.weights.append(torch.where(weights < _IMPOSSIBLE, NEVER, weights))
+        return torch.stack(columns, -1)
 
     # -- the sums -----------------------------------------------------------------------------------------------
 

@@ -101,11 +101,14 @@ class ProcedureNetworks(Saved, nn.Module):
             self.weights.append(nn.Parameter(torch.empty(procedures, before, after).uniform_(-bound, bound)))
             self.biases.append(nn.Parameter(torch.empty(procedures, after).uniform_(-bound, bound)))
 
-    def of(self, procedure: int, x: Tensor) -> Tensor:
-        """Return ``[..., output]`` for inputs ``[..., input]``, all of one procedure."""
+    def of(self, procedure: int, x: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """Return ``[..., output]`` for inputs ``[..., input]`` of one procedure; of some outputs alone, if given."""
         last = len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = x @ weight[procedure] + bias[procedure]
+        for layer, (weights, biases) in enumerate(zip(self.weights, self.biases, strict=True)):
+            weight, bias = weights[procedure], biases[procedure]
+            if layer == last and outputs is not None:
+                weight, bias = weight[:, outputs], bias[outputs]
+            x = x @ weight + bias
             if layer < last:
                 x = x.relu() if self.activation == "relu" else x.tanh()
         return x
@@ -406,22 +409,8 @@ class CallStack(Process):
         procedure = state.frame[..., 0].long()
         return ProcedureStep(self.tree, everywhere, procedure, spread(parameters), spread(observed))
 
-    def step_of(
-        self, procedure: int, frame: Tensor, time: Tensor, trace: Tensor, context: CallStackContext
-    ) -> ProcedureStep:
-        """Return the steps of frames that are all of one procedure, whose networks alone are asked.
-
-        Args:
-            procedure: its number.
-            frame: ``[..., 3 + 2 W]``.
-            time: long ``[...]``.
-            trace: long ``[...]``, the row of the context that each frame belongs to.
-            context: leaves ``[B, ...]``.
-        """
-        return ProcedureStep(self.tree, *self._choose(frame, time, trace, context, procedure))
-
     def _choose(
-        self, frame: Tensor, time: Tensor, trace: Tensor, context: CallStackContext, only: int | None = None
+        self, frame: Tensor, time: Tensor, trace: Tensor, context: CallStackContext
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Return log-probabilities of the choices, procedures, parameters of arguments, and observed arguments.
 
@@ -430,35 +419,54 @@ class CallStack(Process):
             time: long ``[...]``.
             trace: long ``[...]``, the row of the context that each frame belongs to.
             context: leaves ``[B, ...]``.
-            only: the procedure of all frames, if they share one.
         """
-        procedure, counter, last = frame[..., 0].long(), frame[..., 1], frame[..., 2].long()
-        x = torch.cat(
-            [
-                context.features[trace, time],
-                (counter * self._counts.to(frame.dtype)[procedure]).unsqueeze(-1),
-                F.one_hot(last, len(self.tree.choices)).to(frame.dtype),
-                frame[..., 3:],
-            ],
-            -1,
-        )
+        procedure = frame[..., 0].long()
+        x = self._seen(frame, self._counts[procedure], time, trace, context)
         if self.posterior:
             assert context.actions is not None
             allowed = self.consistent[procedure, context.actions[trace, time]]
         else:
             allowed = self.available[procedure]
         # A procedure takes at least one step before it returns.
-        allowed = torch.cat([allowed[..., :-1], allowed[..., -1:] & (counter > 0).unsqueeze(-1)], -1)
-
-        def ask(networks: ProcedureNetworks) -> Tensor:
-            return networks(x, procedure) if only is None else networks.of(only, x)
-
-        logits = torch.where(allowed, ask(self.choose), _NEVER)
-        parameters = ask(self.argue) if self.argue is not None else None
+        allowed = torch.cat([allowed[..., :-1], allowed[..., -1:] & (frame[..., 1:2] > 0)], -1)
+        logits = torch.where(allowed, self.choose(x, procedure), _NEVER)
+        parameters = self.argue(x, procedure) if self.argue is not None else None
         observed = None
         if self.posterior and context.arguments is not None and parameters is not None:
             observed = context.arguments[trace, time]
         return logits.log_softmax(-1), procedure, parameters, observed
+
+    def choices_of(
+        self, procedure: int, frame: Tensor, time: Tensor, trace: Tensor, context: CallStackContext
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what :meth:`_choose` does, of frames that are all of one procedure, whose networks alone are asked.
+
+        Returns:
+            The choices that the procedure has, long ``[K']``; their log-probabilities ``[..., K']``; and the
+            parameters of arguments.
+        """
+        choices = self.available[procedure].nonzero()[:, 0]  # the return is the last of them
+        x = self._seen(frame, self._counts[procedure], time, trace, context)
+        logits = self.choose.of(procedure, x, choices)
+        if self.posterior:
+            assert context.actions is not None
+            logits = torch.where(self.consistent[procedure][:, choices][context.actions[trace, time]], logits, _NEVER)
+        stop = torch.where(frame[..., 1:2] > 0, logits[..., -1:], _NEVER)
+        parameters = self.argue.of(procedure, x) if self.argue is not None else None
+        return choices, torch.cat([logits[..., :-1], stop], -1).log_softmax(-1), parameters
+
+    def _seen(self, frame: Tensor, counts: Tensor, time: Tensor, trace: Tensor, context: CallStackContext) -> Tensor:
+        """Return the input of the networks; ``counts`` is 1 where the procedure sees its counter, else 0."""
+        counter, last = frame[..., 1], frame[..., 2].long()
+        return torch.cat(
+            [
+                context.features[trace, time],
+                (counter * counts.to(frame.dtype)).unsqueeze(-1),
+                F.one_hot(last, len(self.tree.choices)).to(frame.dtype),
+                frame[..., 3:],
+            ],
+            -1,
+        )
 
     def advance(self, state: CallStackState, z: Tensor, context: CallStackContext) -> CallStackState:
         """Algorithm 1: pop on a return, push on a call, let time pass on an action."""

@@ -172,16 +172,20 @@ class ProcedureTree:
         return cls(procedures, actions, max_depth=max_depth)
 
     @classmethod
-    def layered(cls, actions: Sequence[str], widths: Sequence[int], *, argument: str = "") -> ProcedureTree:
+    def layered(
+        cls, actions: Sequence[str], widths: Sequence[int], *, argument: str = "", counts: bool = True
+    ) -> ProcedureTree:
         """Return a call graph that knows the actions and the number of levels, and nothing else of a task.
 
         The root calls any procedure of the first level. A procedure may take any action and call any of the next
-        level. All see their counters.
+        level.
 
         Args:
             actions: names of the actions, with their fields if they have any, in order.
             widths: how many procedures there are on each level below the root.
             argument: fields of the root.
+            counts: whether those below the root see their counters, as the root does. Exact sums over call stacks
+                take far less time if they do not.
 
         Raises:
             ValueError: if there is no level, or a level or the actions are none.
@@ -203,7 +207,7 @@ class ProcedureTree:
         procedures = [Procedure("main", tuple(levels[0]), _parse_fields(argument), counts=True)]
         for level, below in zip(levels, [*levels[1:], []], strict=True):
             calls = (*below, *(act.name for act in acts))
-            procedures += [Procedure(name, calls, counts=True) for name in level]
+            procedures += [Procedure(name, calls, counts=counts) for name in level]
         return cls(procedures, acts)
 
     def __str__(self) -> str:

@@ -74,9 +74,11 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
     pyro.enable_validation(False)
     (seed,), updates = arguments.seeds, arguments.updates
     traces = demonstrations(DEMOS, seed, max_length=LONGEST, annotate=True)
+    assert traces.calls is not None
     teacher = pc.models.CallTrace.batch(pc.models.ProcedureTree.parse(BUBBLE_SORT_TREE), traces.calls.clamp(min=0))
     plain = traces.replace(calls=None)
-    start, rows = time.perf_counter(), []
+    start = time.perf_counter()
+    rows: list[dict[str, Any]] = []
 
     def measure(method: str, step: int, program: Any, guide: Any) -> None:
         posterior = pc.inference.CallStackPosterior(program, plain)

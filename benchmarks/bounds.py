@@ -64,8 +64,13 @@ def main(arguments: Arguments) -> None:
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         for found in pool.map(train, given):
             rows += found
-    write_results(arguments.out, "bounds", rows, command="python benchmarks/bounds.py")
-    plot(rows, arguments.out.with_suffix(".png"))
+    write(rows, arguments.out)
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    """Write the results file and draw the plot beside it."""
+    write_results(out, "bounds", rows, command="python benchmarks/bounds.py")
+    plot(rows, out.with_suffix(".png"))
 
 
 def train(arguments: Arguments) -> list[dict[str, Any]]:

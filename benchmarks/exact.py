@@ -65,17 +65,16 @@ class Arguments:
     """levels of a chain of procedures"""
     sampled: int = 20_000
     """call traces of importance sampling, for each of ten traces"""
-    plot: bool = True
-    """draw the plot"""
+    updates: int = 3_000
+    """of the guide that importance sampling draws from"""
 
 
 def main(arguments: Arguments) -> None:
     """Measure, write, draw."""
     torch.set_num_threads(1)
-    rows = errors(arguments.trees) + sampled(arguments.sampled) + costs(arguments)
+    rows = errors(arguments.trees) + sampled(arguments.sampled, arguments.updates) + costs(arguments)
     write_results(arguments.out, "exact", rows, command="python " + " ".join(["benchmarks/exact.py", *sys.argv[1:]]))
-    if arguments.plot:
-        plot(rows, arguments.out.with_suffix(".png"))
+    plot(rows, arguments.out.with_suffix(".png"))
     for item in rows:
         print(f"{item['metric']:>20} {item['value']:12.4g}  {item['setting']}")
 
@@ -116,7 +115,7 @@ def gradients(value: Tensor, case: Case) -> Tensor:
     )
 
 
-def sampled(draws: int, updates: int = 1500) -> list[dict[str, Any]]:
+def sampled(draws: int, updates: int) -> list[dict[str, Any]]:
     """Compare with importance sampling from a guide that the stepwise ELBO has trained."""
     start = time.perf_counter()
     pyro.set_rng_seed(0)

@@ -142,6 +142,8 @@ class Arguments:
     """batches of 4 traces"""
     sparsity: float = 0.3
     """rate of the prior on what procedures see"""
+    return_bias: float = 0.0
+    """what the output for the return is raised by at first"""
     jobs: int = 2
     """runs side by side; 0 makes none"""
     out: Path = HERE / "results" / "programs.json"
@@ -176,13 +178,15 @@ class Run:
     @property
     def key(self) -> tuple[Any, ...]:
         """What its rows are found by."""
-        return self.domain, self.method, self.demos, self.seed, self.shared.updates, self.shared.sparsity
+        shared = self.shared
+        return self.domain, self.method, self.demos, self.seed, shared.updates, shared.sparsity, shared.return_bias
 
 
 def key_of(item: dict[str, Any]) -> tuple[Any, ...]:
     """Return the key of the run that a row is of."""
     setting = item["setting"]
-    return item["task"], item["method"], setting["demos"], item["seed"], setting["updates"], setting["sparsity"]
+    chosen = setting["updates"], setting["sparsity"], setting["return_bias"]
+    return item["task"], item["method"], setting["demos"], item["seed"], *chosen
 
 
 def make(run: Run) -> list[dict[str, Any]]:
@@ -213,6 +217,7 @@ def make(run: Run) -> list[dict[str, Any]]:
         "demos": run.demos,
         "updates": shared.updates,
         "sparsity": shared.sparsity,
+        "return_bias": shared.return_bias,
         "tree": method.tree if method.objective else None,
         "annotated": min(method.annotated, run.demos),
     }
@@ -259,6 +264,7 @@ def build(domain: Domain, method: Method, run: Run) -> tuple[Any, nn.Module]:
         encoder=domain.encoder(),
         sparsity=run.shared.sparsity,
         num_traces=run.demos,
+        return_bias=run.shared.return_bias,
     )
     return program, OBJECTIVES[method.objective](program)
 

@@ -321,6 +321,7 @@ class CallStack(Process):
         activation: of the hidden layers.
         posterior: mask the choices by the observed actions in the context. In both, a procedure cannot return
             before its first step.
+        return_bias: what the networks' output for the return is raised by at first; see :class:`ControlProgram`.
 
     Attributes:
         native: take the sampling walk in compiled C where possible.
@@ -346,6 +347,7 @@ class CallStack(Process):
         argument_hidden: Sequence[int] = (),
         activation: str = "relu",
         posterior: bool = False,
+        return_bias: float = 0.0,
     ):
         super().__init__()
         self.tree, self.posterior, self.feature_size = tree, posterior, feature_size
@@ -354,6 +356,7 @@ class CallStack(Process):
         h, k = len(tree.procedures), len(tree.choices)
         inputs = feature_size + 1 + k + 2 * tree.arg_size
         self.choose = ProcedureNetworks(h, inputs, hidden, k, activation)
+        self.choose.biases[-1].data[:, tree.null] += return_bias
         parameters = sum(placed.field.parameters for placed in tree.placed_fields)
         self.argue = ProcedureNetworks(h, inputs, argument_hidden, parameters, activation) if parameters else None
         self.register_buffer("consistent", tree.consistent, persistent=False)

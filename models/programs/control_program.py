@@ -68,6 +68,8 @@ class ControlProgram(Saved, nn.Module):
         sparsity: rate lambda of a sparsity prior on what procedures see, ``exp(-lambda sum_h,g ||W_hg||)`` over
             the first-layer weights of each procedure h and input group g (a group lasso), in nats of the whole
             training set.
+        return_bias: what the networks' output for the return is raised by at first, in nats. Procedures then begin as
+            short ones, and loops form in those that call them; without it, many a loop forms inside, which acts alike.
         num_traces: size of the training set, against which ``sparsity`` is weighed in a batch.
         horizon: most PHP steps of a trace; by default what the call graph can need.
         observation_space: that :meth:`predict` reads; by default all vectors of ``obs_size`` numbers.
@@ -97,6 +99,7 @@ class ControlProgram(Saved, nn.Module):
         encoder: str | nn.Module | None = None,
         sparsity: float = 0.0,
         num_traces: int | None = None,
+        return_bias: float = 0.0,
         horizon: int | None = None,
     ):
         super().__init__()
@@ -114,7 +117,14 @@ class ControlProgram(Saved, nn.Module):
         self.sparsity, self.num_traces = sparsity, num_traces
         self.encoder, size = make_observation_encoder(encoder, self.observation_space)
         self.groups = _groups_of(self.encoder, size)
-        self.process = CallStack(self.tree, size, hidden=hidden, argument_hidden=argument_hidden, activation=activation)
+        self.process = CallStack(
+            self.tree,
+            size,
+            hidden=hidden,
+            argument_hidden=argument_hidden,
+            activation=activation,
+            return_bias=return_bias,
+        )
 
     # -- the model ----------------------------------------------------------------------------------------------
 

@@ -490,3 +490,14 @@ def test_native_walks_are_clean_under_sanitizers(tmp_path: Path) -> None:
     wrong.write_text(text.replace("depth == s->depth", "depth > s->depth"))
     assert wrong.read_text() != text
     assert sanitized_walks.campaign(20, source=wrong)["reports"] == 1
+
+
+def test_a_return_bias_makes_procedures_begin_as_short_ones() -> None:
+    traces = demonstrations(4, 0, max_length=3)
+    steps = []
+    for bias in (0.0, 3.0):
+        torch.manual_seed(0)
+        program = ControlProgram(BUBBLE_SORT_TREE, obs_size=22, return_bias=bias)
+        prior = program.prior(traces)
+        steps.append(prior.steps(prior.sample()).live.sum(1).float().mean())
+    assert steps[1] < 0.5 * steps[0]

@@ -134,10 +134,10 @@ def _row(
         alpha = _scattered(moved[live], target[live], states)
         if not states:
             break
-    # A process that ends by itself and has not ended is beyond the horizon: it takes no part.
-    final = torch.cat(ended) if process.terminates else alpha
-    if not final.numel():
+    # Sequences of a process that ends by itself and that have not ended are beyond the horizon.
+    if process.terminates and not ended:
         raise ValueError(f"row {row}: no sequence ends within the horizon of {sequence.horizon} steps")
+    final = torch.cat(ended) if process.terminates else alpha
     log_likelihood = final.logsumexp(0)
     beta = torch.zeros_like(alpha) if not process.terminates else torch.full_like(alpha, -float("inf"))
     marginals = []

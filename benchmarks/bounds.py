@@ -38,7 +38,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
 
 HERE = Path(__file__).parent
-DEMOS, LONGEST, BATCH, SPARSITY, RATES = 40, 5, 4, 3.0, (1e-2, 3e-3)
+DEMOS, LONGEST, BATCH, SPARSITY, RETURN_BIAS, RATES = 40, 5, 4, 3.0, 2.0, (1e-2, 3e-3)
 OBSERVATION = (("digit", 10), (None, 1), ("digit", 10), (None, 1))
 EVERY = 250
 
@@ -94,7 +94,7 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
             values["elbo"] = float(posterior.elbo(guide).mean())
             values["gap"] = values["log_likelihood"] - values["elbo"]
             values["inclusive_kl"] = float(posterior.inclusive_kl(guide).mean())
-        prior = SPARSITY / DEMOS * float(program.process.group_norms(program.groups).sum().detach())
+        prior = SPARSITY / DEMOS * float(program.price().detach())
         values["objective"] = prior - values["log_likelihood"]
         values["exact_match"] = pc.inference.exact_match(program, plain)
         setting = {"step": step, "demos": DEMOS, "max_length": LONGEST, "sparsity": SPARSITY}
@@ -133,7 +133,9 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
             activation="tanh",
             encoder=pc.models.FieldEncoder(OBSERVATION),
             sparsity=SPARSITY,
+            unpriced=("last",),
             num_traces=DEMOS,
+            return_bias=RETURN_BIAS,
         )
         return program, pc.guides.CallStackGuide(program)
 

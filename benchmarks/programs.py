@@ -263,6 +263,7 @@ def build(domain: Domain, method: Method, run: Run) -> tuple[Any, nn.Module]:
         activation="tanh",
         encoder=domain.encoder(),
         sparsity=run.shared.sparsity,
+        unpriced=("last",),
         num_traces=run.demos,
         return_bias=run.shared.return_bias,
     )

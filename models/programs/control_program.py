@@ -30,6 +30,10 @@ from .traces import Traces, check_stopped, split_annotated
 __all__ = ["ControlProgram", "Execution"]
 
 
+# What a procedure reads besides the observation, in the order of `CallStack.group_norms`.
+_FRAME_INPUTS = ("counter", "last", "argument", "returned")
+
+
 class Execution(NamedTuple):
     """What came of running a program in an environment.
 
@@ -70,6 +74,9 @@ class ControlProgram(Saved, nn.Module):
             training set.
         return_bias: what the networks' output for the return is raised by at first, in nats. Procedures then begin as
             short ones, and loops form in those that call them; without it, many a loop forms inside, which acts alike.
+        unpriced: inputs that the sparsity prior leaves free: ``"counter"``, ``"last"`` (the most recent call),
+            ``"argument"`` or ``"returned"``. With ``("last",)`` the prior is on what a procedure sees of the world and of
+            its caller, and its own place in the program is free.
         num_traces: size of the training set, against which ``sparsity`` is weighed in a batch.
         horizon: most PHP steps of a trace; by default what the call graph can need.
         observation_space: that :meth:`predict` reads; by default all vectors of ``obs_size`` numbers.
@@ -98,6 +105,7 @@ class ControlProgram(Saved, nn.Module):
         activation: str = "relu",
         encoder: str | nn.Module | None = None,
         sparsity: float = 0.0,
+        unpriced: Several[str] = (),
         num_traces: int | None = None,
         return_bias: float = 0.0,
         horizon: int | None = None,
@@ -112,9 +120,11 @@ class ControlProgram(Saved, nn.Module):
         self.action_space = spaces.Discrete(len(self.tree.actions)) if action_space is None else action_space
         if sparsity and not num_traces:
             raise ValueError("sparsity is weighed against the training set: give num_traces")
+        if unknown := [name for name in unpriced if name not in _FRAME_INPUTS]:
+            raise ValueError(f"unpriced inputs are some of {', '.join(_FRAME_INPUTS)}, got {', '.join(unknown)}")
         self.obs_size, self.horizon = observation_size(self.observation_space), horizon
         self.hidden, self.argument_hidden = tuple(hidden), tuple(argument_hidden)
-        self.sparsity, self.num_traces = sparsity, num_traces
+        self.sparsity, self.num_traces, self.unpriced = sparsity, num_traces, tuple(unpriced)
         self.encoder, size = make_observation_encoder(encoder, self.observation_space)
         self.groups = _groups_of(self.encoder, size)
         self.process = CallStack(
@@ -138,7 +148,7 @@ class ControlProgram(Saved, nn.Module):
         register("program", self)
         if self.sparsity and self.num_traces:
             share = len(traces.lengths) / self.num_traces
-            pyro.factor("sparsity", -self.sparsity * share * self.process.group_norms(self.groups).sum())
+            pyro.factor("sparsity", -self.sparsity * share * self.price())
         unannotated, annotated = split_annotated(traces)
         if annotated is not None and annotated.calls is not None:
             with pyro.plate("annotated_traces", len(annotated.lengths), dim=-1):
@@ -151,6 +161,13 @@ class ControlProgram(Saved, nn.Module):
             pyro.sample("actions", dist.Delta(actions, event_dim=1), obs=unannotated.actions.to(actions.dtype))
             if self.tree.action_arg_size:
                 pyro.sample("arguments", dist.Delta(arguments, event_dim=2), obs=unannotated.arguments)
+
+    def price(self) -> Tensor:
+        """Return ``sum_h,g ||W_hg||`` over all procedures and the inputs that the sparsity prior is on."""
+        norms = self.process.group_norms(self.groups)
+        inputs = _FRAME_INPUTS[: norms.shape[-1] - len(self.groups)]
+        priced = [True] * len(self.groups) + [name not in self.unpriced for name in inputs]
+        return norms[:, torch.tensor(priced, device=norms.device)].sum()
 
     def forward(self, traces: Traces) -> None:
         """Run :meth:`model`, so that the program itself can be given to an ELBO as a module."""
@@ -262,6 +279,7 @@ class ControlProgram(Saved, nn.Module):
         encoder = "Identity()" if plain else self.encoder  # as before there were such encoders
         networks = f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={encoder}"
         prior = f"sparsity={self.sparsity}, num_traces={self.num_traces}"
+        prior += f", unpriced={self.unpriced}" if self.unpriced else ""
         return f"ControlProgram(obs_size={self.obs_size}, {networks}, {prior})\n{self.tree}"
 
     def describe(

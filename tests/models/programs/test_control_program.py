@@ -444,3 +444,12 @@ def test_execution_in_double_precision() -> None:
     assert run.actions == [1, 0] and run.finished
     program = ControlProgram(BUBBLE_SORT_TREE, 22).double()
     assert program.execute(BubbleSortEnv(), task=torch.tensor([3.0]), seed=0, max_steps=10).calls.steps
+
+
+def test_unpriced_inputs_are_free() -> None:
+    program = ControlProgram(BUBBLE_SORT_TREE, 22, sparsity=1.0, num_traces=10, unpriced=("last",))
+    norms = program.process.group_norms(program.groups)  # observation, counter, last, argument, returned
+    torch.testing.assert_close(program.price(), norms.sum() - norms[:, 2].sum())
+    assert "unpriced" in program.signature()
+    with pytest.raises(ValueError, match="unpriced inputs are some of counter, last, argument, returned, got digits"):
+        ControlProgram(BUBBLE_SORT_TREE, 22, unpriced=("digits",))

@@ -75,8 +75,8 @@ class ControlProgram(Saved, nn.Module):
         return_bias: what the networks' output for the return is raised by at first, in nats. Procedures then begin as
             short ones, and loops form in those that call them; without it, many a loop forms inside, which acts alike.
         unpriced: inputs that the sparsity prior leaves free: ``"counter"``, ``"last"`` (the most recent call),
-            ``"argument"`` or ``"returned"``. With ``("last",)`` the prior is on what a procedure sees of the world and of
-            its caller, and its own place in the program is free.
+            ``"argument"`` or ``"returned"``. With ``("last",)`` the prior is on what a procedure sees of the world and
+            of its caller, and its own place in the program is free.
         num_traces: size of the training set, against which ``sparsity`` is weighed in a batch.
         horizon: most PHP steps of a trace; by default what the call graph can need.
         observation_space: that :meth:`predict` reads; by default all vectors of ``obs_size`` numbers.

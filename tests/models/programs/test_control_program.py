@@ -448,8 +448,8 @@ def test_execution_in_double_precision() -> None:
 
 def test_unpriced_inputs_are_free() -> None:
     program = ControlProgram(BUBBLE_SORT_TREE, 22, sparsity=1.0, num_traces=10, unpriced=("last",))
-    norms = program.process.group_norms(program.groups)  # observation, counter, last, argument, returned
-    torch.testing.assert_close(program.price(), norms.sum() - norms[:, 2].sum())
+    norms = program.process.group_norms(program.groups)  # 22 observed numbers, counter, last, argument, returned
+    torch.testing.assert_close(program.price(), norms.sum() - norms[:, 23].sum())
     assert "unpriced" in program.signature()
     with pytest.raises(ValueError, match="unpriced inputs are some of counter, last, argument, returned, got digits"):
         ControlProgram(BUBBLE_SORT_TREE, 22, unpriced=("digits",))

@@ -11,7 +11,9 @@ the program's own greedy calls (`own`) and of the guide's (`guide`). Methods:
 * `hvil-after-exact`: from the program that the exact likelihood found, a guide is first fitted alone
   (`hvil-after-exact-guide`); then both go on with the stepwise ELBO: whether the bound keeps what it does not find;
 * `hvil-exact-after-teacher`: from a program fitted to annotated traces (`annotated`), the exact likelihood without
-  annotations: whether the teacher's program is an optimum of it, prior included.
+  annotations: whether the teacher's program is an optimum of it, prior included;
+* `hvil-exact-` and what is otherwise: `hot`, the temperature falls from 4 to 1 in the first half of training; `cold`, it
+  rises from 1/2; `all-priced`, the sparsity prior is on the last call too; `no-bias`, no procedure begins as a short one.
 """
 
 from __future__ import annotations
@@ -107,7 +109,9 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
             score = pc.inference.boundary_f1(found, teacher)["boundary_f1"]
             rows.append(row(method, "BubbleSort", "boundary_f1", score, seed=seed, seconds=seconds, of=of, **setting))
 
-    def learn(method: str, loss: Any, data: Demonstrations, program: Any, guide: Any, held: bool = False) -> None:
+    def learn(
+        method: str, loss: Any, data: Demonstrations, program: Any, guide: Any, held: bool = False, hot: float = 1.0
+    ) -> None:
         parameters = guide.parameters() if held else [p for p in loss.parameters() if p.requires_grad]
         table = {id(p) for p in program.encoder.parameters()}
         every = list(parameters)
@@ -118,24 +122,25 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
         optimizer = torch.optim.Adam([group for group in groups if group["params"]])
         measure(method, 0, program, guide)
         for step, batch in enumerate(batches(data, seed, updates), 1):
+            if hot != 1:
+                loss.elbo.temperature = 1 + (hot - 1) * max(0.0, 1 - 2 * step / updates)
             optimizer.zero_grad()
             loss(batch).backward()
             optimizer.step()
             if step % EVERY == 0:
                 measure(method, step, program, guide)
 
-    def program_and_guide() -> tuple[Any, Any]:
+    def program_and_guide(**changes: Any) -> tuple[Any, Any]:
         pyro.set_rng_seed(seed)
+        given = {"sparsity": SPARSITY, "unpriced": ("last",), "return_bias": RETURN_BIAS} | changes
         program = pc.models.ControlProgram(
             BUBBLE_SORT_TREE,
             obs_size=22,
             argument_hidden=(16,),
             activation="tanh",
             encoder=pc.models.FieldEncoder(OBSERVATION),
-            sparsity=SPARSITY,
-            unpriced=("last",),
             num_traces=DEMOS,
-            return_bias=RETURN_BIAS,
+            **given,
         )
         return program, pc.guides.CallStackGuide(program)
 
@@ -150,6 +155,14 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
     program, _ = program_and_guide()
     learn("annotated", exact(program), traces, program, None)
     learn("hvil-exact-after-teacher", exact(program), plain, program, None)
+    for name, changes, hot in (
+        ("hot", {}, 4.0),
+        ("cold", {}, 0.5),
+        ("all-priced", {"unpriced": ()}, 1.0),
+        ("no-bias", {"return_bias": 0.0}, 1.0),
+    ):
+        program, _ = program_and_guide(**changes)
+        learn(f"hvil-exact-{name}", pc.inference.ExactLikelihood()(program), plain, program, None, hot=hot)
     return rows
 
 

@@ -17,8 +17,10 @@ def test_tiny_runs_write_their_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(benchmark, "TEST_TRACES", 3)
-    arguments = benchmark.Arguments(updates=2, out=tmp_path / "programs.json", runs=tmp_path / "runs", jobs=0)
-    methods = ["hvil", "hvil-generic", "hvil-annotated", "rnn-full"]
+    arguments = benchmark.Arguments(
+        updates=2, starts=2, trial=1, out=tmp_path / "programs.json", runs=tmp_path / "runs", jobs=0
+    )
+    methods = ["hvil", "hvil-exact", "hvil-exact-generic", "hvil-annotated", "rnn-full"]
     runs = [benchmark.Run(name, method, 4, 0, arguments) for name in benchmark.DOMAINS for method in methods]
     rows = [item for run in runs for item in benchmark.make(run)]
     assert {benchmark.key_of(item) for item in rows} == {run.key for run in runs}
@@ -29,7 +31,7 @@ def test_tiny_runs_write_their_file(
     lines = benchmark.table(rows).splitlines()
     assert len(lines) == 2 + len(runs)
     structured = {item["method"] for item in rows if item["metric"] == "boundary_f1"}
-    assert structured == {"hvil", "hvil-annotated"}  # names of a generic graph mean nothing
+    assert structured == {"hvil", "hvil-exact", "hvil-annotated"}  # names of a generic graph mean nothing
     assert {item["setting"]["annotated"] for item in rows if item["method"] == "hvil-annotated"} == {4}
     with pytest.raises(SystemExit, match="there is no method guess"):
         benchmark.main(replace(arguments, methods=("guess",)))

@@ -12,8 +12,9 @@ the program's own greedy calls (`own`) and of the guide's (`guide`). Methods:
   (`hvil-after-exact-guide`); then both go on with the stepwise ELBO: whether the bound keeps what it does not find;
 * `hvil-exact-after-teacher`: from a program fitted to annotated traces (`annotated`), the exact likelihood without
   annotations: whether the teacher's program is an optimum of it, prior included;
-* `hvil-exact-` and what is otherwise: `hot`, the temperature falls from 4 to 1 in the first half of training; `cold`, it
-  rises from 1/2; `all-priced`, the sparsity prior is on the last call too; `no-bias`, no procedure begins as a short one.
+* `hvil-exact-` and what is otherwise: `hot`, the temperature falls from 4 to 1 in the first half of training; `cold`,
+  it rises from 1/2; `all-priced`, the sparsity prior is on the last call too; `no-bias`, no procedure begins as a short
+  one.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
 
     def program_and_guide(**changes: Any) -> tuple[Any, Any]:
         pyro.set_rng_seed(seed)
-        given = {"sparsity": SPARSITY, "unpriced": ("last",), "return_bias": RETURN_BIAS} | changes
+        given: dict[str, Any] = {"sparsity": SPARSITY, "unpriced": ("last",), "return_bias": RETURN_BIAS} | changes
         program = pc.models.ControlProgram(
             BUBBLE_SORT_TREE,
             obs_size=22,

@@ -231,8 +231,9 @@ def make(run: Run) -> list[dict[str, Any]]:
         out=shared.runs / "-".join(map(str, run.key)),
         progress=False,
     )
-    result, (loss, _) = best.result, best.svi
-    policy: Any = loss.model
+    result, pair = best.result, best.svi
+    assert isinstance(pair, tuple)
+    policy: Any = pair[0].model
     if result.interrupted:
         return []
     setting = {

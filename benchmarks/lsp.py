@@ -35,11 +35,10 @@ import matplotlib
 import numpy as np
 import pyro
 import torch
-import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import mean_interval, read_rows, row, select, write_results
-from training_runs import collect, make, on, verify_known, verify_usable, with_table
+from training_runs import collect, command_line, make, on, verify_known, verify_usable, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -438,4 +437,4 @@ def report_measured(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

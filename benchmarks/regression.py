@@ -26,10 +26,10 @@ import gymnasium
 import numpy as np
 import pyro
 import torch
-import tyro
 
 import pyrocontrol
 from pyrocontrol.inference import row, write_results
+from training_runs import command_line
 
 HERE = Path(__file__).parent
 Update = Callable[[], Any]
@@ -164,4 +164,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -34,7 +34,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-import tyro
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
@@ -43,6 +42,7 @@ import pyrocontrol as pc
 from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.envs.data.demonstrations import Demonstrations
 from pyrocontrol.inference import read_rows, write_results
+from training_runs import command_line
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -356,7 +356,7 @@ def measure_memory(rows: Rows, arguments: Arguments) -> None:
 
     A process inherits the peak of the one that starts it: to be called while that one is small.
     """
-    command = [sys.executable, str(Path(__file__).resolve()), "--memory-probe", "--device", "cpu"]
+    command = [sys.executable, str(Path(__file__).resolve()), "--memory-probe", "--allow-dirty"]
     command += ["--demos", str(arguments.demos), "--memory-updates", str(arguments.memory_updates)]
     start = time.perf_counter()
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -448,4 +448,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -1,4 +1,4 @@
-"""What benchmarks share that are made of many runs of an example: making and collecting runs, and a page's table."""
+"""What benchmarks share: their arguments; for those made of many runs of an example, the runs and a page's table."""
 
 from __future__ import annotations
 
@@ -9,9 +9,29 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import tyro
 
 from pyrocontrol.inference import verify_device
+from pyrocontrol.inference.training.results import revision
+
+T = TypeVar("T")
+
+
+def command_line(arguments: type[T]) -> T:
+    """Return a benchmark's arguments from the command line.
+
+    Exits where there are uncommitted changes, as nobody could make such rows again; ``--allow-dirty`` makes them all
+    the same, marked ``+changes``.
+    """
+    allowed = "--allow-dirty" in sys.argv
+    found = tyro.cli(arguments, args=[word for word in sys.argv[1:] if word != "--allow-dirty"])
+    if not allowed and revision().endswith("+changes"):
+        raise SystemExit(
+            "there are uncommitted changes: nobody could make these rows again (--allow-dirty to make them)"
+        )
+    return found
 
 
 def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:

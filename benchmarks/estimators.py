@@ -119,6 +119,7 @@ def measure(elbo: Any, task: Task, samples: int) -> dict[str, float]:
     """Return the trace of the gradient's covariance, its mean's norm, the loss's deviation and mean, and the time."""
     model, guide, parameters, args = task
     count, mean, squares, losses, seconds = 0, torch.zeros(()), torch.zeros(()), [], 0.0
+    elbo.loss_and_grads(model, guide, *args)  # the first compiles, and finds dependencies
     for _ in range(samples):
         for parameter in parameters:
             parameter.grad = None

@@ -42,6 +42,7 @@ import pyrocontrol as pc
 from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.envs.data.demonstrations import Demonstrations
 from pyrocontrol.inference import read_rows, write_results
+from pyrocontrol.inference.training.results import revision
 from training_runs import command_line
 
 matplotlib.use("Agg")
@@ -235,7 +236,9 @@ class Rows:
         self.rows: list[dict[str, Any]] = []
         self.common: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads()}
         if device.type == "cuda":
-            self.common |= {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__}
+            # These stay in the file when others are made anew.
+            found = {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__, "revision": revision()}
+            self.common |= found
 
     def add(self, method: str, metric: str, value: float, seed: int | None, seconds: float, **setting: Any) -> None:
         """Add one row."""

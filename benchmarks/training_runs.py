@@ -85,6 +85,22 @@ def with_table(page: str, lines: str, mark: str = "TABLE") -> str:
     return before + f"<!-- {mark} -->\n" + lines + "\n<!-- END -->\n" + rest.split("<!-- END -->\n", 1)[1]
 
 
+def uncommitted(rows: Sequence[dict[str, Any]], *settings: str) -> list[str]:
+    """Return what stands beneath a page's table: which runs were made from uncommitted changes, nothing if none was.
+
+    Args:
+        rows: of the table.
+        settings: that tell a method's runs apart, beside the task and the seed.
+    """
+    seeds: dict[str, set[int]] = {}
+    for item in rows:
+        if item["setting"].get("revision", "").endswith("+changes"):
+            apart = [f"{key} {item['setting'][key]}" for key in settings]
+            seeds.setdefault(", ".join([item["task"], item["method"], *apart]), set()).add(item["seed"])
+    runs = [f"{name} (seed {', '.join(map(str, sorted(numbers)))})" for name, numbers in sorted(seeds.items())]
+    return ["", f"*Made from uncommitted changes: {'; '.join(runs)}.*"] if runs else []
+
+
 def verify_usable(device: str) -> None:
     """Exit with one line if a device is not there."""
     try:

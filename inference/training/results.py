@@ -10,6 +10,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,8 +124,12 @@ def summary(
     return mean_interval(select(rows, method, metric, task=task, **setting))
 
 
+@cache
 def revision() -> str:
-    """Return this repository's revision, and ``+changes`` if there are uncommitted ones of other than results."""
+    """Return this repository's revision, and ``+changes`` if there are uncommitted ones of other than results.
+
+    It is what it was when a process first asked: what changes then is not what made its rows.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     changed = ["status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/results"]
     try:

@@ -55,3 +55,12 @@ def test_uncommitted_changes_are_refused_unless_allowed(benchmark: ModuleType, m
 def test_every_benchmark_asks_for_a_clean_tree(script: Path) -> None:
     text = script.read_text()
     assert ("main(command_line(Arguments))" in text) == (script.stem != "training_runs")
+
+
+def test_runs_from_uncommitted_changes_are_named(benchmark: ModuleType) -> None:
+    rows = [
+        {"task": "Ant", "method": method, "seed": seed, "setting": {"goal": 1, "revision": revision}}
+        for method, seed, revision in (("a", 2, "x+changes"), ("a", 0, "x+changes"), ("a", 1, "x"), ("b", 0, "x"))
+    ]
+    assert benchmark.uncommitted(rows, "goal") == ["", "*Made from uncommitted changes: Ant, a, goal 1 (seed 0, 2).*"]
+    assert benchmark.uncommitted(rows[2:]) == []

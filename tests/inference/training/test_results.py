@@ -6,7 +6,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,13 @@ import pytest
 from pyrocontrol.inference import mean_interval, read_rows, row, summary, write_results
 from pyrocontrol.inference.training import results
 from pyrocontrol.inference.training.results import ROW_FIELDS
+
+
+@pytest.fixture(autouse=True)
+def revision_anew() -> Iterator[None]:
+    results.revision.cache_clear()
+    yield
+    results.revision.cache_clear()
 
 
 def rows(count: int = 3) -> list[dict[str, Any]]:
@@ -123,4 +130,6 @@ def test_changes_count_but_those_of_results(tmp_path: Path, monkeypatch: pytest.
     clean = results.revision()
     assert len(clean) == 40
     module.write_text("changed")
+    assert results.revision() == clean  # of what this process has loaded
+    results.revision.cache_clear()
     assert results.revision() == f"{clean}+changes"

@@ -260,7 +260,7 @@ def draw_variances(axis: Axes, rows: list[dict[str, Any]]) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("variance of the guide's gradient (a dot a seed), and the time that it takes", fontsize=9)
+    axis.set_xlabel("variance of the guide's gradient (a dot a seed; time of one)", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import tyro
 
 from pyrocontrol.envs import Demonstrations
 from pyrocontrol.envs.bubble_sort import ACTIONS, demonstrations
 from pyrocontrol.inference import read_rows, row, select, summary, write_results
-from training_runs import make, with_table
+from training_runs import command_line, make, uncommitted, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -163,7 +162,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells.append(f"{mean:.2f}{interval} ({seeds})" if seeds else "")
         if any(cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *uncommitted(rows, "demos")])
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -198,4 +197,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -2,12 +2,17 @@
 
     python benchmarks/estimators.py
 
-Three parts. The variance of the guide's gradient (the trace of its covariance) and the standard deviation of the loss
-of StepwiseKL_ELBO and of Pyro's own ELBOs, with random weights: on a plain loop of discrete sites with observations
-(``chain``), and on the call stacks of a batch of BubbleSort demonstrations (``bubble_sort``), which are one site, so
-that TraceGraph_ELBO has nothing to take apart there. And Appendix B of Fox et al. (2018): the estimated derivative by
-the probability eps of a choice that the posterior all but excludes (``rare_choice``), whose plain score-function
-estimate points the wrong way whenever the choice is not drawn.
+The variance of the guide's gradient (the trace of its covariance), the standard deviation of the loss and the processor
+time of a gradient, of StepwiseKL_ELBO and of Pyro's own ELBOs, with random weights:
+
+* ``chain``: a plain loop of discrete sites with observations;
+* ``bubble_sort``: the call stacks of a batch of BubbleSort demonstrations, which are one site. TraceGraph_ELBO has
+  nothing to take apart there, so that it equals Trace_ELBO and is left out;
+* ``bubble_sort_loop``: shorter call stacks, for StepwiseKL_ELBO as one site, for Pyro's own as a plain loop of sites, a
+  site a step. There TraceGraph_ELBO takes the steps apart, and variance times time says what that is worth.
+
+And Appendix B of Fox et al. (2018): the estimated derivative by the probability eps of a choice that the posterior all
+but excludes (``rare_choice``), whose plain score-function estimate points the wrong way unless the choice is drawn.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +32,18 @@ matplotlib.use("Agg")
 import pyro
 import pyro.distributions as dist
 import torch
-import tyro
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from speed import SiteLoopGuide, SiteLoopModel
 from torch import Tensor
 
 from pyrocontrol.envs import bubble_sort
 from pyrocontrol.guides import CallStackGuide
-from pyrocontrol.inference import StepwiseKL_ELBO, read_rows, row, write_results
+from pyrocontrol.inference import StepwiseKL_ELBO, read_rows, row, select, write_results
 from pyrocontrol.models import ControlProgram
+from training_runs import command_line
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "estimators.json"
@@ -46,6 +53,8 @@ ELBOS: dict[str, Callable[[], Any]] = {
     "TraceGraph_ELBO": TraceGraph_ELBO,
     "Trace_ELBO": Trace_ELBO,
 }
+STACKS = ("StepwiseKL_ELBO", "StepwiseKL_ELBO(score='full')", "Trace_ELBO")  # one site: see above
+LOOPS = ("StepwiseKL_ELBO", "TraceGraph_ELBO", "Trace_ELBO")
 STEPS, STATES = 10, 3
 PRIOR = (1e-12, 0.3, 0.7 - 1e-12)  # p(z, x) of choices 0 and 1, and of one that the guide excludes
 
@@ -60,6 +69,8 @@ class Arguments:
     """gradients of the chain an estimator"""
     stack_samples: int = 150
     """gradients of the call stacks an estimator"""
+    loop_samples: int = 40
+    """gradients of the shorter call stacks an estimator"""
     rare_samples: int = 10_000
     """estimates for each probability of the rare choice"""
     batch: int = 4
@@ -71,7 +82,7 @@ class Arguments:
 Task = tuple[Callable[..., Any], Callable[..., Any], list[Tensor], tuple[Any, ...]]
 
 
-def chain(seed: int) -> Task:
+def chain(seed: int, method: str) -> Task:
     """A plain loop of ten discrete sites, each observed through noise; the guide is a chain too."""
     pyro.set_rng_seed(seed)
     first, following, emission = torch.randn(STATES), torch.randn(STATES, STATES), torch.randn(STATES)
@@ -92,23 +103,29 @@ def chain(seed: int) -> Task:
     return model, guide, [q], ()
 
 
-def call_stacks(seed: int) -> Task:
-    """The control program of BubbleSort on four demonstrations of three to five digits."""
+def call_stacks(seed: int, method: str, lengths: tuple[int, int] = (3, 5), *, loop: bool = False) -> Task:
+    """The control program of BubbleSort on four demonstrations; Pyro's own ELBOs get a site a step if asked."""
     pyro.set_rng_seed(seed)
-    traces = bubble_sort.demonstrations(4, seed, min_length=3, max_length=5)
+    traces = bubble_sort.demonstrations(4, seed, min_length=lengths[0], max_length=lengths[1])
     program = ControlProgram(bubble_sort.BUBBLE_SORT_TREE, obs_size=bubble_sort.OBSERVATION_SIZE)
     guide = CallStackGuide(program)
-    return program.model, guide, list(guide.parameters()), (traces,)
+    parameters: list[Tensor] = list(guide.parameters())
+    if loop and method != "StepwiseKL_ELBO":
+        return SiteLoopModel(program), SiteLoopGuide(guide), parameters, (traces,)
+    return program.model, guide, parameters, (traces,)
 
 
-def measure(elbo: Any, task: Task, samples: int) -> tuple[float, float, float, float]:
-    """Return the trace of the gradient's covariance, its mean's norm, and the loss's deviation and mean."""
+def measure(elbo: Any, task: Task, samples: int) -> dict[str, float]:
+    """Return the trace of the gradient's covariance, its mean's norm, the loss's deviation and mean, and the time."""
     model, guide, parameters, args = task
-    count, mean, squares, losses = 0, torch.zeros(()), torch.zeros(()), []
+    count, mean, squares, losses, seconds = 0, torch.zeros(()), torch.zeros(()), [], 0.0
+    elbo.loss_and_grads(model, guide, *args)  # the first compiles, and finds dependencies
     for _ in range(samples):
         for parameter in parameters:
             parameter.grad = None
+        begun = time.process_time()
         losses.append(float(elbo.loss_and_grads(model, guide, *args)))
+        seconds += time.process_time() - begun
         gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double()
         count += 1
         # Welford's recurrence: the covariance is small beside what squares of gradients would lose.
@@ -116,32 +133,39 @@ def measure(elbo: Any, task: Task, samples: int) -> tuple[float, float, float, f
         mean = mean + difference / count
         squares = squares + difference * (gradient - mean)
     loss = torch.tensor(losses, dtype=torch.float64)
-    variance = float(squares.sum()) / (count - 1)
-    return variance, float(mean.norm()), float(loss.std()), float(loss.mean())
+    return {
+        "gradient_variance": float(squares.sum()) / (count - 1),
+        "gradient_mean_norm": float(mean.norm()),
+        "loss_std": float(loss.std()),
+        "loss_mean": float(loss.mean()),
+        "gradient_cpu_seconds": seconds / count,
+    }
 
 
 def variances(arguments: Arguments) -> list[dict[str, Any]]:
-    """Return the rows of ``chain`` and ``bubble_sort``."""
+    """Return the rows of ``chain``, ``bubble_sort`` and ``bubble_sort_loop``."""
     rows = []
-    tasks = {
-        "chain": (chain, arguments.chain_samples, {"steps": STEPS, "states": STATES}),
-        "bubble_sort": (call_stacks, arguments.stack_samples, {"traces": 4, "min_length": 3, "max_length": 5}),
+    stacks: dict[str, Any] = {"traces": 4, "min_length": 3, "max_length": 5}
+    short: dict[str, Any] = {"traces": 4, "min_length": 2, "max_length": 2}
+    tasks: dict[str, tuple[Callable[[int, str], Task], tuple[str, ...], int, dict[str, Any]]] = {
+        "chain": (chain, tuple(ELBOS), arguments.chain_samples, {"steps": STEPS, "states": STATES}),
+        "bubble_sort": (call_stacks, STACKS, arguments.stack_samples, stacks),
+        "bubble_sort_loop": (partial(call_stacks, lengths=(2, 2), loop=True), LOOPS, arguments.loop_samples, short),
     }
-    for name, (build, samples, setting) in tasks.items():
+    for name, (build, methods, samples, setting) in tasks.items():
         for seed in arguments.seeds:
-            task = build(seed)
-            for method, make in ELBOS.items():
+            for method in methods:
                 pyro.clear_param_store()
+                task = with_parameters(build(seed, method))
                 pyro.set_rng_seed(1000 + seed)
                 start = time.perf_counter()
-                metrics = measure(make(), with_parameters(task), samples)
+                metrics = measure(ELBOS[method](), task, samples)
                 seconds = time.perf_counter() - start
-                names = ("gradient_variance", "gradient_mean_norm", "loss_std", "loss_mean")
-                for metric, value in zip(names, metrics, strict=True):
+                for metric, value in metrics.items():
                     rows.append(
                         row(method, name, metric, value, seed=seed, seconds=seconds, samples=samples, **setting)
                     )
-                print(f"{name} {seed} {method}: {metrics[0]:.4g}, loss {metrics[3]:.4g} +- {metrics[2]:.4g}")
+                print(f"{name} {seed} {method}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()), flush=True)
     return rows
 
 
@@ -200,36 +224,43 @@ def derivatives(elbo: Any, prior: Tensor, eps: float, batch: int, samples: int) 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the variances and Appendix B."""
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1, 1, 1.3], constrained_layout=True)
-    titles = {"chain": "A loop of ten discrete sites", "bubble_sort": "BubbleSort call stacks, 3 to 5 digits"}
-    for axis, (task, title) in zip(axes, titles.items(), strict=False):
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
+    titles = {
+        "chain": "A loop of ten discrete sites",
+        "bubble_sort": "BubbleSort call stacks, 3 to 5 digits, one site",
+        "bubble_sort_loop": "2 digits: one site for ours, a site a step for Pyro's",
+    }
+    for axis, (task, title) in zip(axes.flat, titles.items(), strict=False):
         draw_variances(axis, [item for item in rows if item["task"] == task])
         axis.set_title(title, loc="left", fontsize=10)
-    axes[1].set_yticklabels([])
-    draw_rare_choice(axes[2], [item for item in rows if item["task"] == "rare_choice"])
+    draw_rare_choice(axes[1, 1], [item for item in rows if item["task"] == "rare_choice"])
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
+def geometric_mean(rows: list[dict[str, Any]], method: str, metric: str) -> float:
+    """Return the geometric mean over the seeds."""
+    values = select(rows, method, metric)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
 def draw_variances(axis: Axes, rows: list[dict[str, Any]]) -> None:
-    """Draw a dot a seed, and the geometric mean."""
-    variance = {
-        method: [item["value"] for item in rows if item["method"] == method and item["metric"] == "gradient_variance"]
-        for method in ELBOS
-    }
-    for height, (method, values) in enumerate(variance.items()):
-        mean = math.exp(sum(map(math.log, values)) / len(values))
+    """Draw a dot a seed, the geometric mean, and beside it the time of a gradient."""
+    methods = [method for method in ELBOS if select(rows, method, "gradient_variance")]
+    for height, method in enumerate(methods):
+        values, mean = select(rows, method, "gradient_variance"), geometric_mean(rows, method, "gradient_variance")
+        label = f"{mean:.3g} ({1e3 * geometric_mean(rows, method, 'gradient_cpu_seconds'):.3g} ms)"
         colour = "tab:blue" if method == "StepwiseKL_ELBO" else "tab:grey"
         axis.plot(values, [height] * len(values), "o", color=colour, alpha=0.5, markersize=5)
         axis.plot([mean], [height], "|", color=colour, markersize=22, markeredgewidth=2)
-        axis.annotate(f"{mean:.3g}", (mean, height), (0, 14), textcoords="offset points", ha="center", fontsize=8)
-    axis.set_yticks(range(len(variance)), [method.replace("(", "\n(") for method in variance], fontsize=8)
-    axis.set_ylim(len(variance) - 0.5, -0.6)
+        axis.annotate(label, (mean, height), (0, 14), textcoords="offset points", ha="center", fontsize=8)
+    axis.set_yticks(range(len(methods)), [method.replace("(", "\n(") for method in methods], fontsize=8)
+    axis.set_ylim(len(methods) - 0.5, -0.6)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("variance of the guide's gradient (a dot a seed)")
+    axis.set_xlabel("variance of the guide's gradient (a dot a seed; time of one)", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -261,10 +292,20 @@ def main(arguments: Arguments) -> None:
     """Measure, write the rows, draw the plot."""
     torch.set_num_threads(1)
     if not arguments.plot_only:
-        rows = variances(arguments) + rare_choice(arguments)
+        with pyro.validation_enabled(False):
+            rows = variances(arguments) + rare_choice(arguments)
         write_results(RESULTS, "estimators", rows)
-    plot(read_rows(RESULTS), RESULTS.with_suffix(".png"))
+    rows = read_rows(RESULTS)
+    plot(rows, RESULTS.with_suffix(".png"))
+    for task in ("chain", "bubble_sort", "bubble_sort_loop"):
+        found = [item for item in rows if item["task"] == task]
+        for method in (method for method in ELBOS if select(found, method, "gradient_variance")):
+            variance, seconds = (
+                geometric_mean(found, method, metric) / geometric_mean(found, "Trace_ELBO", metric)
+                for metric in ("gradient_variance", "gradient_cpu_seconds")
+            )
+            print(f"{task} {method}: variance {variance:.3g}, time {seconds:.3g}, both {variance * seconds:.3g} times")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -36,7 +36,7 @@ import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import mean_interval, read_rows, row, select, summary, write_results
-from training_runs import make
+from training_runs import command_line, make
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -559,4 +559,4 @@ if __name__ == "__main__":
     if "--part" in sys.argv:
         tyro.cli(Part)()
     else:
-        main(tyro.cli(Arguments))
+        main(command_line(Arguments))

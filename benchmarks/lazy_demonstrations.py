@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-import tyro
 from gymnasium import spaces
 from pyro.infer import Trace_ELBO
 
 from pyrocontrol.envs import Demonstrations, from_arrays
 from pyrocontrol.inference import fit, row, write_results
 from pyrocontrol.models import ReactivePolicy, RecurrentPolicy
+from training_runs import command_line
 
 HERE = Path(__file__).parent
 OBSERVATION, ACTION = 100, 6
@@ -224,4 +224,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(**json.loads(sys.argv[2]))
     else:
-        main(tyro.cli(Arguments))
+        main(command_line(Arguments))

@@ -35,11 +35,11 @@ import matplotlib
 import numpy as np
 import pyro
 import torch
-import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import mean_interval, read_rows, row, select, write_results
-from training_runs import collect, make, on, verify_known, verify_usable, with_table
+from pyrocontrol.inference.training.results import revision
+from training_runs import collect, command_line, make, on, uncommitted, verify_known, verify_usable, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -231,7 +231,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                     quiet = select(rows, method, "return_mode", task=task, budget=budget)
                     cells = f"{method} ({len(values)}) | {_cell(values)} | {_cell(quiet)}"
                     lines.append(f"| {task} | {budget:,} | {cells} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *uncommitted([item for item in rows if item["task"] in TASKS])])
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -379,7 +379,8 @@ def speed(repeats: int, device: str = "cpu", updates: int = 200, compiled: bool 
     if setting["device"] == "cuda":
         kinds["lsp-captured"] = learner_of(pc.guides.FlowPolicy(OBSERVATIONS, ACTIONS), device, capture=True)
         kinds["lsp-8-seeds-captured"] = batch_of(counts["lsp-8-seeds-captured"], device, capture=True)
-        setting |= {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__}
+        # These stay in the file when others are made anew.
+        setting |= {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__, "revision": revision()}
     if compiled:
         for method in ("lsp-compiled", "lsp-3-seeds", "lsp-8-seeds"):
             kinds[method] = batch_of(counts[method], device, compile=True, capture=True)
@@ -438,4 +439,4 @@ def report_measured(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -25,10 +25,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import read_rows, row, write_results
+from training_runs import command_line
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_latents.json"
@@ -135,4 +135,4 @@ def shares(angles: np.ndarray) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

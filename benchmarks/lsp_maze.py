@@ -23,11 +23,10 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
-import tyro
 
 from pyrocontrol.envs.point_maze import GOAL_RADIUS, GOAL_REWARD
 from pyrocontrol.inference import mean_interval, read_rows, write_results
-from training_runs import collect, make, on, verify_known, verify_usable, with_table
+from training_runs import collect, command_line, make, on, uncommitted, verify_known, verify_usable, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -196,7 +195,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             if seeds := len(found[0]):
                 cells = [_cell(values) for values in found]
                 lines.append(f"| {task} | {goal} | {method} ({seeds}) | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *uncommitted(rows, "goal")])
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -256,4 +255,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.envs.point_maze import GOAL_REWARD, GOALS
 from pyrocontrol.inference import read_rows, row, write_results
 from pyrocontrol.inference.training import checkpoint
+from training_runs import command_line
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lsp_values.json"
@@ -105,4 +105,4 @@ def measured(path: Path, method: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-import tyro
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from pyro.distributions import TorchDistribution
@@ -43,6 +42,7 @@ from pyrocontrol.inference.objectives.mutual_information import (
     nonvariational,
     variational_bound,
 )
+from training_runs import command_line
 
 HERE = Path(__file__).parent
 SCALE = 0.1  # s
@@ -266,4 +266,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

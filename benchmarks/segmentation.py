@@ -19,7 +19,6 @@ from typing import Any
 import matplotlib
 import pyro
 import torch
-import tyro
 from pyro.distributions import Categorical
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ from pyrocontrol.inference import (
     write_results,
 )
 from pyrocontrol.models import at_step, spread
-from training_runs import with_table
+from training_runs import command_line, with_table
 
 HERE = Path(__file__).parent
 matplotlib.use("Agg")
@@ -204,4 +203,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -27,13 +27,12 @@ import matplotlib
 import numpy as np
 import pyro
 import torch
-import tyro
 from gymnasium import spaces
 from torch import Tensor
 
 import pyrocontrol as pc
 from pyrocontrol.inference import Summary, mean_interval, read_rows, row, select, summary, write_results
-from training_runs import make, verify_known, with_table
+from training_runs import command_line, make, verify_known, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -383,4 +382,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

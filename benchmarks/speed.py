@@ -34,7 +34,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-import tyro
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
@@ -43,6 +42,8 @@ import pyrocontrol as pc
 from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.envs.data.demonstrations import Demonstrations
 from pyrocontrol.inference import read_rows, write_results
+from pyrocontrol.inference.training.results import revision
+from training_runs import command_line
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -235,7 +236,9 @@ class Rows:
         self.rows: list[dict[str, Any]] = []
         self.common: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads()}
         if device.type == "cuda":
-            self.common |= {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__}
+            # These stay in the file when others are made anew.
+            found = {"gpu": torch.cuda.get_device_name(device), "torch": torch.__version__, "revision": revision()}
+            self.common |= found
 
     def add(self, method: str, metric: str, value: float, seed: int | None, seconds: float, **setting: Any) -> None:
         """Add one row."""
@@ -356,7 +359,7 @@ def measure_memory(rows: Rows, arguments: Arguments) -> None:
 
     A process inherits the peak of the one that starts it: to be called while that one is small.
     """
-    command = [sys.executable, str(Path(__file__).resolve()), "--memory-probe", "--device", "cpu"]
+    command = [sys.executable, str(Path(__file__).resolve()), "--memory-probe", "--allow-dirty"]
     command += ["--demos", str(arguments.demos), "--memory-updates", str(arguments.memory_updates)]
     start = time.perf_counter()
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -448,4 +451,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

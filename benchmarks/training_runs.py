@@ -1,4 +1,4 @@
-"""What benchmarks share that are made of many runs of an example: making and collecting runs, and a page's table."""
+"""What benchmarks share: their arguments; for those made of many runs of an example, the runs and a page's table."""
 
 from __future__ import annotations
 
@@ -9,9 +9,29 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import tyro
 
 from pyrocontrol.inference import verify_device
+from pyrocontrol.inference.training.results import revision
+
+T = TypeVar("T")
+
+
+def command_line(arguments: type[T]) -> T:
+    """Return a benchmark's arguments from the command line.
+
+    Exits where there are uncommitted changes, as nobody could make such rows again; ``--allow-dirty`` makes them all
+    the same, marked ``+changes``.
+    """
+    allowed = "--allow-dirty" in sys.argv
+    found = tyro.cli(arguments, args=[word for word in sys.argv[1:] if word != "--allow-dirty"])
+    if not allowed and revision().endswith("+changes"):
+        raise SystemExit(
+            "there are uncommitted changes: nobody could make these rows again (--allow-dirty to make them)"
+        )
+    return found
 
 
 def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
@@ -63,6 +83,22 @@ def with_table(page: str, lines: str, mark: str = "TABLE") -> str:
     """Return a page with a table replaced, between its mark and the next ``END``."""
     before, rest = page.split(f"<!-- {mark} -->\n")
     return before + f"<!-- {mark} -->\n" + lines + "\n<!-- END -->\n" + rest.split("<!-- END -->\n", 1)[1]
+
+
+def uncommitted(rows: Sequence[dict[str, Any]], *settings: str) -> list[str]:
+    """Return what stands beneath a page's table: which runs were made from uncommitted changes, nothing if none was.
+
+    Args:
+        rows: of the table.
+        settings: that tell a method's runs apart, beside the task and the seed.
+    """
+    seeds: dict[str, set[int]] = {}
+    for item in rows:
+        if item["setting"].get("revision", "").endswith("+changes"):
+            apart = [f"{key} {item['setting'][key]}" for key in settings]
+            seeds.setdefault(", ".join([item["task"], item["method"], *apart]), set()).add(item["seed"])
+    runs = [f"{name} (seed {', '.join(map(str, sorted(numbers)))})" for name, numbers in sorted(seeds.items())]
+    return ["", f"*Made from uncommitted changes: {'; '.join(runs)}.*"] if runs else []
 
 
 def verify_usable(device: str) -> None:

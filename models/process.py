@@ -441,11 +441,10 @@ class Sequence(TorchDistribution):
         mine, z = self._for(z)
         steps = steps or mine.steps(z)
         flat = _fill_dead(self.process, mine._flatten(z)[:, : steps.live.shape[1]], steps.live)
-        if self.has_rsample:
-            parts = steps.conditional.score_parts(flat)
-        else:
-            log_prob = steps.conditional.log_prob(flat)
-            parts = ScoreParts(log_prob, log_prob, 0)  # type: ignore[arg-type]  # Pyro asks for the number 0
+        if not self.has_rsample:
+            log_prob = mine._masked(steps.conditional.log_prob(flat), steps.live, z)
+            return ScoreParts(log_prob, log_prob, 0)  # type: ignore[arg-type]  # Pyro asks for the number 0
+        parts = steps.conditional.score_parts(flat)
         return ScoreParts(*(mine._masked(part, steps.live, z) if isinstance(part, Tensor) else part for part in parts))
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:

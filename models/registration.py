@@ -19,11 +19,11 @@ def register(name: str, module: nn.Module) -> None:
     store = pyro.get_param_store()
     for key, parameter in module.named_parameters():
         full = f"{name}$$${key}"
-        if full in store and store[full] is not parameter:
-            held = store._params[full]
+        held = store._params.get(full, parameter)
+        if held is not parameter:
             with suppress(KeyError):  # two names of one parameter lead back to the later one alone
                 del store[full]
-            for other, value in store.items():
+            for other, value in store.named_parameters():
                 if value is held:
                     store._param_to_name[held] = other
     pyro.module(name, module)

@@ -2,11 +2,12 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
-from pyrocontrol.inference import Summary, summary
+from pyrocontrol.inference import Summary, select, summary
 from scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +76,14 @@ def test_the_numbers_of_the_readme_are_in_the_results() -> None:
     ratio = [item["value"] for item in rows["speed"] if _is_update(item, "site-loop", "speed_ratio")]
     assert f"{1000 * sorted(update)[len(update) // 2]:.0f} ms" in readme
     assert f"{sorted(ratio)[len(ratio) // 2]:.0f} times as long" in readme
+    graph, ours = (
+        [
+            statistics.geometric_mean(select(rows["estimators"], method, metric, task="bubble_sort_loop"))
+            for metric in ("gradient_variance", "gradient_cpu_seconds")
+        ]
+        for method in ("TraceGraph_ELBO", "StepwiseKL_ELBO")
+    )
+    assert 0.9 < graph[0] / ours[0] < 1.1 and f"for {graph[1] / ours[1]:.0f} times the time" in readme
 
 
 def _is_update(item: dict, method: str, metric: str) -> bool:

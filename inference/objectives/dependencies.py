@@ -27,7 +27,7 @@ from torch._functorch import eager_transforms
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-__all__ = ["Dependencies", "dependencies", "frames_of", "latent_names"]
+__all__ = ["Dependencies", "Frame", "dependencies", "frames_of", "latent_names"]
 
 
 def latent_names(trace: Trace) -> list[str]:
@@ -35,9 +35,19 @@ def latent_names(trace: Trace) -> list[str]:
     return [name for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
 
 
-def frames_of(site: Any) -> frozenset[Any]:
+class Frame(NamedTuple):
+    """A vectorised plate; Pyro's own frames take long to compare."""
+
+    name: str
+    dim: int
+    size: int
+
+
+def frames_of(site: Any) -> frozenset[Frame]:
     """The vectorised plates around a site."""
-    return frozenset(frame for frame in site["cond_indep_stack"] if frame.vectorized)
+    return frozenset(
+        Frame(frame.name, frame.dim, frame.size) for frame in site["cond_indep_stack"] if frame.dim is not None
+    )
 
 
 # Functions that turn tensors into Python values, shapes or other libraries' tensors, or write into one: what they are
@@ -127,7 +137,7 @@ class Dependencies(NamedTuple):
 
     model: dict[str, set[str]]
     guide: dict[str, set[str]]
-    crossed: dict[tuple[str, str], set[Any]]
+    crossed: dict[tuple[str, str], set[Frame]]
 
     def descendants(self, name: str) -> set[str]:
         """The sites that the guide samples from a site, directly or not."""
@@ -233,7 +243,7 @@ class _Again:
             for was, now in zip(self.before, after, strict=True)
         )
 
-    def other_rows(self, name: str, frame: Any) -> set[str]:
+    def other_rows(self, name: str, frame: Frame) -> set[str]:
         """The sites of a plate in which other rows than the first change with the first row of a site's value."""
         site: Any = self.trace.nodes[name]
         value, fn = site["value"], site["fn"]
@@ -261,11 +271,11 @@ class _Again:
                         crossed.add(other)
         return crossed
 
-    def _frames_of(self, name: str) -> frozenset[Any]:
+    def _frames_of(self, name: str) -> frozenset[Frame]:
         return self._all_frames.get(name, frozenset())
 
     @functools.cached_property
-    def _all_frames(self) -> dict[str, frozenset[Any]]:
+    def _all_frames(self) -> dict[str, frozenset[Frame]]:
         run = poutine.trace(poutine.replay(self.model, trace=self.trace)).get_trace(*self.args, **self.kwargs)
         nodes = {**self.trace.nodes, **run.nodes}
         return {name: frames_of(site) for name, site in nodes.items() if site["type"] == "sample"}
@@ -277,7 +287,7 @@ def _at(site: Any, before: Any | None) -> Tensor:
     return detach_provenance(scale_and_mask(site["fn"].log_prob(value), site["scale"], site["mask"]))
 
 
-def _rest(value: Tensor, frame: Any) -> Tensor:
+def _rest(value: Tensor, frame: Frame) -> Tensor:
     """All rows of a plate but the first."""
     place = value.dim() + frame.dim
     return value if place < 0 or value.shape[place] == 1 else value.narrow(place, 1, value.shape[place] - 1)

@@ -21,7 +21,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import Categorical, Independent, OneHotCategorical, kl_divergence
 
-from .dependencies import Dependencies, dependencies, frames_of, latent_names
+from .dependencies import Dependencies, Frame, dependencies, frames_of, latent_names
 
 __all__ = ["InexactKLError", "StepTerm", "StepwiseKL_ELBO"]
 
@@ -54,7 +54,7 @@ class _Cost(NamedTuple):
 
     term: StepTerm
     value: Tensor
-    frames: frozenset[Any]
+    frames: frozenset[Frame]
     reaches: int
     apart: dict[int, Tensor]
 
@@ -63,11 +63,11 @@ class _Score(NamedTuple):
     """The log-probability of a guide site that needs a score-function gradient, step by step for a sequence."""
 
     log_prob: Tensor
-    frames: frozenset[Any]
+    frames: frozenset[Frame]
     steps: bool
 
 
-_Kept = dict[tuple[int, str], frozenset[Any]]
+_Kept = dict[tuple[int, str], frozenset[Frame]]
 """By number of a score and name of a cost: the plates whose rows are apart, where they are fewer than both share."""
 
 
@@ -301,7 +301,7 @@ class StepwiseKL_ELBO(ELBO):
             by_reach[cost.reaches].append(cost)
             for n in cost.apart:
                 apart[n].append(cost)
-        downstream: dict[frozenset[Any], Tensor] = {}
+        downstream: dict[frozenset[Frame], Tensor] = {}
 
         def add(members: list[_Cost]) -> None:
             for cost in members:
@@ -433,7 +433,7 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
             raise ValueError(f"the guide samples {name!r}, which the model observes")
 
 
-def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Tensor:
+def _sum_to(value: Tensor, frames: frozenset[Frame], *, steps: bool = False) -> Tensor:
     """Sum over every dimension that is not of one of the frames (nor the steps, last if present)."""
     keep = {frame.dim for frame in frames}
     last = 1 if steps else 0
@@ -443,7 +443,7 @@ def _sum_to(value: Tensor, frames: frozenset[Any], *, steps: bool = False) -> Te
     return value
 
 
-def _less_the_others(multiplier: Tensor, frames: frozenset[Any], *, steps: bool) -> Tensor:
+def _less_the_others(multiplier: Tensor, frames: frozenset[Frame], *, steps: bool) -> Tensor:
     """Subtract the mean over the other particles, which no score of a particle's own depends on."""
     for frame in frames:
         dim = frame.dim - (1 if steps else 0)
@@ -645,7 +645,7 @@ def _apart(costs: dict[str, _Cost], scores: dict[int, _Score], latent: list[str]
 
 
 def _leaves(
-    frame: Any, start: str, end: str, costs: dict[str, _Cost], latent: list[str], tracked: Dependencies
+    frame: Frame, start: str, end: str, costs: dict[str, _Cost], latent: list[str], tracked: Dependencies
 ) -> bool:
     """Whether a path of dependencies from a site to a cost leaves a plate."""
     crosses = {pair for pair, frames in tracked.crossed.items() if frame in frames}

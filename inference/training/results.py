@@ -10,13 +10,24 @@ import shlex
 import statistics
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..._files import writing
 
-__all__ = ["ROW_FIELDS", "Summary", "mean_interval", "read_rows", "row", "select", "summary", "write_results"]
+__all__ = [
+    "ROW_FIELDS",
+    "Summary",
+    "mean_interval",
+    "read_rows",
+    "revision",
+    "row",
+    "select",
+    "summary",
+    "write_results",
+]
 
 ROW_FIELDS = ("method", "task", "setting", "seed", "metric", "value", "seconds")
 
@@ -56,7 +67,7 @@ def write_results(
     content = {
         "name": name,
         "command": command or shlex.join(["python", *sys.argv]),
-        "revision": _revision(),
+        "revision": revision(),
         "machine": _machine(),
         "versions": _versions(),
         "rows": rows,
@@ -113,17 +124,22 @@ def summary(
     return mean_interval(select(rows, method, metric, task=task, **setting))
 
 
-def _revision() -> str:
-    here = Path(__file__).parent
+@cache
+def revision() -> str:
+    """Return this repository's revision, and ``+changes`` if there are uncommitted ones of other than results.
+
+    It is what it was when a process first asked: what changes then is not what made its rows.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    changed = ["status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/results"]
     try:
-        git = ["git", "-C", str(here)]
-        revision = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        head, status = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], changed)
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return revision + ("+changes" if status.stdout.strip() else "")
+    return head + ("+changes" if status else "")
 
 
 def _machine() -> str:

@@ -8,7 +8,6 @@ where it cannot be compiled, the tensor code walks. C looks nothing up twice: wh
 from __future__ import annotations
 
 import ctypes
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["walk"]
 
+_Layers = list[tuple[Tensor, Tensor]]  # weights and biases
 # A tensor, its type (any if None) and its shape.
 _Wanted = tuple[Tensor | None, torch.dtype | None, tuple[int, ...]]
 _SOURCE = Path(__file__).with_name("call_stack_walk.c")
@@ -55,7 +55,8 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
         ValueError: naming the trace and the step, where no choice is possible, or an action is none of the tree's.
     """
     features = context.features
-    if not _fits(process, context):
+    choose, argue = _layers(process.choose), _layers(process.argue)
+    if not _fits(process, context, choose, argue):
         return None
     _check_ranges(process, context, horizon)
     native = library(_SOURCE)
@@ -70,15 +71,15 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
 
     widest = 0
 
-    def networks(held: ProcedureNetworks | None) -> _Networks:
+    def networks(held: ProcedureNetworks | None, layers: _Layers) -> _Networks:
         nonlocal widest
         if held is None:
             return _Networks(layers=0)
-        sizes = [held.weights[0].shape[1], *(weight.shape[2] for weight in held.weights)]
+        sizes = [layers[0][0].shape[1], *(bias.shape[1] for _, bias in layers)]
         widest = max(widest, *sizes)
-        weights, biases = (torch.tensor([pointer(p) for p in group]) for group in (held.weights, held.biases))
+        weights, biases = (torch.tensor([pointer(p) for p in group]) for group in zip(*layers, strict=True))
         return _Networks(
-            layers=len(held.weights),
+            layers=len(layers),
             tanh=int(held.activation == "tanh"),
             sizes=pointer(torch.tensor(sizes)),
             weights=pointer(weights),
@@ -86,7 +87,7 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
         )
 
     batch, times, width = features.shape[0], features.shape[1], tree.arg_size
-    inputs = process.choose.weights[0].shape[1]
+    inputs = choose[0][0].shape[1]
     stack = _Stack(
         procedures=len(tree.procedures),
         actions=len(tree.actions),
@@ -96,8 +97,8 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
         features=features.shape[2],
         times=times,
         inputs=inputs,
-        choose=networks(process.choose),
-        argue=networks(process.argue),
+        choose=networks(process.choose, choose),
+        argue=networks(process.argue, argue),
         fields=len(tree.placed_fields),
         field=pointer(torch.tensor([(f.slot, f.parameter, f.place, f.field.size) for f in tree.placed_fields])),
         allowed=pointer(process.consistent if process.posterior else process.available, torch.uint8),
@@ -135,7 +136,11 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
     return z, steps
 
 
-def _fits(process: CallStack, context: CallStackContext) -> bool:
+def _layers(held: ProcedureNetworks | None) -> _Layers:
+    return [] if held is None else [*zip(held.weights, held.biases, strict=True)]
+
+
+def _fits(process: CallStack, context: CallStackContext, choose: _Layers, argue: _Layers) -> bool:
     """Whether all that the walk reads is there, on a CPU, in single precision; tensor code says what is wrong."""
     tree, (batch, times) = process.tree, context.features.shape[:2]
     h, a, k, width = len(tree.procedures), len(tree.actions), len(tree.choices), tree.arg_size
@@ -145,8 +150,8 @@ def _fits(process: CallStack, context: CallStackContext) -> bool:
         (context.features, torch.float32, (batch, times, process.feature_size)),
         (context.task, None, (batch, width)),
         (process._counts, torch.float32, (h,)),
-        *_networks_wanted(process.choose, h, inputs, k),
-        *_networks_wanted(process.argue, h, inputs, parameters),
+        *_wanted(choose, h, inputs, k),
+        *_wanted(argue, h, inputs, parameters),
     ]
     if process.posterior:
         wanted += [(context.actions, None, (batch, times)), (process.consistent, torch.bool, (h, a + 1, k))]
@@ -160,14 +165,13 @@ def _fits(process: CallStack, context: CallStackContext) -> bool:
     )
 
 
-def _networks_wanted(held: ProcedureNetworks | None, procedures: int, inputs: int, outputs: int) -> list[_Wanted]:
+def _wanted(layers: _Layers, procedures: int, inputs: int, outputs: int) -> list[_Wanted]:
     """The weights and biases of networks, with what they must be."""
-    if held is None:
-        return []
-    sizes = [inputs, *(bias.shape[-1] for bias in held.biases)][:-1] + [outputs]
     wanted: list[_Wanted] = []
-    for weight, bias, (before, after) in zip(held.weights, held.biases, pairwise(sizes), strict=True):
-        wanted += [(weight, torch.float32, (procedures, before, after)), (bias, torch.float32, (procedures, after))]
+    for number, (weight, bias) in enumerate(layers, 1):
+        size = outputs if number == len(layers) else bias.shape[-1]
+        wanted += [(weight, torch.float32, (procedures, inputs, size)), (bias, torch.float32, (procedures, size))]
+        inputs = size
     return wanted
 
 

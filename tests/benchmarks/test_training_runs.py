@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+SCRIPTS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
 
 
 def test_a_run_is_made_by_one_process_at_a_time(
@@ -27,3 +31,36 @@ def test_a_run_is_made_by_one_process_at_a_time(
     script.write_text("raise SystemExit('no such thing')")
     benchmark.make(script, [], "run", log)
     assert capsys.readouterr().out == f"run: exit 1, {log} ends with: no such thing\n"
+
+
+@dataclass
+class Arguments:
+    """A benchmark's."""
+
+    rounds: int = 3
+
+
+def test_uncommitted_changes_are_refused_unless_allowed(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--rounds", "5"])
+    monkeypatch.setattr(benchmark, "revision", lambda: "abc")
+    assert benchmark.command_line(Arguments) == Arguments(5)
+    monkeypatch.setattr(benchmark, "revision", lambda: "abc+changes")
+    with pytest.raises(SystemExit, match="uncommitted changes"):
+        benchmark.command_line(Arguments)
+    sys.argv.append("--allow-dirty")
+    assert benchmark.command_line(Arguments) == Arguments(5)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_every_benchmark_asks_for_a_clean_tree(script: Path) -> None:
+    text = script.read_text()
+    assert ("main(command_line(Arguments))" in text) == (script.stem != "training_runs")
+
+
+def test_runs_from_uncommitted_changes_are_named(benchmark: ModuleType) -> None:
+    rows = [
+        {"task": "Ant", "method": method, "seed": seed, "setting": {"goal": 1, "revision": revision}}
+        for method, seed, revision in (("a", 2, "x+changes"), ("a", 0, "x+changes"), ("a", 1, "x"), ("b", 0, "x"))
+    ]
+    assert benchmark.uncommitted(rows, "goal") == ["", "*Made from uncommitted changes: Ant, a, goal 1 (seed 0, 2).*"]
+    assert benchmark.uncommitted(rows[2:]) == []

@@ -6,14 +6,22 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyrocontrol.inference import mean_interval, read_rows, row, summary, write_results
+from pyrocontrol.inference.training import results
 from pyrocontrol.inference.training.results import ROW_FIELDS
+
+
+@pytest.fixture(autouse=True)
+def revision_anew() -> Iterator[None]:
+    results.revision.cache_clear()
+    yield
+    results.revision.cache_clear()
 
 
 def rows(count: int = 3) -> list[dict[str, Any]]:
@@ -106,3 +114,22 @@ def test_without_git_the_revision_is_unknown(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(subprocess, "run", run)
     write_results(tmp_path / "results.json", "name", rows())
     assert json.loads((tmp_path / "results.json").read_text())["revision"] == "unknown"
+
+
+def test_changes_count_but_those_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "inference" / "results.py"
+    result = tmp_path / "benchmarks" / "results" / "a.json"
+    for path in (module, result):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    monkeypatch.setattr(results, "__file__", str(module))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    result.write_text("{}")
+    clean = results.revision()
+    assert len(clean) == 40
+    module.write_text("changed")
+    assert results.revision() == clean  # of what this process has loaded
+    results.revision.cache_clear()
+    assert results.revision() == f"{clean}+changes"

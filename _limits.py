@@ -1,0 +1,125 @@
+"""What a file may ask for, whoever made it: memory by its size, nesting by a number.
+
+A few bytes can claim a terabyte, name a thing a thousand times or hold lists within lists within lists. So what a file
+says of its own sizes is checked before it is believed.
+
+A reader takes `ROOM` bytes, or, of a larger file, a multiple of its size: `TIMES` of what is packed in it, four of
+everything else. DEFLATE makes up to 1,032 bytes of one, of zeros; what shrinks further than to a hundredth has to be
+written uncompressed where it is larger than `ROOM`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = ["DEPTH", "ROOM", "TIMES", "Allocations", "Budget", "json_of", "verify_parts"]
+
+#: Bytes that every file may take, however small it is.
+ROOM = 2**28
+#: What a byte of a compressed file may become.
+TIMES = 100
+#: How deep a list may lie in lists.
+DEPTH = 64
+
+
+class Budget:
+    """How many bytes may be made of a file.
+
+    Args:
+        size: of the file.
+        times: what one of its bytes may become.
+    """
+
+    def __init__(self, size: int, times: int = TIMES) -> None:
+        self._left = max(ROOM, times * size)
+
+    def take(self, count: int) -> None:
+        """Make sure, before they are made, that so many bytes may be, beside those before.
+
+        Raises:
+            ValueError: if not.
+        """
+        self.verify(count)
+        self._left -= count
+
+    def verify(self, count: int) -> None:
+        """Make sure that so many bytes may be made for a while.
+
+        Raises:
+            ValueError: if not.
+        """
+        if count > self._left:
+            raise ValueError("it claims to hold more than a file of its size may")
+
+
+def verify_parts(content: Any, size: int) -> None:
+    """Refuse content that is nested too deep, has more parts than its file has bytes, or tensors beyond their numbers.
+
+    Args:
+        content: dictionaries, lists and tuples of others.
+        size: of the file, in bytes.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    expanded, left, waiting = Budget(size, 4), max(size, 2**16), [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        if isinstance(value, dict | list | tuple):
+            left -= 1 + len(parts)
+            if depth == DEPTH or left < 0:
+                raise ValueError(f"it is nested deeper than {DEPTH}" if left >= 0 else "it repeats itself too often")
+            waiting += [(part, depth + 1) for part in parts]
+        elif isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
+            expanded.take(value.nbytes)
+
+
+def json_of(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: if it is none, or nested too deep.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"it is nested deeper than {DEPTH}") from error
+    verify_parts(content, len(text))
+    return content
+
+
+class Allocations(TorchDispatchMode):
+    """A context in which tensors cannot be made beyond a budget: the one that would exceed it is not made.
+
+    Args:
+        budget: what may be made.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        super().__init__()
+        self._budget = budget
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if all(one.alias_info is None for one in func._schema.returns):
+            given, named = tree_map_only(Tensor, _without_numbers, (args, kwargs))
+            if any(one.name == "device" for one in func._schema.arguments):
+                named["device"] = torch.device("meta")
+            try:
+                made = [one.nbytes for one in tree_leaves(func(*given, **named)) if isinstance(one, Tensor)]
+            except Exception:  # what cannot be said without numbers takes no size from arguments
+                made = []
+            new = not any(isinstance(one, Tensor) for one in tree_leaves((args, kwargs)))
+            (self._budget.take if new else self._budget.verify)(sum(made))
+        return func(*args, **kwargs)
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -3,9 +3,9 @@
 A few bytes can claim a terabyte, name a thing a thousand times or hold lists within lists within lists. So what a file
 says of its own sizes is checked before it is believed.
 
-A reader takes `ROOM` bytes, or, of a larger file, a multiple of its size: `TIMES` of what is packed in it, four of
-everything else. DEFLATE makes up to 1,032 bytes of one, of zeros; what shrinks further than to a hundredth has to be
-written uncompressed where it is larger than `ROOM`.
+What is packed may become `TIMES` its bytes: DEFLATE makes up to 1,032 of one, and honest data sets of zeros and ones
+come near. Nothing is taken for it before it is there. Everything else may take four times the file's size. A small file
+may take `ROOM` bytes in either case.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 __all__ = ["DEPTH", "ROOM", "TIMES", "Allocations", "Budget", "json_of", "verify_parts"]
 
 #: Bytes that every file may take, however small it is.
-ROOM = 2**28
+ROOM = 2**26
 #: What a byte of a compressed file may become.
-TIMES = 100
+TIMES = 1100
 #: How deep a list may lie in lists.
 DEPTH = 64
 

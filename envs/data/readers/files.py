@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PATH", "Budget", "begins_like", "chosen", "existing", "imported", "naming"]
+__all__ = ["PATH", "begins_like", "chosen", "existing", "imported", "naming"]
 
 PATH = str | os.PathLike[str]
 
@@ -43,7 +43,7 @@ def naming(path: PATH | None) -> Iterator[None]:
     except Exception as error:
         if path is None:
             raise
-        text = str(error) or type(error).__name__
+        text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{os.fspath(path)}: {text}") from error
 
 
@@ -70,29 +70,6 @@ def begins_like(path: Path) -> str:
         head = file.read(8)
     kinds = [kind for beginning, kind in _BEGINNINGS.items() if head.startswith(beginning)]
     return f": it begins like {kinds[0]}" if kinds else ""
-
-
-class Budget:
-    """How many bytes may be read from a file, by its size; the usual compressions make at most 1,032 of one.
-
-    A few hundred bytes can claim to hold a terabyte, or the same array ten thousand times.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._left = 1100 * path.stat().st_size
-
-    def take(self, count: int) -> None:
-        """Make sure, before they are read, that the file can hold so many bytes beside those before.
-
-        Raises:
-            ValueError: if it cannot.
-        """
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("it claims to hold more than a file of its size can")
 
 
 _INSTALL = {"minari": "'minari[hdf5]'", "imitation": "--no-deps imitation seals", "PIL": "pillow"}

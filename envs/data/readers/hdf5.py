@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .files import PATH, Budget, begins_like, existing, imported, naming
+from ...._limits import Budget
+from .files import PATH, begins_like, existing, imported, naming
+from .hdf5_walk import size_of, walked
 
 __all__ = ["Hdf5", "open_hdf5", "verify_hdf5"]
 
@@ -49,6 +54,7 @@ class Hdf5:
         """Read an array of texts, one after the other."""
         array = self._array(name)
         for index in range(len(array)):
+            self._budget.take(array.dtype.itemsize + 1)
             text = array[index]
             yield text.decode() if isinstance(text, bytes) else str(text)
 
@@ -59,7 +65,7 @@ class Hdf5:
         array = self._file[name]
         if not getattr(array, "shape", None):
             raise ValueError(f"{name} is no array")
-        _refuse_outside(array.id, name)
+        size_of(array.id, name)
         return array
 
 
@@ -74,37 +80,51 @@ def open_hdf5(path: PATH) -> Iterator[Hdf5]:
     """
     h5py = imported("h5py")
     path = existing(path)
-    with naming(path):
-        if not h5py.is_hdf5(path):
-            raise ValueError(f"it is no HDF5 file{begins_like(path)}")
-        with h5py.File(path, "r") as file:
-            inside = (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT)
-            outside = file.id.links.visit(lambda name, link: None if link.type in inside else name, info=True)
-            if outside is not None:
-                raise ValueError(f"{outside.decode()} is a link to another file, which is not followed")
-            yield Hdf5(file, Budget(path))
+    verify_hdf5(path)
+    with naming(path), h5py.File(path, "r") as file:
+        yield Hdf5(file, Budget(path.stat().st_size))
 
 
 def verify_hdf5(path: Path) -> None:
-    """Look through an HDF5 file that another library is about to read whole.
+    """Look through an HDF5 file that is about to be read, in a process of its own: see `hdf5_walk`.
+
+    It takes a third of a second, and at most `_SECONDS` and some more for a large file.
 
     Raises:
-        ImportError, FileNotFoundError, ValueError: as `open_hdf5`, or if an array lies in another file, or all of them
+        ImportError: without h5py.
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged or another file, an array lies in another file or is not there, or all of them
             cannot be in this one.
     """
     h5py = imported("h5py")
-    with open_hdf5(path) as file:
-        names: list[bytes] = []
-        h5py.h5o.visit(file._file.id, names.append)
-        for name in names:
-            found = h5py.h5o.open(file._file.id, name)
-            if isinstance(found, h5py.h5d.DatasetID):
-                _refuse_outside(found, name.decode())
-                file._budget.take(math.prod(found.shape or ()) * found.dtype.itemsize)
+    path = existing(path)
+    with naming(path):
+        if not h5py.is_hdf5(path):
+            raise ValueError(f"it is no HDF5 file{begins_like(path)}")
+        size = path.stat().st_size
+        found = _walked(path, size)
+        if isinstance(found, str):
+            raise ValueError(found)
+        Budget(size).take(found)
 
 
-def _refuse_outside(array: Any, name: str) -> None:
-    """Refuse an array, an h5py.h5d.DatasetID, whose numbers lie in another file."""
-    layout = array.get_create_plist()
-    if layout.get_external_count() or layout.get_layout() == imported("h5py").h5d.VIRTUAL:
-        raise ValueError(f"{name} lies in another file, which is not read")
+_SECONDS, _BYTES_A_SECOND = 6, 5e6  # which a walk may take: names are a small part of most files
+
+
+def _walked(path: Path, size: int) -> int | str:
+    """How many bytes all arrays of a file have, or what is wrong with it."""
+    links = size // 8 + 64  # each name takes more bytes
+    if not sys.executable:  # a Python within another program
+        return walked(str(path), links)
+    script = str(Path(__file__).with_name("hdf5_walk.py"))
+    command = [sys.executable, "-P", script, str(path.absolute()), str(links), str(2**32 + 4 * size)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS + size / _BYTES_A_SECOND
+        )
+    except subprocess.TimeoutExpired:
+        return "it is damaged: its groups lead round in circles"
+    if done.returncode:
+        return "it is damaged: libhdf5 ends the process that looks at it"
+    found: int | str = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
+from ...._limits import Budget, json_of
 from ...._verify import verify_positive
 from ....models.spaces import as_action_space
 from ..demonstrations import Demonstrations
 from .arrays import demonstrations_of
-from .files import PATH, Budget, chosen, existing, imported, naming
+from .files import PATH, chosen, existing, imported, naming
 
 __all__ = ["from_lerobot"]
 
@@ -126,7 +126,7 @@ class _Info(NamedTuple):
 def _info(folder: Path, names: Sequence[str]) -> _Info:
     path = existing(folder / "meta" / "info.json")
     with naming(path):
-        info = json.loads(path.read_bytes())
+        info = json_of(path.read_bytes())
         if not isinstance(info, dict) or not {"codebase_version", "features", "fps", "total_episodes"} <= info.keys():
             raise ValueError("it is no info.json of a LeRobot data set")
         version = re.match(r"v?([23])\.", str(info["codebase_version"]))
@@ -152,7 +152,7 @@ def _table(path: Path, columns: Sequence[str]) -> Any:
         there = file.schema_arrow.names
         if missing := [name for name in columns if name not in there]:
             raise ValueError(f"it has no column {missing[0]!r}: it has {sorted(there)}")
-        budget, batches = Budget(path), []
+        budget, batches = Budget(path.stat().st_size), []
         # By batches, so that what has a wrong size is found out soon. Metadata of columns are not asked for: pyarrow 26
         # ends the process where they are damaged.
         for batch in file.iter_batches(batch_size=1024, columns=list(columns)):

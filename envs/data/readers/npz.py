@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.lib import format as npy
 
+from ...._limits import Budget
 from ..demonstrations import Demonstrations
+from ..npz_reader import read_array
 from .arrays import as_flags, demonstrations_of
-from .files import PATH, Budget, begins_like, existing, naming
+from .files import PATH, begins_like, existing, naming
 
 __all__ = ["from_npz", "usual_columns"]
 
@@ -76,7 +74,11 @@ def from_npz(
         if not zipfile.is_zipfile(path):
             raise ValueError(f"it is no whole .npz file{begins_like(path)}")
         with zipfile.ZipFile(path) as archive:
-            read = partial(_array, archive, Budget(path))
+            budget = Budget(path.stat().st_size)
+
+            def read(name: str) -> np.ndarray:
+                return read_array(archive, archive.getinfo(f"{name}.npy"), budget)
+
             there = [name.removesuffix(".npy") for name in archive.namelist()]
             ours = "format" in there and str(read("format")).startswith("pyrocontrol-demonstrations")
             columns = {} if ours else usual_columns(there, read, names)
@@ -135,21 +137,3 @@ def usual_columns(
         names_of_flags = [name for name in ("episode_ends", "terminated", "truncated") if name in columns]
         columns["episode_ends"] = np.logical_or.reduce([as_flags(name, columns[name]) for name in names_of_flags])
     return columns
-
-
-def _array(archive: zipfile.ZipFile, budget: Budget, name: str) -> np.ndarray:
-    """One array, whose size is that of its bytes, whatever it says."""
-    info = archive.getinfo(f"{name}.npy")
-    budget.take(info.file_size)
-    content = archive.read(info)
-    file = io.BytesIO(content)
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"{name} is of version {version} of the .npy format")
-    shape, by_columns, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which are never unpickled: save arrays of numbers")
-    if file.tell() + math.prod(shape) * dtype.itemsize != len(content):
-        raise ValueError(f"{name} is damaged: its size is not that of {shape} {dtype}")
-    flat = np.frombuffer(bytearray(content), dtype, math.prod(shape), file.tell())
-    return flat.reshape(shape, order="F" if by_columns else "C")

@@ -37,6 +37,8 @@ def read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: Budget) 
         while piece := member.read(2**20):  # a piece at a time, so that no memory is taken for what is only claimed
             budget.take(len(piece))
             content += piece
+    if len(content) != info.file_size:
+        raise ValueError(f"{info.filename} claims to hold more than it does, {info.file_size} bytes for {len(content)}")
     shape, by_columns, dtype, start = _header(io.BytesIO(content[: 2**16]), info, len(content))
     return np.ndarray(shape, dtype, content, start, order="F" if by_columns else "C")
 

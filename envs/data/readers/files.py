@@ -51,9 +51,12 @@ def existing(path: PATH, folder: bool = False) -> Path:
     """Return the path of a file that holds something, or of a folder.
 
     Raises:
+        TypeError: if it is given by something else than a path.
         FileNotFoundError: if there is none.
         ValueError: if it is empty, or the one in place of the other.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a {'folder' if folder else 'file'} is given by its path, got {path!r}")
     found, kind = Path(path), "folder" if folder else "file"
     if not found.exists():
         raise FileNotFoundError(f"no {kind} {found}")

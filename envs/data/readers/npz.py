@@ -81,7 +81,7 @@ def from_npz(
 
             there = [name.removesuffix(".npy") for name in archive.namelist()]
             ours = "format" in there and str(read("format")).startswith("pyrocontrol-demonstrations")
-            columns = {} if ours else usual_columns(there, read, names)
+            columns, called = ({}, {}) if ours else usual_columns(there, read, names)
     if ours:
         found = Demonstrations.load(path)
         if action_space is None and observation_space is None:
@@ -92,12 +92,14 @@ def from_npz(
             )
     if action_space is None:
         raise TypeError(f"{path}: give the action_space, which is not in the file")
-    return demonstrations_of(columns, action_space, observation_space, drop_last_action=drop_last_action, path=path)
+    return demonstrations_of(
+        columns, action_space, observation_space, drop_last_action=drop_last_action, path=path, called=called
+    )
 
 
 def usual_columns(
     there: Iterable[str], read: Callable[[str], Any], names: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Find arrays by their usual names.
 
     Args:
@@ -106,7 +108,7 @@ def usual_columns(
         names: the names of some columns, a dict of names where a column is several arrays.
 
     Returns:
-        Those arguments of `from_arrays` that there are.
+        Those arguments of `from_arrays` that there are, and what they are called here.
 
     Raises:
         ValueError: if one is missing, or there are several for one column.
@@ -133,7 +135,15 @@ def usual_columns(
         column: {key: read(one) for key, one in name.items()} if isinstance(name, Mapping) else read(name)
         for column, name in found.items()
     }
+    called = {column: name for column, name in found.items() if isinstance(name, str)}
     if found.get("episode_ends") == "dones":  # of episodes that terminated; those that were cut off end too
-        names_of_flags = [name for name in ("episode_ends", "terminated", "truncated") if name in columns]
-        columns["episode_ends"] = np.logical_or.reduce([as_flags(name, columns[name]) for name in names_of_flags])
-    return columns
+        flags = {
+            called[name]: as_flags(called[name], columns[name])
+            for name in ("episode_ends", "terminated", "truncated")
+            if name in columns
+        }
+        if len({flag.shape for flag in flags.values()}) > 1:
+            shapes = ", ".join(f"{name} {[*flag.shape]}" for name, flag in flags.items())
+            raise ValueError(f"flags must be of one shape, got {shapes}")
+        columns["episode_ends"] = np.logical_or.reduce([*flags.values()])
+    return columns, called

@@ -95,9 +95,13 @@ def chosen(observations: str | Iterable[str], there: Mapping[str, Any]) -> Any:
     """The observations that are asked for: one for a name, a dict of them for several names.
 
     Raises:
+        TypeError: for something else than names.
         ValueError: naming those that are not there, and those that are.
     """
-    names = [observations] if isinstance(observations, str) else list(observations)
+    given: Any = [observations] if isinstance(observations, str) else observations
+    names = [*given] if isinstance(given, Iterable) else [given]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"observations are chosen by their names, got {observations!r}")
     if missing := [name for name in names if name not in there]:
         raise ValueError(f"there is no {missing[0]!r}: there are {sorted(there)}")
     if not names:

@@ -111,10 +111,11 @@ def from_lerobot(
         "actions": [one[action][:-1] for one in parts],
         "terminated": [False] * len(parts),
     }
-    for column, name in (("rewards", "next.reward"), ("terminated", "next.done")):
+    called = {"rewards": "next.reward", "terminated": "next.done"}
+    for column, name in called.items():
         if name in columns:
             given[column] = [one[name][:-1] for one in parts]
-    return demonstrations_of(given, action_space, observation_space, path=folder)
+    return demonstrations_of(given, action_space, observation_space, path=folder, called=called)
 
 
 class _Info(NamedTuple):

@@ -103,7 +103,8 @@ def from_minari(
         }
         if all(np.isnan(one).all() for one in columns["rewards"]):
             del columns["rewards"]
-    return demonstrations_of(columns, **found, path=path)
+    called = {"terminated": "terminations", "truncated": "truncations"}
+    return demonstrations_of(columns, **found, path=path, called=called)
 
 
 def _verify_metadata(folder: Path) -> None:

@@ -73,7 +73,11 @@ def write(
         shape = b"".join(text(2, number(1, size)) for size in tensor.shape)
         entry = number(1, (types or {}).get(name, TYPES[tensor.dtype.name])) + text(2, shape)
         entry += (
-            number(3, shard) + number(4, len(data[shard])) + number(5, tensor.nbytes) + varint(6 << 3 | 5) + b"crc "
+            number(3, shard)
+            + number(4, len(data[shard]))
+            + number(5, tensor.nbytes)
+            + varint(6 << 3 | 5)
+            + struct.pack("<I", crc(tensor.tobytes()))
         )
         entries.append((name.encode(), entry + more))
         data[shard] += tensor.tobytes()
@@ -158,6 +162,18 @@ def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ValueError, match="data-00000-of-00001 is truncated: flags ends at byte"):
         read_tensor_bundle(tmp_path / "model.ckpt")
+
+
+def test_any_changed_bit_of_a_shard_is_noticed(tmp_path: Path) -> None:
+    long = {"agent/long": np.arange(3000, dtype=np.float64)}
+    write(tmp_path / "model.ckpt", TENSORS | long)
+    assert np.array_equal(read_tensor_bundle(tmp_path / "model.ckpt")["agent/long"], long["agent/long"])
+    shard = tmp_path / "model.ckpt.data-00000-of-00001"
+    whole = shard.read_bytes()
+    for place in [0, 255, 256, 5000, *range(len(whole) - 80, len(whole))]:
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"data-00000-of-00001: \S+ is damaged: its CRC is another"):
+            read_tensor_bundle(tmp_path / "model.ckpt")
 
 
 def test_every_truncated_index_is_refused(tmp_path: Path) -> None:

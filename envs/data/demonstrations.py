@@ -156,7 +156,8 @@ class Demonstrations(Dataset):
         steps, live = _check_padding(tensors, action_space)
         rows = {name: tensors[name][live[name]] for name in SPARE if name in tensors}
         call_steps = live["calls"].sum(1).cpu().numpy() if "calls" in tensors else np.zeros_like(steps)
-        store = Store(action_space, space, {}, steps, call_steps, {name: tensors[name] for name in TABLES}).having(rows)
+        tables = {name: tensors[name].clone() for name in TABLES}
+        store = Store(action_space, space, {}, steps, call_steps, tables).having(rows)
         store.check()
         self.__dict__.update(self._of(store).__dict__)
 
@@ -322,7 +323,7 @@ class Demonstrations(Dataset):
         if name == "_steps":
             return store.steps[rows]
         if name == "lengths":
-            return store.on_device(self._steps)
+            return store.on_device(self._steps.copy())
         if name in ("mask", "acted"):
             return store.on_device(np.arange(self._shape[1]) < self._steps[:, None] - (name == "acted"))
         if name in TABLES:

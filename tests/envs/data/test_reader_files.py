@@ -332,6 +332,8 @@ def test_lerobot_of_other_columns(tmp_path: Path) -> None:
     info = json.loads((root / "meta/info.json").read_text())
     for name in ("next.done", "next.reward"):
         del info["features"][name]
+    for name in ("action", "observation.state"):
+        info["features"][name]["shape"] = [1]
     (root / "meta/info.json").write_text(json.dumps(info))
     found = from_lerobot(root, "observation.state", action_space=2)
     assert found.actions[0].tolist() == [1, 1, 1, 1, 2] and found.rewards is None
@@ -456,7 +458,12 @@ GOES_ON = "trace 1, step 0: the episode goes on although it is terminated"
         ("robomimic", spoil(observations=lambda value: value[:, :2]), {}, r"trace 1.*'object' must have shape"),
         ("robomimic", spoil(actions=lambda value: value[:, :1]), {}, "trace 1.*actions must have shape"),
         ("robomimic", spoil(actions=lambda value: value[:1]), {}, "demo_2/obs/object has 2 rows for 1 actions"),
-        ("lerobot", spoil(observations=lambda value: value[:, :2]), {}, "trace 1.*'observation.state' must have shape"),
+        (
+            "lerobot",
+            spoil(observations=lambda value: value[:, :2]),
+            {},
+            r"episode_000001.parquet: observation.state has shape .2., meta/info.json says .3.",
+        ),
         (
             "lerobot v3",
             spoil(observations=lambda value: value[:, :2]),
@@ -478,8 +485,8 @@ GOES_ON = "trace 1, step 0: the episode goes on although it is terminated"
             for reader in ("npz", "d4rl")
             for changes, fault in (
                 ({"terminals": None, "next_observations": None}, "where do episodes end"),
-                ({"terminals": np.full(9, 0.5)}, "terminated must be flags, true or false, 1 or 0, got float64"),
-                ({"terminals": np.zeros(8)}, "where do episodes end|terminated must have shape"),
+                ({"terminals": np.full(9, 0.5)}, "terminals must be flags, true or false, 1 or 0, got float64"),
+                ({"terminals": np.zeros(8)}, "where do episodes end.*terminals|8 terminals|terminals must have shape"),
                 ({"lengths": np.array([4, 2, 2])}, r"lengths must be positive and add up to 9.* got \[4, 2, 2\]"),
                 ({"lengths": np.array([4, 5])}, "trace 1, step 1: the episode goes on although it is terminated"),
                 ({"rewards": np.zeros(8)}, "8 rewards for 9 actions"),
@@ -495,7 +502,7 @@ GOES_ON = "trace 1, step 0: the episode goes on although it is terminated"
             "episode_000000.parquet: the frames of episode 0 are not 0 to 4, in order",
         ),
         ("lerobot", None, {"episode_index": 0}, "episode_000001.parquet: episode 0 is there twice"),
-        ("lerobot", None, {"next.done": 2}, "terminated must be flags"),
+        ("lerobot", None, {"next.done": 2}, "next.done must be flags"),
         # Numbers that are none.
         ("npz", None, {"actions": np.array([{}] * 9)}, "actions holds Python objects, which are never unpickled"),
         ("d4rl", None, {"actions": np.array([b"x"] * 9)}, r"actions must be numbers, got \|S1"),
@@ -533,6 +540,7 @@ def test_what_is_asked_for_and_not_there(tmp_path: Path) -> None:
         ),
         (lambda: from_lerobot(lerobot, "state"), "info.json: there is no 'state': there are"),
         (lambda: from_lerobot(lerobot, episodes=[1, 7]), "lerobot: it has no episode 7"),
+        (lambda: from_lerobot(lerobot, episodes=[1, 1]), r"episodes=.1, 1. has 1 twice"),
         (lambda: from_lerobot(lerobot, VIDEO), "no file .*episode_000000.mp4"),
         (lambda: from_lerobot(npz), "data.npz: it is no folder"),
         (lambda: from_npz(lerobot, action_space=BOX), "lerobot: it is no file"),

@@ -54,7 +54,7 @@ def _version(value: Any) -> Any:
 
 
 def when_read() -> Any:
-    """An attribute that `Dataset._read` gives when it is first read, and that is kept then; writing to it is noticed."""
+    """An attribute that `Dataset._read` gives when it is first read, and that is kept then; a change is noticed."""
     return _WhenRead()
 
 

@@ -281,7 +281,9 @@ def _store_of(arrays: Mapping[str, Any], readers: Sequence[NpzReader]) -> Store:
         raise ValueError(f"its format is {name}, not {FORMAT}")
     _check_arrays(arrays)
     # A space is no larger than what stands in the file.
-    widths = [8 * int(np.prod(arrays[name].shape[1:])) for name in ("actions", "observations", "bytes") if name in arrays]
+    widths = [
+        8 * int(np.prod(arrays[name].shape[1:])) for name in ("actions", "observations", "bytes") if name in arrays
+    ]
     text = {name: space_from_json(str(arrays[name]), max(2**24, sum(widths))) for name in _TEXTS[1:]}
     action_space, observation_space = as_action_space(text["action_space"]), text["observation_space"]
     steps, call_steps = arrays["counts"].astype(np.int64) + 1, arrays["call_counts"].astype(np.int64)

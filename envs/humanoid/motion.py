@@ -104,8 +104,8 @@ class HumanoidMotion:
 
     Raises:
         ValueError: naming the frame, if it has another width or holds something else than numbers, a number in it is
-            NaN or infinite, it does not last or longer than a minute, or a quaternion in it has a length below 0.1; or if there are not two
-            frames.
+            NaN or infinite, it does not last or longer than a minute, or a quaternion in it has a length below 0.1; or
+            if there are not two frames.
     """
 
     def __init__(self, frames: np.ndarray | list[list[float]], loops: bool = True, name: str = "the motion") -> None:

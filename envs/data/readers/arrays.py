@@ -176,9 +176,7 @@ def _episodes(columns: _Columns, space: Space | None, drop: bool, fragment: bool
         if name in columns and len(columns[name]) != len(actions):
             raise ValueError(f"{len(columns[name])} {columns.called(name)} for {len(actions)} episodes of actions")
     counts = [len(np.atleast_1d(one)) for one in actions]
-    terminated, truncated = (
-        _ended(columns.called(name), columns.get(name), counts, name) for name in _FLAGS
-    )
+    terminated, truncated = (_ended(columns.called(name), columns.get(name), counts, name) for name in _FLAGS)
     episodes = []
     for index, (acted, count) in enumerate(zip(actions, counts, strict=True)):
         one = Episode(

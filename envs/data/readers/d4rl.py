@@ -64,6 +64,4 @@ def from_d4rl(
             stopped = np.asarray(columns.get("terminated", 0)).reshape(-1) != 0
             columns["truncated"] = jumps & ~stopped if len(stopped) in (1, len(jumps)) else jumps
             called["truncated"] = "timeouts"
-    return demonstrations_of(
-        columns, action_space, observation_space, drop_last_action=True, path=path, called=called
-    )
+    return demonstrations_of(columns, action_space, observation_space, drop_last_action=True, path=path, called=called)

@@ -11,6 +11,7 @@ may take `ROOM` bytes in either case.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -95,6 +96,9 @@ def json_of(text: str | bytes) -> Any:
     return content
 
 
+_LEAST = 2**12  # bytes that a tensor counts as at least, so that not too many are made
+
+
 class Allocations(TorchDispatchMode):
     """A context in which tensors cannot be made beyond a budget: the one that would exceed it is not made.
 
@@ -108,17 +112,27 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if all(one.alias_info is None for one in func._schema.returns):
-            given, named = tree_map_only(Tensor, _without_numbers, (args, kwargs))
-            if any(one.name == "device" for one in func._schema.arguments):
-                named["device"] = torch.device("meta")
-            try:
-                made = [one.nbytes for one in tree_leaves(func(*given, **named)) if isinstance(one, Tensor)]
-            except Exception:  # what cannot be said without numbers takes no size from arguments
-                made = []
-            new = not any(isinstance(one, Tensor) for one in tree_leaves((args, kwargs)))
-            (self._budget.take if new else self._budget.verify)(sum(made))
+        if all(one.alias_info is None for one in func._schema.returns):  # neither a view nor in place
+            leaves = tree_leaves((args, kwargs))
+            tensors = [one for one in leaves if isinstance(one, Tensor)]
+            if not tensors:
+                self._budget.take(max(_size_of(func, args, kwargs), _LEAST))
+            elif len(tensors) > 1 or any(isinstance(one, int) and abs(one) > 64 for one in leaves):
+                self._budget.verify(_size_of(func, args, kwargs))
         return func(*args, **kwargs)
+
+
+def _size_of(func: Any, args: Any, kwargs: Any) -> int:
+    """How many bytes an operation makes, found without making them."""
+    if args and isinstance(args[0], list) and all(isinstance(one, int) for one in args[0]):  # most of those from nothing
+        return math.prod(args[0]) * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
+    given, named = tree_map_only(Tensor, _without_numbers, (args, kwargs))
+    if any(one.name == "device" for one in func._schema.arguments):
+        named["device"] = torch.device("meta")
+    try:
+        return sum(one.nbytes for one in tree_leaves(func(*given, **named)) if isinstance(one, Tensor))
+    except Exception:  # what cannot be said without numbers takes no size from arguments
+        return 0
 
 
 def _without_numbers(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ HDF5; a file of another format in its place. What reads them is a process of its
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import importlib.util
 import io
@@ -269,7 +270,7 @@ def edited(tree: Any, rng: random.Random) -> Any:
     if kind == 0:
         del holder[key]
     elif kind == 1:
-        holder[key] = nested(rng.choice([50, 70, 900]))
+        holder[key] = nested(rng.choice([30, 70, 150]))
     elif kind == 2 and isinstance(holder, dict):
         holder[str(key) + "x"] = old
     elif kind == 3 and isinstance(holder, list):
@@ -413,11 +414,11 @@ def edited_hdf5(path: Path, rng: random.Random) -> None:
         elif kind == 5:
             file[name] = file  # a group that holds itself
         elif kind == 6:
-            file[name] = rng.choice([*KINDS[3:], *TEXTS[1:4], 2, 0.5, b"x", np.array([], "f4"), np.zeros((3, 0))]) or 0
+            file[name] = rng.choice(["", "../x", [0, 0], True, 2, 0.5, b"x", np.array([], "f4"), np.zeros((3, 0))])
         elif kind == 7:
-            file[name] = np.asarray(array).astype(rng.choice(["f8", "i1", "S3", "?", "c8"]))
+            file[name] = np.resize(np.arange(9), np.shape(array)).astype(rng.choice(["f8", "i1", "S3", "?", "c8"]))
         else:
-            file[name] = np.resize(np.asarray(array), [*rng.choice([(1,), (2, 2), (9, 1), (9, 2, 2), (12, 3), (0,)])])
+            file[name] = np.resize(np.asarray(array), rng.choice([(1,), (2, 2), (9, 1), (9, 2, 2), (12, 3), (0,)]))
 
 
 def change(folder: Path, rng: random.Random, others: list[Path]) -> tuple[Path, bool]:
@@ -528,7 +529,9 @@ def work(first: int, count: int, guarded: bool) -> None:
         _limit_memory()
         for number in range(first, first + count):
             print(json.dumps(number), flush=True)
+            faulthandler.dump_traceback_later(SECONDS)
             print(json.dumps(outcome(number, honest, Path(scratch))), flush=True)
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _walked_here(path: Path, size: int) -> int | str:
@@ -565,27 +568,25 @@ def campaign(count: int, first: int = 0, report: Callable[[str], Any] = print) -
     counts: Counter[str] = Counter(dict.fromkeys(("same", "other", "refused", *BAD), 0))
     number, last = first, first + count
     while number < last:
-        found, number = _worked(number, last - number, guarded=False)
+        found, number, _ = _worked(number, last - number, guarded=False)
+        if number < last:  # this one stopped or ended it: what comes of it where a process of its own looks first?
+            again, _, said = _worked(number, 1, guarded=True)
+            found += again or [("ended", f"number {number}: {said}")]
+            number += 1
         for came, what in found:
             counts[came] += 1
             if came in BAD:
                 report(f"{came}: {what}")
-        if number < last:  # it was stopped by this one, or ended: what comes of it where a process of its own looks first?
-            again, after = _worked(number, 1, guarded=True)
-            came, what = again[0] if again else ("ended", f"number {number}: the process was stopped or ended")
-            counts[came] += 1
-            if came in BAD:
-                report(f"{came}: {what}")
-            number += 1
     return dict(counts)
 
 
-def _worked(first: int, count: int, guarded: bool) -> tuple[list[tuple[str, str]], int]:
-    """What came of changes in a process of its own, and the number of the first one of which nothing came."""
-    command = [sys.executable, __file__, "--work", str(first), str(count), str(int(guarded))]
+def _worked(first: int, count: int, guarded: bool) -> tuple[list[tuple[str, str]], int, str]:
+    """What came of changes in a process of its own, the number of the first one of which nothing came, and its words."""
+    command = [sys.executable, "-X", "faulthandler", __file__, "--work", str(first), str(count), str(int(guarded))]
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     found: list[tuple[str, str]] = []
+    begun = False
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process,
@@ -593,23 +594,17 @@ def _worked(first: int, count: int, guarded: bool) -> tuple[list[tuple[str, str]
     ):
         assert process.stdout is not None
         selector.register(process.stdout, selectors.EVENT_READ)
-        number = None
-        while selector.select(2 * SECONDS if number is not None else 120):
-            line = process.stdout.readline()
-            if not line:
-                break
-            value = json.loads(line)
-            if isinstance(value, int):
-                number = value
-            else:
+        while selector.select(2 * SECONDS if begun else 12 * SECONDS) and (line := process.stdout.readline()):
+            begun, value = True, json.loads(line)
+            if isinstance(value, list):
                 found.append((value[0], value[1]))
-        if process.poll() is None and len(found) < count:
-            process.kill()
+        process.kill()  # where it has not ended
         process.wait()
-        if number is None:
-            errors.seek(0)
-            raise RuntimeError(errors.read().decode()[-2000:])
-    return found, first + len(found)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")[-1500:]
+    if "Traceback" in said or not begun:  # no file did that
+        raise RuntimeError(said)
+    return found, first + len(found), said
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["DEPTH", "ROOM", "TIMES", "Allocations", "Budget", "json_of", "verify_parts"]
@@ -99,7 +99,7 @@ def json_of(text: str | bytes) -> Any:
 _LEAST = 2**12  # bytes that a tensor counts as at least, so that not too many are made
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchFunctionMode):
     """A context in which tensors cannot be made beyond a budget: the one that would exceed it is not made.
 
     Args:
@@ -110,28 +110,26 @@ class Allocations(TorchDispatchMode):
         super().__init__()
         self._budget = budget
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if all(one.alias_info is None for one in func._schema.returns):  # neither a view nor in place
-            leaves = tree_leaves((args, kwargs))
-            tensors = [one for one in leaves if isinstance(one, Tensor)]
-            if not tensors:
-                self._budget.take(max(_size_of(func, args, kwargs), _LEAST))
-            elif len(tensors) > 1 or any(isinstance(one, int) and abs(one) > 64 for one in leaves):
-                self._budget.verify(_size_of(func, args, kwargs))
+        leaves = tree_leaves((args, kwargs))
+        numbers = [one.numel() for one in leaves if isinstance(one, Tensor)]
+        if not numbers:
+            if size := _size_of(func, args, kwargs | {"device": "meta"}):
+                self._budget.take(max(size, _LEAST))
+        # No tensor has more numbers than those that it is made of, times each other and what whole numbers say.
+        elif 8 * math.prod(numbers + [abs(one) or 1 for one in leaves if type(one) is int]) > ROOM:
+            self._budget.verify(_size_of(func, args, kwargs))
         return func(*args, **kwargs)
 
 
 def _size_of(func: Any, args: Any, kwargs: Any) -> int:
-    """How many bytes an operation makes, found without making them."""
-    if args and isinstance(args[0], list) and all(isinstance(one, int) for one in args[0]):  # most of those from nothing
-        return math.prod(args[0]) * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
-    given, named = tree_map_only(Tensor, _without_numbers, (args, kwargs))
-    if any(one.name == "device" for one in func._schema.arguments):
-        named["device"] = torch.device("meta")
+    """How many bytes an operation makes, found without making them; 0 where that cannot be."""
+    named = {name: value for name, value in kwargs.items() if name != "generator"}
+    given, named = tree_map_only(Tensor, _without_numbers, (args, named))
     try:
         return sum(one.nbytes for one in tree_leaves(func(*given, **named)) if isinstance(one, Tensor))
-    except Exception:  # what cannot be said without numbers takes no size from arguments
+    except Exception:
         return 0
 
 

@@ -340,17 +340,16 @@ def _verify_objects(objects: Any) -> None:
 
     Raises:
         ValueError: naming what has another form.
-        LookupError: something is missing, or there is nothing.
+        LookupError, TypeError: something is missing, or there is nothing.
     """
-    for entry in [objects[-1], *objects] if isinstance(objects, list) else [objects]:
-        if not isinstance(entry, dict):
-            raise ValueError(f"it holds a {type(entry).__name__} in place of an object")
+    if not isinstance(objects, list):
+        raise ValueError(f"it holds a {type(objects).__name__} in place of objects")
+    for entry in [objects[-1], *objects]:
         kinds: dict[str, type] = {"class": str, "arguments": dict, "precision": str}
-        kinds |= {"state": dict, "training": bool} if "state" in entry else {}
-        for name, kind in kinds.items():
-            found = {kind, *([str] if kind is dict else [])}, [entry[name], *(entry[name] if kind is dict else [])]
-            if bad := [part for part in found[1] if type(part) not in found[0]]:
-                raise ValueError(f"the {name} of an object in it is a {type(bad[0]).__name__}")
+        for name, kind in (kinds | ({"state": dict, "training": bool} if "state" in entry else {})).items():
+            named = all(isinstance(key, str) for key in entry[name]) if kind is dict else True
+            if not isinstance(entry[name], kind) or not named:
+                raise ValueError(f"the {name} of an object in it is no {kind.__name__}{' of names' * (not named)}")
 
 
 def _made(objects: list[dict[str, Any]], given: dict[str, Any], device: str | torch.device) -> Any:

@@ -201,11 +201,7 @@ def formats() -> dict[str, Format]:
         ),
         "recording": Format(write_recording, of_recording, checked=False),
     }
-    return {
-        name: one
-        for name, one in made.items()
-        if all(importlib.util.find_spec(package) for package in one.needs)
-    }
+    return {name: one for name, one in made.items() if all(importlib.util.find_spec(package) for package in one.needs)}
 
 
 def _digest(*values: Any) -> str:
@@ -381,7 +377,13 @@ def edited_pickle(content: bytes, rng: random.Random) -> bytes:
             data = archive.read(info)
             if info.filename.endswith("data.pkl"):
                 names = [b"torch._utils\n_rebuild_tensor_v2", b"collections\nOrderedDict", b"K\x04", b"q\x01", b"}"]
-                others = [b"builtins\nbytearray", b"torch\nFloatTensor", b"J\xff\xff\xff\x7f", b"r\xff\xff\xff\x7f", b"]"]
+                others = [
+                    b"builtins\nbytearray",
+                    b"torch\nFloatTensor",
+                    b"J\xff\xff\xff\x7f",
+                    b"r\xff\xff\xff\x7f",
+                    b"]",
+                ]
                 data = data.replace(rng.choice(names), rng.choice(others)) if rng.randrange(2) else raw(data, rng)
             copy.writestr(info.filename, data)
     return stream.getvalue()
@@ -512,12 +514,12 @@ def work(first: int, count: int, guarded: bool) -> None:
     """Read changed files one after the other; print the number of each before, and what came of it after."""
     import torch
 
-    from pyrocontrol.envs.data.readers import hdf5
+    from pyrocontrol.envs.data.readers import files, walk
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if not guarded:  # this process can be stopped as well
-        hdf5._walked = _walked_here
+        files._walked = lambda kind, paths: [walk.found(getattr(walk, f"bytes_of_{kind}"), path) for path in paths]
     with tempfile.TemporaryDirectory() as scratch:
         honest = {}
         for name, one in formats().items():
@@ -532,15 +534,6 @@ def work(first: int, count: int, guarded: bool) -> None:
             faulthandler.dump_traceback_later(SECONDS)
             print(json.dumps(outcome(number, honest, Path(scratch))), flush=True)
             faulthandler.cancel_dump_traceback_later()
-
-
-def _walked_here(path: Path, size: int) -> int | str:
-    from pyrocontrol.envs.data.readers import hdf5_walk
-
-    try:
-        return hdf5_walk.walked(str(path), size // 8 + 64)
-    except Exception as error:
-        return " ".join(str(error).split()) or type(error).__name__
 
 
 def _limit_memory() -> None:
@@ -581,7 +574,7 @@ def campaign(count: int, first: int = 0, report: Callable[[str], Any] = print) -
 
 
 def _worked(first: int, count: int, guarded: bool) -> tuple[list[tuple[str, str]], int, str]:
-    """What came of changes in a process of its own, the number of the first one of which nothing came, and its words."""
+    """What came of changes in a process of its own, the number of the first of which nothing came, and its words."""
     command = [sys.executable, "-X", "faulthandler", __file__, "--work", str(first), str(count), str(int(guarded))]
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}

@@ -7,13 +7,19 @@ of the file is read, and what a file says of its own size is not believed.
 from __future__ import annotations
 
 import importlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PATH", "begins_like", "chosen", "existing", "imported", "naming"]
+from ...._limits import Budget
+from . import walk
+
+__all__ = ["PATH", "begins_like", "chosen", "existing", "imported", "naming", "verify_apart"]
 
 PATH = str | os.PathLike[str]
 
@@ -73,6 +79,44 @@ def begins_like(path: Path) -> str:
         head = file.read(8)
     kinds = [kind for beginning, kind in _BEGINNINGS.items() if head.startswith(beginning)]
     return f": it begins like {kinds[0]}" if kinds else ""
+
+
+def verify_apart(kind: str, paths: Sequence[Path]) -> None:
+    """Look at files that are about to be read, in a process of its own: see `walk`.
+
+    It takes a third of a second, and at most `_SECONDS` and some more for large files.
+
+    Args:
+        kind: ``"hdf5"`` or ``"parquet"``.
+        paths: of the files, which are there.
+
+    Raises:
+        ValueError: naming the first that is damaged, is not whole by itself, or claims to hold more than it may.
+    """
+    for path, found in zip(paths, _walked(kind, paths), strict=True):
+        with naming(path):
+            if isinstance(found, str):
+                raise ValueError(found)
+            Budget(path.stat().st_size).take(found)
+
+
+_SECONDS, _BYTES_A_SECOND = 6, 5e6  # which it may take: names are a small part of most files
+
+
+def _walked(kind: str, paths: Sequence[Path]) -> list[int | str]:
+    """How many bytes each file becomes, or what is wrong with it."""
+    if not sys.executable:  # a Python within another program
+        return [walk.found(getattr(walk, f"bytes_of_{kind}"), str(path)) for path in paths]
+    size = sum(path.stat().st_size for path in paths)
+    command = [sys.executable, "-P", walk.__file__, kind, str(2**32 + 4 * size)]
+    given, seconds = json.dumps([str(path.absolute()) for path in paths]), _SECONDS + size / _BYTES_A_SECOND
+    try:
+        done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=seconds)
+        lines, fault = done.stdout, "what looks at it is ended by it" if done.returncode else ""
+    except subprocess.TimeoutExpired as error:
+        lines, fault = error.stdout or b"", "what looks at it goes round in circles"
+    found: list[int | str] = [json.loads(line) for line in lines.splitlines()]
+    return found + [f"it is damaged: {fault}"] * (len(paths) - len(found))
 
 
 _INSTALL = {"minari": "'minari[hdf5]'", "imitation": "--no-deps imitation seals", "PIL": "pillow"}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...._limits import Budget
-from .files import PATH, begins_like, existing, imported, naming
-from .hdf5_walk import size_of, walked
+from .files import PATH, begins_like, existing, imported, naming, verify_apart
+from .walk import size_of
 
 __all__ = ["Hdf5", "open_hdf5", "verify_hdf5"]
 
@@ -86,9 +83,7 @@ def open_hdf5(path: PATH) -> Iterator[Hdf5]:
 
 
 def verify_hdf5(path: Path) -> None:
-    """Look through an HDF5 file that is about to be read, in a process of its own: see `hdf5_walk`.
-
-    It takes a third of a second, and at most `_SECONDS` and some more for a large file.
+    """Look through an HDF5 file that is about to be read, see `verify_apart`.
 
     Raises:
         ImportError: without h5py.
@@ -101,30 +96,4 @@ def verify_hdf5(path: Path) -> None:
     with naming(path):
         if not h5py.is_hdf5(path):
             raise ValueError(f"it is no HDF5 file{begins_like(path)}")
-        size = path.stat().st_size
-        found = _walked(path, size)
-        if isinstance(found, str):
-            raise ValueError(found)
-        Budget(size).take(found)
-
-
-_SECONDS, _BYTES_A_SECOND = 6, 5e6  # which a walk may take: names are a small part of most files
-
-
-def _walked(path: Path, size: int) -> int | str:
-    """How many bytes all arrays of a file have, or what is wrong with it."""
-    links = size // 8 + 64  # each name takes more bytes
-    if not sys.executable:  # a Python within another program
-        return walked(str(path), links)
-    script = str(Path(__file__).with_name("hdf5_walk.py"))
-    command = [sys.executable, "-P", script, str(path.absolute()), str(links), str(2**32 + 4 * size)]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS + size / _BYTES_A_SECOND
-        )
-    except subprocess.TimeoutExpired:
-        return "it is damaged: its groups lead round in circles"
-    if done.returncode:
-        return "it is damaged: libhdf5 ends the process that looks at it"
-    found: int | str = json.loads(done.stdout.splitlines()[-1])
-    return found
+    verify_apart("hdf5", [path])

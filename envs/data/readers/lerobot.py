@@ -16,7 +16,7 @@ from ...._verify import verify_positive
 from ....models.spaces import as_action_space
 from ..demonstrations import Demonstrations
 from .arrays import demonstrations_of
-from .files import PATH, chosen, existing, imported, naming
+from .files import PATH, chosen, existing, imported, naming, verify_apart
 
 __all__ = ["from_lerobot"]
 
@@ -83,6 +83,7 @@ def from_lerobot(
     if not files:
         raise FileNotFoundError(f"no data/chunk-000/*.parquet in {folder}")
     found: dict[int, dict[str, np.ndarray]] = {}
+    verify_apart("parquet", [existing(file) for file in [*files, *sorted(folder.glob("meta/episodes/*/*.parquet"))]])
     for file in files:
         _read_episodes(file, columns, info, episodes, found)
     with naming(folder):
@@ -163,8 +164,8 @@ def _table(path: Path, columns: Sequence[str]) -> Any:
         if missing := [name for name in columns if name not in there]:
             raise ValueError(f"it has no column {missing[0]!r}: it has {sorted(there)}")
         budget, batches = Budget(path.stat().st_size), []
-        # By batches, so that what has a wrong size is found out soon. Metadata of columns are not asked for: pyarrow 26
-        # ends the process where they are damaged.
+        # By batches, so that what has a wrong size is found out soon. Metadata of columns are not asked for here:
+        # pyarrow 26 ends the process where they are damaged.
         for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
             budget.take(batch.nbytes)
             batches.append(batch)

@@ -75,6 +75,10 @@ def from_npz(
             raise ValueError(f"it is no whole .npz file{begins_like(path)}")
         with zipfile.ZipFile(path) as archive:
             budget = Budget(path.stat().st_size)
+            for info in archive.infolist():  # a damaged name would hide an array that may be missing
+                archive.open(info).close()
+                if info.comment:
+                    raise ValueError(f"{info.filename} is damaged: it has a comment")
 
             def read(name: str) -> np.ndarray:
                 return read_array(archive, archive.getinfo(f"{name}.npy"), budget)

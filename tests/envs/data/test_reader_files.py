@@ -43,6 +43,7 @@ from pyrocontrol.envs import (
     from_robomimic,
     to_minari,
 )
+from pyrocontrol.envs.data.readers import files, walk
 
 
 def wanted(episodes: list[Rows], space: Any = None, **changes: Any) -> Demonstrations:
@@ -482,6 +483,63 @@ def test_sizes_are_not_believed(tmp_path: Path) -> None:
     content[place : place + 4] = struct.pack("<I", 2**32 - 2)
     path.write_bytes(content)
     refused(READERS["npz"][1], path, path.name, "claims to hold more")
+
+
+def test_a_number_that_comes_a_billion_times(tmp_path: Path) -> None:
+    """A few hundred bytes of a parquet file, which pyarrow makes gigabytes of."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    root = write_lerobot(tmp_path, recorded())
+    path, count = root / "data/chunk-000/episode_000000.parquet", 2 * 10**7
+    table = parquet.read_table(path)
+    one = pa.ListArray.from_arrays(pa.array([0, *[count] * 5], pa.int32()), pa.array(np.zeros(count, np.float32)))
+    parquet.write_table(table.set_column(1, "action", one), path)
+    assert path.stat().st_size < 10**4
+    refused(from_lerobot, root, path.name, "claims to hold more")
+
+
+@pytest.mark.parametrize(
+    ("script", "fault"), [("while True: pass", "goes round in circles"), ("import os; os.abort()", "is ended by it")]
+)
+def test_what_looks_at_a_file_may_hang_or_end(
+    script: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_d4rl(tmp_path, recorded())
+    (tmp_path / "walk.py").write_text(script)
+    monkeypatch.setattr(walk, "__file__", str(tmp_path / "walk.py"))
+    monkeypatch.setattr(files, "_SECONDS", 1)
+    refused(READERS["d4rl"][1], path, path.name, fault)
+
+
+def test_groups_in_groups(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = write_robomimic(tmp_path, recorded())
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/itself"] = file["data"]
+    refused(READERS["robomimic"][1], path, path.name, "more groups in groups")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"action_space": None}, "it does not say the action_space"),  # and its environment is not made
+        ({"action_space": '{"type": "Box", "shape": [99999, 99999], "dtype": "float32"}'}, "is larger than the"),
+        ({"total_episodes": 10**12}, "it claims to have 1000000000000 episodes, in"),
+        ({"note": [[[]]] * 3 + [json.loads("[" * 99 + "]" * 99)]}, "nested deeper than 64"),
+    ],
+)
+def test_what_a_minari_data_set_says_of_itself(datasets: Path, change: Rows, fault: str) -> None:
+    path = write_minari(datasets, recorded()) / "data/metadata.json"
+    spec = {"entry_point": "os:mkdir", "id": "Toy-v0", "kwargs": {"path": str(datasets / "made")}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"env_spec": json.dumps(spec)} | change))
+    refused(READERS["minari"][1], path.parents[1], path.name, fault)
+    assert not (datasets / "made").exists()
+
+
+def test_files_are_given_by_their_paths() -> None:
+    for read in (READERS["npz"][1], READERS["d4rl"][1], READERS["robomimic"][1], from_lerobot, Demonstrations.load):
+        for given in (None, 3):
+            with pytest.raises(TypeError, match=f"is given by its path, got {given}"):
+                read(given)  # type: ignore[arg-type]
 
 
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

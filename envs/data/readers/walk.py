@@ -1,28 +1,28 @@
-"""Walks through an HDF5 file before anybody reads it: ``python hdf5_walk.py FILE LINKS BYTES`` prints what it found.
+"""Looks at HDF5 and parquet files before anybody reads them: ``python walk.py KIND BYTES``, paths on standard input.
 
-libhdf5 trusts the trees of groups and chunks in a file. A damaged one can lead it round in circles, or end its process.
-So this is done in a process of its own, which can be stopped; it imports nothing of the package.
+What reads these formats trusts what a file says of itself. A damaged tree of groups leads libhdf5 round in circles,
+and damaged metadata end the process that pyarrow is in. So this is done in a process of its own, which can be stopped;
+it imports nothing of the package. Of each file a line of JSON is printed: how many bytes all of its arrays have, or
+what is wrong with it.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import os
 import sys
 from typing import Any
 
-__all__ = ["walked"]
+__all__ = ["bytes_of_hdf5", "bytes_of_parquet", "found", "size_of"]
 
 DEPTH = 64  # of groups in groups
 SPARE = 2**20  # bytes of an array that may be missing in the file
 
 
-def walked(path: str, links: int) -> int:
+def bytes_of_hdf5(path: str) -> int:
     """Look at every name in a file, without reading an array.
-
-    Args:
-        path: of the file.
-        links: how many names there may be.
 
     Returns:
         How many bytes all arrays have together, those of several names as often.
@@ -31,9 +31,9 @@ def walked(path: str, links: int) -> int:
         ValueError: if something in it lies in another file, it claims to hold what is not there, or has more names;
             h5py raises other kinds where it is damaged.
     """
-    import h5py
+    h5py = importlib.import_module("h5py")
 
-    total, waiting = 0, [("", 0)]
+    total, links, waiting = 0, os.stat(path).st_size // 8 + 64, [("", 0)]  # each name takes more than 8 bytes
     with h5py.File(path, "r") as file:
         while waiting:
             place, depth = waiting.pop()
@@ -61,7 +61,7 @@ def size_of(array: Any, name: str) -> int:
     Raises:
         ValueError: if they lie in another file, or are not there.
     """
-    import h5py
+    h5py = importlib.import_module("h5py")
 
     layout = array.get_create_plist()
     if layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
@@ -75,19 +75,42 @@ def size_of(array: Any, name: str) -> int:
     return size
 
 
+def bytes_of_parquet(path: str) -> int:
+    """How many bytes the columns of a file become, by its metadata: a few can say that a number comes a billion times.
+
+    Raises:
+        Exception: of several kinds where it is damaged.
+    """
+    parquet = importlib.import_module("pyarrow.parquet")
+
+    total = 0
+    with parquet.ParquetFile(path) as file:
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                total += max(8 * column.num_values, column.total_uncompressed_size)
+    return total
+
+
 def main() -> None:
-    """Print the bytes of all arrays of a file, or what is wrong with it."""
-    path, links, most = sys.argv[1], *map(int, sys.argv[2:])
+    """Print what is in the files, a line each."""
+    size_of_file = {"hdf5": bytes_of_hdf5, "parquet": bytes_of_parquet}[sys.argv[1]]
     try:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
     except (ImportError, ValueError, OSError):  # where memory cannot be limited
         pass
+    for path in json.load(sys.stdin):
+        print(json.dumps(found(size_of_file, path)), flush=True)
+
+
+def found(size_of_file: Any, path: str) -> int | str:
+    """How many bytes a file has, or what is wrong with it."""
     try:
-        print(json.dumps(walked(path, links)))
+        size: int = size_of_file(path)
+        return size
     except Exception as error:
-        print(json.dumps(" ".join(str(error).split()) or type(error).__name__))
+        return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 __all__ = ["DEPTH", "ROOM", "TIMES", "Allocations", "Budget", "json_of", "verify_parts"]
 
@@ -112,15 +113,24 @@ class Allocations(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves = tree_leaves((args, kwargs))
-        numbers = [one.numel() for one in leaves if isinstance(one, Tensor)]
+        parts = [*_parts((args, *kwargs.values()))]
+        numbers = [one.numel() for one in parts if isinstance(one, Tensor)]
         if not numbers:
             if size := _size_of(func, args, kwargs | {"device": "meta"}):
                 self._budget.take(max(size, _LEAST))
         # No tensor has more numbers than those that it is made of, times each other and what whole numbers say.
-        elif 8 * math.prod(numbers + [abs(one) or 1 for one in leaves if type(one) is int]) > ROOM:
+        elif 8 * math.prod(numbers + [abs(one) or 1 for one in parts if type(one) is int]) > ROOM:
             self._budget.verify(_size_of(func, args, kwargs))
         return func(*args, **kwargs)
+
+
+def _parts(arguments: Any) -> Iterator[Any]:
+    """What lists and tuples hold."""
+    for one in arguments:
+        if isinstance(one, list | tuple):
+            yield from _parts(one)
+        else:
+            yield one
 
 
 def _size_of(func: Any, args: Any, kwargs: Any) -> int:
@@ -128,7 +138,7 @@ def _size_of(func: Any, args: Any, kwargs: Any) -> int:
     named = {name: value for name, value in kwargs.items() if name != "generator"}
     given, named = tree_map_only(Tensor, _without_numbers, (args, named))
     try:
-        return sum(one.nbytes for one in tree_leaves(func(*given, **named)) if isinstance(one, Tensor))
+        return sum(one.nbytes for one in _parts([func(*given, **named)]) if isinstance(one, Tensor))
     except Exception:
         return 0
 

@@ -424,11 +424,16 @@ def edited_hdf5(path: Path, rng: random.Random) -> None:
 
 
 def change(folder: Path, rng: random.Random, others: list[Path]) -> tuple[Path, bool]:
-    """Change one file in a folder; return which, and whether only bytes of it, so that checksums are wrong."""
+    """Change one file in a folder, or put one of another folder in its place.
+
+    Returns:
+        The file, and whether only bytes of it changed, so that checksums are wrong.
+    """
     path = rng.choice(sorted(file for file in folder.rglob("*") if file.is_file() and "namespace" not in file.name))
     content = path.read_bytes()
     if rng.randrange(25) == 0:
-        path.write_bytes(rng.choice(others).read_bytes())
+        files = sorted(file for file in rng.choice(others).rglob("*") if file.is_file())
+        path.write_bytes(rng.choice(files).read_bytes())
         return path, False
     kinds: list[Callable[[bytes, random.Random], bytes]] = []
     if content.startswith(b"PK"):
@@ -455,8 +460,7 @@ def outcome(number: int, honest: dict[str, tuple[Format, Path, str]], scratch: P
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(original.parent, folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    others = [file for _, path, _ in honest.values() for file in path.parent.rglob("*") if file.is_file()]
-    changed, only_bytes = change(folder, rng, others)
+    changed, only_bytes = change(folder, rng, [path.parent for _, path, _ in honest.values()])
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     what = f"number {number}: {name}, {changed.relative_to(folder)}"
     begun, peak = time.perf_counter(), _Peak()
@@ -520,7 +524,8 @@ def work(first: int, count: int, guarded: bool) -> None:
     warnings.simplefilter("ignore")
     if not guarded:  # this process can be stopped as well
         files._walked = lambda kind, paths: [walk.found(getattr(walk, f"bytes_of_{kind}"), path) for path in paths]
-    with tempfile.TemporaryDirectory() as scratch:
+    memory = Path("/dev/shm")  # where folders come and go faster
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
         honest = {}
         for name, one in formats().items():
             folder = Path(scratch) / name.replace(" ", "-")

@@ -105,17 +105,20 @@ _SECONDS, _BYTES_A_SECOND = 6, 5e6  # which it may take: names are a small part 
 
 def _walked(kind: str, paths: Sequence[Path]) -> list[int | str]:
     """How many bytes each file becomes, or what is wrong with it."""
-    if not sys.executable:  # a Python within another program
-        return [walk.found(getattr(walk, f"bytes_of_{kind}"), str(path)) for path in paths]
     size = sum(path.stat().st_size for path in paths)
-    command = [sys.executable, "-P", walk.__file__, kind, str(2**32 + 4 * size)]
+    command = [sys.executable or "", "-P", walk.__file__, kind, str(2**32 + 4 * size)]
     given, seconds = json.dumps([str(path.absolute()) for path in paths]), _SECONDS + size / _BYTES_A_SECOND
     try:
         done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=seconds)
         lines, fault = done.stdout, "what looks at it is ended by it" if done.returncode else ""
     except subprocess.TimeoutExpired as error:
         lines, fault = error.stdout or b"", "what looks at it goes round in circles"
-    found: list[int | str] = [json.loads(line) for line in lines.splitlines()]
+    except OSError:  # no other Python can be started
+        lines = b""
+    ready, *rest = lines.splitlines() or [b""]
+    if ready != b"ready":  # it is no fault of the files
+        return [walk.found(getattr(walk, f"bytes_of_{kind}"), str(path)) for path in paths]
+    found: list[int | str] = [json.loads(line) for line in rest]
     return found + [f"it is damaged: {fault}"] * (len(paths) - len(found))
 
 

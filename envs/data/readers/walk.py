@@ -2,8 +2,8 @@
 
 What reads these formats trusts what a file says of itself. A damaged tree of groups leads libhdf5 round in circles,
 and damaged metadata end the process that pyarrow is in. So this is done in a process of its own, which can be stopped;
-it imports nothing of the package. Of each file a line of JSON is printed: how many bytes all of its arrays have, or
-what is wrong with it.
+it imports nothing of the package. A line says that it is ready, and then one of JSON for each file how many bytes all
+of its arrays have, or what is wrong with it.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
     except (ImportError, ValueError, OSError):  # where memory cannot be limited
         pass
+    importlib.import_module({"hdf5": "h5py", "parquet": "pyarrow.parquet"}[sys.argv[1]])
+    print("ready", flush=True)
     for path in json.load(sys.stdin):
         print(json.dumps(found(size_of_file, path)), flush=True)
 

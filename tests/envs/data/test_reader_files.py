@@ -504,10 +504,12 @@ def test_what_looks_at_a_file_may_hang_or_end(
     script: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_d4rl(tmp_path, recorded())
-    (tmp_path / "walk.py").write_text(script)
+    (tmp_path / "walk.py").write_text(f"print('ready', flush=True)\n{script}")
     monkeypatch.setattr(walk, "__file__", str(tmp_path / "walk.py"))
     monkeypatch.setattr(files, "_SECONDS", 1)
     refused(READERS["d4rl"][1], path, path.name, fault)
+    (tmp_path / "walk.py").write_text("raise ImportError")  # where no other Python can be started, this one looks
+    assert len(READERS["d4rl"][1](path)) == 3
 
 
 def test_groups_in_groups(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
+import re
 import secrets
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+
+from ._limits import verify_parts
 
 __all__ = ["read_content", "replacing", "write_contents", "writing"]
 
@@ -84,6 +88,8 @@ def write_contents(contents: dict[Path, dict[str, Any]]) -> None:
 def read_content(path: str | os.PathLike[str], what: str, *formats: str) -> dict[str, Any]:
     """Read a file of `write_contents`, all tensors on the CPU, without executing code (``weights_only=True``).
 
+    It takes no more memory than four times the file's size: nothing in it is compressed, or made of a number.
+
     Args:
         path: the file.
         what: it should be, for messages.
@@ -91,7 +97,7 @@ def read_content(path: str | os.PathLike[str], what: str, *formats: str) -> dict
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, damaged or of another kind.
+        ValueError: the file is truncated, damaged, nested too deep or of another kind.
     """
 
     def wrong(fault: str) -> ValueError:
@@ -99,26 +105,51 @@ def read_content(path: str | os.PathLike[str], what: str, *formats: str) -> dict
 
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"a file is given by its path, got {path!r}")
-    if Path(path).is_dir():
-        raise wrong("it is a folder")
+    if not Path(path).is_file() and Path(path).exists():
+        raise wrong("it is a folder" if Path(path).is_dir() else "it is no file")
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         try:
             with zipfile.ZipFile(file) as parts:
-                damaged = parts.testzip()
-            if damaged is None:
-                file.seek(0)
-                content = torch.load(file, map_location="cpu", weights_only=True)
+                if sum(part.file_size for part in parts.infolist()) > size:
+                    raise ValueError("it claims to hold more than it does")
+                if (damaged := parts.testzip()) is not None:
+                    raise ValueError(f"{damaged} in it is damaged")
+                pickles = [name for name in parts.namelist() if name.endswith("/data.pkl")]
+                if len(pickles) != 1:
+                    raise ValueError("it holds no tensors and numbers")
+                _verify_pickle(parts.read(pickles[0]))
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            verify_parts(content, size)
         except zipfile.BadZipFile as error:
             raise wrong("it is no whole archive") from error
         except pickle.UnpicklingError as error:
             raise wrong("it holds more than tensors and numbers") from error
         except Exception as error:  # torch and zipfile raise several kinds, by where the damage is
-            raise wrong(type(error).__name__) from error
-    if damaged is not None:
-        raise wrong(f"{damaged} in it is damaged")
+            text = " ".join(str(error).split())
+            raise wrong(text if type(error) is ValueError and text else type(error).__name__) from error
     if not isinstance(content, dict) or content.get("format") not in formats:
         raise wrong(f"no {formats[0]!r} inside")
     return content
+
+
+# What torch writes tensors and numbers with. It reads others, some of which make memory of a number: bytearray(10**12).
+_KNOWN = re.compile(
+    r"torch\._utils _rebuild_(tensor_v[23]|parameter)|torch(\.storage)? \w+Storage|collections OrderedDict|torch Size"
+    r"|torch (u?int|b?float|complex|bool)\w*"
+)
+
+
+def _verify_pickle(data: bytes) -> None:
+    """Refuse a pickle that names anything else than tensors are made of.
+
+    Raises:
+        pickle.UnpicklingError: it does.
+    """
+    for code, argument, _ in pickletools.genops(data):
+        if code.name == "GLOBAL" and not _KNOWN.fullmatch(str(argument)):
+            raise pickle.UnpicklingError(f"it names {argument}")
 
 
 def _plain(value: Any, copies: dict[Any, torch.Tensor]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ._files import read_content, write_contents
+from ._limits import Allocations, Budget
 from ._random_state import random_state_aside
 from ._verify import verify_device
 
@@ -75,9 +77,16 @@ writable("device", torch.device, str, torch.device)
 writable("dict", dict, lambda given: [*given.items()], dict)
 writable("dtype", torch.dtype, lambda dtype: str(dtype).removeprefix("torch."), lambda name: getattr(torch, name))
 writable("numpy dtype", np.dtype, lambda dtype: dtype.str, np.dtype)
-writable("range", range, lambda given: [given.start, given.stop, given.step], lambda parts: range(*parts))
+writable("range", range, lambda given: [given.start, given.stop, given.step], lambda parts: _short(range(*parts)))
 writable("size", torch.Size, list, torch.Size)
 writable("slice", slice, lambda given: [given.start, given.stop, given.step], lambda parts: slice(*parts))
+
+
+def _short(numbers: range) -> range:
+    """A range that a file gives: three numbers, of which a list might be made."""
+    if len(numbers) > 2**20:
+        raise ValueError(f"{numbers} is too long")
+    return numbers
 
 
 class _Signature:
@@ -201,14 +210,23 @@ def load(
     verify_device(device)
     content = read_content(path, "a file that can be loaded", *_readers)
     try:
-        return _made(_readers[content["format"]](content, kind), given, device)
+        try:
+            objects = _readers[content["format"]](content, kind)
+            _verify_objects(objects)
+        except (TypeError, AttributeError) as error:
+            raise LookupError(error) from error
+        with Allocations(Budget(os.stat(path).st_size, 4)):
+            return _made(objects, given, device)
     except LookupError as error:
-        raise ValueError(f"{path} is not whole ({type(error).__name__}: {error})") from error
-    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        why = error if type(error) is LookupError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not whole ({why})") from error
+    except Exception as error:  # of whatever class it names, made of whatever arguments
+        raise ValueError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _saved_objects(content: dict[str, Any], kind: str | None) -> list[dict[str, Any]]:
+    if unknown := content.keys() - {"format", "version", "objects"}:
+        raise ValueError(f"it holds {min(map(repr, unknown))}, which no such file does")
     objects: list[dict[str, Any]] = content["objects"]
     if kind is not None and kind != (found := objects[-1]["class"].split(":")[-1]):
         raise ValueError(f"it holds a {found}, not a {kind}")
@@ -317,6 +335,23 @@ def _kept(value: Any, instead: dict[int, Any] | None = None) -> Any:
 # -- from data --------------------------------------------------------------------------------------------------------
 
 
+def _verify_objects(objects: Any) -> None:
+    """Refuse what does not have the form of objects as data.
+
+    Raises:
+        ValueError: naming what has another form.
+        LookupError, TypeError: something is missing, or there is nothing.
+    """
+    if not isinstance(objects, list):
+        raise ValueError(f"it holds a {type(objects).__name__} in place of objects")
+    for entry in [objects[-1], *objects]:
+        kinds: dict[str, type] = {"class": str, "arguments": dict, "precision": str}
+        for name, kind in (kinds | ({"state": dict, "training": bool} if "state" in entry else {})).items():
+            named = all(isinstance(key, str) for key in entry[name]) if kind is dict else True
+            if not isinstance(entry[name], kind) or not named:
+                raise ValueError(f"the {name} of an object in it is no {kind.__name__}{' of names' * (not named)}")
+
+
 def _made(objects: list[dict[str, Any]], given: dict[str, Any], device: str | torch.device) -> Any:
     """Make objects, the last of which is what is wanted; the random state stays as it was."""
     made: list[Any] = []
@@ -354,17 +389,25 @@ def _value(value: Any, made: list[Any], given: dict[str, Any]) -> Any:
         return type(value)(_value(item, made, given) for item in value)
     if not isinstance(value, dict):
         return value
+    if len(value) != 1:
+        raise ValueError(f"{reprlib.repr(value)} is no argument")
     ((name, content),) = value.items()
     if name == "object":
+        if type(content) is not int or not 0 <= content < len(made):
+            raise LookupError(f"there is no object {reprlib.repr(content)} in it")
         return made[content]
     if name == _LEFT_OUT:
         if content not in given:
             raise ValueError(f"it was saved without the argument {content}: give load(..., {content}=...)")
         return given.pop(content)
     form = _forms[name]
-    found = form.read(_value(content, made, given))
+    parts = _value(content, made, given)
+    try:
+        found = form.read(parts)
+    except (TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{reprlib.repr(content)} is no {name}") from error
     if not isinstance(found, form.kind):
-        raise ValueError(f"{content!r} is no {name}")
+        raise ValueError(f"{reprlib.repr(content)} is no {name}")
     return found
 
 

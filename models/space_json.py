@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from .._limits import json_of
 from .._saved import writable
 
-__all__ = ["space_from_json", "space_to_json"]
+__all__ = ["space_from_json", "space_to_json", "verify_size"]
 
 Space = spaces.Space[Any]
 
@@ -32,16 +33,50 @@ def space_to_json(space: Space) -> str:
     return json.dumps(_described(space))
 
 
-def space_from_json(text: str) -> Space:
+def space_from_json(text: str, largest: int = 2**24) -> Space:
     """Return the space that a text of :func:`space_to_json` describes.
 
+    Args:
+        text: of JSON.
+        largest: see `verify_size`.
+
     Raises:
-        ValueError: if it describes none.
+        ValueError: if it describes none, or a larger one.
     """
     try:
-        return _space(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, OverflowError) as error:
+        kind = json_of(text)
+        verify_size(kind, largest)
+        return _space(kind)
+    except Exception as error:  # gymnasium raises several kinds, by what it is given
         raise ValueError(f"no description of a space: {text[:200]!r} ({type(error).__name__}: {error})") from error
+
+
+def verify_size(kind: Any, largest: int = 2**24) -> None:
+    """Refuse the description of a space that is too large, before it is made.
+
+    Args:
+        kind: what a JSON text says of the space, in our form or Minari's.
+        largest: how many bytes an element may have; a byte for each number of a discrete part, which are one-hot. A
+            few dozen bytes of text describe a space of any size.
+
+    Raises:
+        ValueError: if it has more.
+    """
+    if (size := _bytes(kind)) > largest:
+        raise ValueError(f"a space of {size} bytes is larger than the {largest} that it may be here")
+
+
+def _bytes(kind: Any) -> int:
+    """How many bytes an element of a space has."""
+    if not isinstance(kind, dict):
+        raise TypeError(f"a space is described by a dict, not by a {type(kind).__name__}")
+    if (parts := kind.get("spaces", kind.get("subspaces"))) is not None:
+        parts = parts.values() if isinstance(parts, dict) else parts
+        return sum(_bytes(part[-1] if isinstance(part, list) else part) for part in parts)
+    if "nvec" in kind:
+        return int(abs(np.array(kind["nvec"], object)).sum())
+    each = np.dtype(kind["dtype"]).itemsize if "shape" in kind else 1
+    return each * abs(int(np.array(kind.get("shape", kind.get("n", 1)), object).prod()))
 
 
 def _described(space: Space) -> dict[str, Any]:

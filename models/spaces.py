@@ -309,9 +309,9 @@ def check_action_space(space: Space) -> None:
     """
     if isinstance(space, spaces.Discrete):
         return
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and space.nvec.size:
         return
-    if isinstance(space, spaces.Box) and space.dtype.kind == "f" and space.dtype.itemsize <= 8:
+    if isinstance(space, spaces.Box) and space.dtype.kind == "f" and space.dtype.itemsize <= 8 and space.low.size:
         return
     raise TypeError(
         f"action spaces are Discrete, MultiDiscrete of one dimension, and Box of floats, got {space} ({_kind(space)})"

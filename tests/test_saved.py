@@ -692,6 +692,24 @@ def edited(part: str, drop: str = "", **new: Any) -> Callable[[Path], None]:
     return damage
 
 
+class Claim:
+    """Asks for a terabyte when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (10**12,)
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else []
+
+
+def repeated(depth: int) -> Any:
+    """Twice the same list, of twice the same list, and so on: a few bytes for 2^depth."""
+    return [repeated(depth - 1)] * 2 if depth else []
+
+
+CODE_INSIDE = "(it holds more than tensors and numbers)"
+TOO_LARGE = ": it claims to hold more than a file of its size may"
 NO_FILE = " is truncated or not a file that can be loaded "
 NO_WEIGHTS = ": the weights are not those of such a ReactivePolicy: "
 NAN = {"head.loc.bias": torch.full((2,), math.nan)}
@@ -701,18 +719,30 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a bit": (flip, NO_FILE),
     "empty": (lambda path: path.write_bytes(b""), NO_FILE + "(it is no whole archive)"),
     "text": (lambda path: path.write_text("policy"), NO_FILE + "(it is no whole archive)"),
-    "code": (lambda path: torch.save(CODE, path), NO_FILE + "(it holds more than tensors and numbers)"),
+    "code": (lambda path: torch.save(CODE, path), NO_FILE + CODE_INSIDE),
     "list": (lambda path: torch.save([1], path), NO_FILE + "(no 'pyrocontrol saved 1' inside)"),
     "format": (edited("", format="another"), NO_FILE + "(no 'pyrocontrol saved 1' inside)"),
     "key": (edited("", drop="objects"), " is not whole (KeyError: 'objects')"),
     "none": (edited("", objects=[]), " is not whole (IndexError: list index out of range)"),
-    "reference": (edited("arguments", head={"object": 9}), " is not whole (IndexError: list index out of range)"),
+    "reference": (edited("arguments", head={"object": 9}), " is not whole (there is no object 9 in it)"),
     "argument": (edited("arguments", depth=3), ": a ReactivePolicy takes no argument 'depth'"),
     "value": (edited("arguments", hidden=[0]), ": hidden layers must have positive sizes"),
     "form": (edited("arguments", hidden={"dtype": "load"}), ": 'load' is no dtype"),
     "lacking": (edited("arguments", drop="action_space"), ": ReactivePolicy.__init__() missing 1"),
     "shape": (edited("state", factor=torch.ones(7)), NO_WEIGHTS + "size mismatch for factor"),
     "missing": (edited("state", drop="factor"), NO_WEIGHTS + "Missing key"),
+    "unknown": (edited("", count=2**40), ": it holds 'count', which no such file does"),
+    "objects": (edited("", objects={"class": "Policy"}), ": it holds a dict in place of objects"),
+    "class": (edited("", objects=[{"class": 3}]), ": the class of an object in it is no str"),
+    # What a few bytes claim.
+    "wide": (edited("arguments", hidden=[10**9]), TOO_LARGE),
+    "wider": (edited("arguments", hidden=[10**4, 10**5]), TOO_LARGE),
+    "deep": (edited("arguments", hidden=[1] * 10**5), TOO_LARGE),
+    "range": (edited("arguments", hidden={"range": [1, 10**12, 1]}), ": range(1, 1000000000000) is too long"),
+    "bytes": (lambda path: torch.save({"format": Claim()}, path), NO_FILE + CODE_INSIDE),
+    "stretched": (edited("state", factor=torch.ones(1).expand(10**9)), NO_FILE + "(it claims to hold more than"),
+    "nested": (edited("arguments", hidden=nested(100)), NO_FILE + "(it is nested deeper than 64)"),
+    "repeated": (edited("arguments", hidden=repeated(40)), NO_FILE + "(it repeats itself too often)"),
     "nan": (edited("state", **NAN), ": the weights head.loc.bias of the ReactivePolicy are NaN or infinite"),
     "mixed": (edited("state", factor=torch.ones(3).double()), ": factor of the ReactivePolicy is torch.float64"),
 }

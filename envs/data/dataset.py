@@ -30,19 +30,39 @@ class _WhenRead:
     def __get__(self, data: Dataset | None, owner: type) -> Any:
         if data is None:  # asked of the class
             return self
-        value = data.__dict__[self.name] = data._read(self.name)
-        return value
+        kept: dict[str, Any] = data.__dict__
+        if self.name not in kept:
+            kept[self.name] = data._read(self.name)
+        value = kept[self.name]
+        if kept.setdefault("_versions", {}).setdefault(self.name, version := _version(value)) != version:
+            raise ValueError(
+                f"the {self.name} of this data set were changed in place, which cannot be changed: "
+                "change a copy, as in data.replace(...)"
+            )
+        return dict(value) if isinstance(value, dict) else value
+
+    def __set__(self, data: Dataset, value: Any) -> NoReturn:
+        """Only there so that every reading comes through `__get__`."""
+        raise AttributeError(self.name)
+
+
+def _version(value: Any) -> Any:
+    """What is another one after a tensor has been written to."""
+    if isinstance(value, dict):
+        return [*map(_version, value.values())]
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
 def when_read() -> Any:
-    """An attribute that `Dataset._read` gives when it is first read, and that is kept then."""
+    """An attribute that `Dataset._read` gives when it is first read, and that is kept then; a change is noticed."""
     return _WhenRead()
 
 
 class Dataset:
     """Examples, of which an index chooses some. It cannot be changed.
 
-    What a batch holds is put together when it is first read, and kept; nothing else is read or copied.
+    What a batch holds is put together when it is first read, and kept; nothing else is read or copied. Whoever writes
+    to such a tensor gets a ValueError when it is read again.
 
     Attributes:
         observations: `[..., O]`, flattened (`pyrocontrol.models.flatten_observations`): floats, or bytes (uint8) where

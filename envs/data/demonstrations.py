@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,8 @@ class Demonstrations(Dataset):
         steps, live = _check_padding(tensors, action_space)
         rows = {name: tensors[name][live[name]] for name in SPARE if name in tensors}
         call_steps = live["calls"].sum(1).cpu().numpy() if "calls" in tensors else np.zeros_like(steps)
-        store = Store(action_space, space, {}, steps, call_steps, {name: tensors[name] for name in TABLES}).having(rows)
+        tables = {name: tensors[name].clone() for name in TABLES}
+        store = Store(action_space, space, {}, steps, call_steps, tables).having(rows)
         store.check()
         self.__dict__.update(self._of(store).__dict__)
 
@@ -251,12 +252,15 @@ class Demonstrations(Dataset):
                 what cannot be seen from the arrays' shapes goes unnoticed.
 
         Raises:
+            TypeError: if a file is not given by its path.
             FileNotFoundError: if there is no such file.
             ValueError: naming the file, if it is truncated, damaged, something else than a file of demonstrations or
                 of other spaces, types or widths than the first one; naming trace and step as well, if what it says is
                 bad.
         """
-        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+        paths = [path] if isinstance(path, str | os.PathLike) or not isinstance(path, Iterable) else list(path)
+        if wrong := [each for each in paths if not isinstance(each, str | os.PathLike)]:
+            raise TypeError(f"a file is given by its path, got {wrong[0]!r}")
         if not paths:
             raise ValueError("no files of demonstrations")
         return cls._of(Store.joined([load_store(each, memory=memory, check=check) for each in paths], paths))
@@ -319,7 +323,7 @@ class Demonstrations(Dataset):
         if name == "_steps":
             return store.steps[rows]
         if name == "lengths":
-            return store.on_device(self._steps)
+            return store.on_device(self._steps.copy())
         if name in ("mask", "acted"):
             return store.on_device(np.arange(self._shape[1]) < self._steps[:, None] - (name == "acted"))
         if name in TABLES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..._files import replacing
+from ..._limits import Budget
 from ...models.space_json import space_from_json, space_to_json
 from ...models.spaces import as_action_space, observation_bytes
 from .checks import (
@@ -31,7 +33,7 @@ from .checks import (
     observation_space_of,
 )
 from .columns import Column, Columns, StoredColumn, slots_of
-from .npz_reader import NpzReader
+from .npz_reader import NpzReader, read_array
 
 __all__ = ["SPARE", "TABLES", "Store", "load_store"]
 
@@ -252,11 +254,10 @@ def load_store(path: str | os.PathLike[str], *, memory: bool, check: bool) -> St
         arrays: dict[str, Any]
         readers: list[NpzReader] = []
         if memory:
-            with open(path, "rb") as file:  # numpy leaves the file open when it turns out to be no archive
-                archive = np.load(file, allow_pickle=False)
-                if isinstance(archive, np.ndarray):
-                    raise ValueError("it is a single array, not an .npz file")
-                arrays = dict(archive)
+            budget = Budget(Path(path).stat().st_size)
+            with zipfile.ZipFile(path) as archive:  # all that is there: what is not asked for may be damaged too
+                parts = archive.infolist()
+                arrays = {part.filename.removesuffix(".npy"): read_array(archive, part, budget) for part in parts}
         else:
             readers = [NpzReader(path, whole=(*_TEXTS, *TABLES, *COUNTS))]
             arrays = {**readers[0].members, **readers[0].arrays}
@@ -266,7 +267,8 @@ def load_store(path: str | os.PathLike[str], *, memory: bool, check: bool) -> St
     except TraceError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # on damaged files numpy raises a dozen kinds, from BadZipFile to TypeError
-        raise ValueError(f"{path} is no complete file of demonstrations: {error}") from error
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is no complete file of demonstrations: {what}") from error
     return store
 
 
@@ -277,9 +279,13 @@ def _store_of(arrays: Mapping[str, Any], readers: Sequence[NpzReader]) -> Store:
             raise ValueError(f"it has no array {name}")
     if (name := str(arrays["format"])) not in (FORMAT, FORMAT_WITH_BYTES):
         raise ValueError(f"its format is {name}, not {FORMAT}")
-    action_space = as_action_space(space_from_json(str(arrays["action_space"])))
-    observation_space = space_from_json(str(arrays["observation_space"]))
     _check_arrays(arrays)
+    # A space is no larger than what stands in the file.
+    widths = [
+        8 * int(np.prod(arrays[name].shape[1:])) for name in ("actions", "observations", "bytes") if name in arrays
+    ]
+    text = {name: space_from_json(str(arrays[name]), max(2**24, sum(widths))) for name in _TEXTS[1:]}
+    action_space, observation_space = as_action_space(text["action_space"]), text["observation_space"]
     steps, call_steps = arrays["counts"].astype(np.int64) + 1, arrays["call_counts"].astype(np.int64)
     tables = {name: torch.from_numpy(arrays[name]) for name in TABLES}
     names = [name for name in SPARE if name in arrays and (name != "calls" or arrays[name].shape[1])]  # none: [0, 0]
@@ -334,3 +340,5 @@ def _check_arrays(arrays: Mapping[str, Any]) -> None:
             what, total = "call_counts", int(calls.sum())
         if name in arrays and arrays[name].shape[0] != total:
             raise ValueError(f"{name} has {arrays[name].shape[0]} rows, {what} add up to {total}")
+    if int(counts.max()) > actions or int(calls.max()) > arrays["calls"].shape[0]:  # of which the sum has overflowed
+        raise ValueError("a trace has more steps than there are")

@@ -76,7 +76,7 @@ class Transitions(Dataset):
         _check_numbers("observations", observations, observations)
         if problem := outside_space(actions, action_space):
             raise ValueError(f"transition {problem[0]}: {problem[1]}")
-        rows = {"observations": bytes_if_they_are(observations, space), "actions": actions}
+        rows = {"observations": bytes_if_they_are(observations.clone(), space), "actions": actions.clone()}
         made = self._plain(rows, action_space, space)
         self.__dict__.update((made if goals is None else made.with_goals(goals)).__dict__)
 
@@ -151,7 +151,7 @@ class Transitions(Dataset):
         if not goals.is_floating_point():
             raise ValueError(f"goals must be floating point, got {goals.dtype}")
         _check_numbers("goals", goals, self._source)
-        return self._of(self._source, self._rows, (goals, np.arange(len(self))), self._traces)
+        return self._of(self._source, self._rows, (goals.clone(), np.arange(len(self))), self._traces)
 
     def fingerprint(self) -> str:
         """A short hash of the transitions and their spaces, the same on every device; on disk, of files and places."""

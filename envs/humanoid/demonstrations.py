@@ -25,6 +25,7 @@ import gymnasium
 import numpy as np
 
 from ..._files import replacing
+from ..._limits import json_of
 from ..._progress import ProgressBar
 from ...models.policies.controller import Controller
 from ...models.policies.episodes import Episodes
@@ -117,7 +118,7 @@ class Recording:
         if not records.is_file():
             raise FileNotFoundError(f"no records beside {path}: {records.name} is missing")
         try:
-            text = json.loads(records.read_text())
+            text = json_of(records.read_bytes())
             skills = tuple(SkillRecord(**record) for record in text["skills"])
             recording = cls(found, tuple(text["names"]), skills, text["settings"])
             fingerprint = text["fingerprint"]

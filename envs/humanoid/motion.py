@@ -11,7 +11,6 @@ Shapes: F frames, 12 joints of which 8 are spherical and 4 revolute.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..._limits import json_of
 from .quaternions import inverse, product, rotation_vector, slerp
 
 __all__ = [
@@ -59,6 +59,7 @@ BALL_STARTS = JOINT_STARTS[list(SPHERICAL)]
 HINGE_STARTS = JOINT_STARTS[[not spherical for spherical in SPHERICAL]]
 
 _WIDTH, _ROOT = 44, 8
+_LONGEST = 60  # seconds of a frame: playback takes memory by the second
 _QUATERNIONS = np.array([4, *(_ROOT + BALL_STARTS)])[:, None] + [1, 2, 3, 0]  # [9, 4], the root's first
 _ANGLES = _ROOT + HINGE_STARTS  # [4]
 
@@ -103,8 +104,8 @@ class HumanoidMotion:
 
     Raises:
         ValueError: naming the frame, if it has another width or holds something else than numbers, a number in it is
-            NaN or infinite, it does not last, or a quaternion in it has a length below 0.1; or if there are not two
-            frames.
+            NaN or infinite, it does not last or longer than a minute, or a quaternion in it has a length below 0.1; or
+            if there are not two frames.
     """
 
     def __init__(self, frames: np.ndarray | list[list[float]], loops: bool = True, name: str = "the motion") -> None:
@@ -147,8 +148,8 @@ class HumanoidMotion:
                 raise ValueError(f"no motion {str(motion)!r}: no such file, and pybullet ships {', '.join(shipped)}")
             path = shipped[str(motion)]
         try:
-            content = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:  # the latter of lists within lists within lists
+            content = json_of(path.read_bytes())
+        except ValueError as error:
             raise ValueError(f"{path} is no motion file: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("Frames"), list):
             raise ValueError(f"{path} is no motion file: it has no list 'Frames'")
@@ -206,6 +207,7 @@ def _table(frames: np.ndarray | list[list[float]], name: str) -> np.ndarray:
     for bad, what in (
         (~np.isfinite(table).all(1), "holds a number that is NaN or infinite"),
         (np.append(table[:-1, 0] <= 0, False), "does not last: its duration is not positive"),
+        (np.append(table[:-1, 0] > _LONGEST, False), f"lasts longer than {_LONGEST} s"),
         (
             (np.linalg.norm(table[:, _QUATERNIONS], axis=-1) < 0.1).any(1),
             "has a quaternion of length 0",

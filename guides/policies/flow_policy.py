@@ -128,8 +128,11 @@ class FlowPolicy(LatentPolicy):
         embedding = [observation_size, *hidden][-1] if embedding_size is None else embedding_size
         #: Sizes of the two parts; a single number is one part, active in every coupling.
         self.parts = [action_size // 2, action_size - action_size // 2] if action_size > 1 else [1]
-        passive = [self.parts[i % 2] if action_size > 1 else 0 for i in range(couplings)]
-        self.layers = nn.ModuleList(Coupling(count, action_size - count, units, count + embedding) for count in passive)
+        passive: list[int] = []
+        self.layers = nn.ModuleList()
+        for number in range(couplings):
+            passive.append(self.parts[number % 2] if action_size > 1 else 0)
+            self.layers.append(Coupling(passive[-1], action_size - passive[-1], units, passive[-1] + embedding))
         # What all couplings are given of the embedding: sums for the units, and then B e.
         self._sizes = [couplings * 2 * units] + [action_size - count for count in passive if linear]
         self.conditioner = nn.Linear(embedding, sum(self._sizes))

@@ -89,6 +89,8 @@ def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
             return f"it has no {own['class']}.{name}"
         if name not in mine:
             return f"this {own['class']} has no {name}"
+        if isinstance(mine[name], torch.Tensor) and not isinstance(theirs[name], torch.Tensor):
+            return f"its {own['class']}.{name} is no tensor"
         shapes = [tuple(getattr(state[name], "shape", ())) for state in (mine, theirs)]
         if shapes[0] != shapes[1]:
             return f"its {own['class']}.{name} has shape {shapes[1]}, not {shapes[0]}"
@@ -223,5 +225,9 @@ def load_checkpoint(path: str | os.PathLike[str], *modules: nn.Module) -> int:
         ValueError: the file is truncated, not a checkpoint, or one of another model; nothing is changed then.
     """
     content = read(path, "modules", "step")
-    apply(match(path, modules, content["modules"]))
-    return int(content["step"])
+    try:
+        matched, step = match(path, modules, content["modules"]), int(content["step"])
+    except (TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise ValueError(f"{path} is not whole ({type(error).__name__}: {error})") from error
+    apply(matched)
+    return step

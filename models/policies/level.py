@@ -85,6 +85,8 @@ def columns_of(columns: Columns, size: int, seen: int) -> np.ndarray:
         TypeError: for what is neither a slice nor indices.
         ValueError: if there is no such number, or there are not ``seen`` of them.
     """
+    if size > 2**24:  # of which no list is made before it is known that somebody sees them
+        raise ValueError(f"an observation of {size} numbers is too long")
     try:
         found = np.arange(size)[
             slice(None) if columns is None else columns if isinstance(columns, slice) else [*columns]

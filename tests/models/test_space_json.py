@@ -70,6 +70,12 @@ NO_SPACES = [
     '{"type": "Box", "shape": [2], "dtype": "float32", "low": 2, "high": 1}',
     '{"type": "Box", "shape": [2], "dtype": "no such type", "low": 0, "high": 1}',
     '{"type": "Dict", "spaces": [["a"]]}',
+    # Larger than any file in which a few bytes say so, or nested deeper than anybody reads.
+    '{"type": "Box", "shape": [1000000, 1000000], "dtype": "float32", "low": 0, "high": 1}',
+    '{"type": "MultiBinary", "n": 1000000000000}',
+    '{"type": "MultiDiscrete", "nvec": [1000000000, -1000000000], "start": [0, 0], "dtype": "int64"}',
+    '{"type": "Tuple", "spaces": ' * 100 + "[]" + "}" * 100,
+    "[" * 100_000,
 ]
 
 

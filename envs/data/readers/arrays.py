@@ -23,6 +23,8 @@ __all__ = ["as_flags", "demonstrations_of", "from_arrays"]
 
 Space = spaces.Space[Any]
 
+_FLAGS = ("terminated", "truncated")
+
 
 def from_arrays(
     observations: Any,
@@ -97,8 +99,17 @@ def demonstrations_of(
     *,
     drop_last_action: bool = False,
     path: PATH | None = None,
+    called: Mapping[str, str] | None = None,
 ) -> Demonstrations:
-    """Return demonstrations from the arguments of `from_arrays`, by their names; errors name the file they come from.
+    """Return demonstrations from the arguments of `from_arrays`, by their names.
+
+    Args:
+        columns: the arguments.
+        action_space: of the environment, or a number of actions.
+        observation_space: of the environment, or None.
+        drop_last_action: as there.
+        path: of the file they come from, which errors name.
+        called: what errors call arguments, where they have other names there.
 
     Raises:
         TypeError, ValueError: as there.
@@ -108,7 +119,9 @@ def demonstrations_of(
         observation_size(observation_space)
     rounded: dict[str, float] = {}
     with naming(path):
-        columns = {name: value for name, value in columns.items() if value is not None}
+        columns = _Columns({name: value for name, value in columns.items() if value is not None}, called)
+        if missing := [columns.called(name) for name in ("observations", "actions") if name not in columns]:
+            raise ValueError(f"there are no {missing[0]}")
         apart = isinstance(columns["actions"], list | tuple)
         if apart and isinstance(columns["observations"], Mapping):
             raise ValueError("the actions are a list of one array an episode: so must be the observations")
@@ -134,7 +147,18 @@ def demonstrations_of(
 # ---------------------------------------------------------------------- episodes
 
 
-def _episodes(columns: Mapping[str, Any], space: Space | None, drop: bool, fragment: bool) -> list[Episode]:
+class _Columns(dict[str, Any]):
+    """Arguments of `from_arrays`, and what errors call them."""
+
+    def __init__(self, columns: Mapping[str, Any], called: Mapping[str, str] | None) -> None:
+        super().__init__(columns)
+        self.names = called or {}
+
+    def called(self, name: str) -> str:
+        return self.names.get(name, name)
+
+
+def _episodes(columns: _Columns, space: Space | None, drop: bool, fragment: bool) -> list[Episode]:
     """Episodes from lists of one array each.
 
     Args:
@@ -145,13 +169,14 @@ def _episodes(columns: Mapping[str, Any], space: Space | None, drop: bool, fragm
     """
     for name in ("lengths", "episode_ends"):
         if name in columns:
-            raise ValueError(f"{name} is for one array of all episodes, but the actions are a list of arrays")
+            what = f"{columns.called(name)} is for one array of all episodes"
+            raise ValueError(f"{what}, but the actions are a list of arrays")
     actions, following, rewards = columns["actions"], columns.get("next_observations"), columns.get("rewards")
     for name in ("observations", "next_observations", "rewards"):
         if name in columns and len(columns[name]) != len(actions):
-            raise ValueError(f"{len(columns[name])} {name} for {len(actions)} episodes of actions")
+            raise ValueError(f"{len(columns[name])} {columns.called(name)} for {len(actions)} episodes of actions")
     counts = [len(np.atleast_1d(one)) for one in actions]
-    terminated, truncated = (_ended(name, columns.get(name), counts) for name in ("terminated", "truncated"))
+    terminated, truncated = (_ended(columns.called(name), columns.get(name), counts, name) for name in _FLAGS)
     episodes = []
     for index, (acted, count) in enumerate(zip(actions, counts, strict=True)):
         one = Episode(
@@ -166,7 +191,8 @@ def _episodes(columns: Mapping[str, Any], space: Space | None, drop: bool, fragm
         if count and _count(index, space, one.observations) == count:
             if following is not None:
                 if (found := _count(index, space, following[index])) != count:
-                    raise TraceError(index, min(found, count), f"{found} next_observations for {count} actions")
+                    what = f"{found} {columns.called('next_observations')} for {count} actions"
+                    raise TraceError(index, min(found, count), what)
                 last = _mapped(lambda value: value[-1:], space, following[index])
                 joined = _mapped(lambda *values: np.concatenate(values), space, one.observations, last)
                 one = one._replace(observations=joined)
@@ -186,7 +212,7 @@ def _episodes(columns: Mapping[str, Any], space: Space | None, drop: bool, fragm
     return episodes
 
 
-def _split(columns: Mapping[str, Any], space: Space | None) -> tuple[dict[str, Any], bool]:
+def _split(columns: _Columns, space: Space | None) -> tuple[_Columns, bool]:
     """Cut arrays of all episodes into lists of one an episode.
 
     Returns:
@@ -195,7 +221,8 @@ def _split(columns: Mapping[str, Any], space: Space | None) -> tuple[dict[str, A
     """
     actions = np.atleast_1d(np.asarray(columns["actions"]))
     steps, fragment = _episode_lengths(len(actions), columns)
-    parts: dict[str, Any] = {name: columns[name] for name in ("terminated", "truncated") if name in columns}
+    flags = {name: columns[name] for name in _FLAGS if name in columns}
+    parts = _Columns(flags, columns.names)
     ends, total = np.cumsum(steps), len(actions)
     for name, space_of in (("observations", space), ("next_observations", space), ("actions", None), ("rewards", None)):
         if name not in columns:
@@ -209,7 +236,7 @@ def _split(columns: Mapping[str, Any], space: Space | None) -> tuple[dict[str, A
                 )
             extra = 1
         elif found != total:
-            raise ValueError(f"{found} {name} for {total} actions")
+            raise ValueError(f"{found} {columns.called(name)} for {total} actions")
         cuts = [
             slice(end - count, end + extra)
             for end, count in zip(ends + extra * np.arange(len(ends)), steps, strict=True)
@@ -218,32 +245,35 @@ def _split(columns: Mapping[str, Any], space: Space | None) -> tuple[dict[str, A
     return parts, fragment
 
 
-def _episode_lengths(total: int, columns: Mapping[str, Any]) -> tuple[np.ndarray, bool]:
+def _episode_lengths(total: int, columns: _Columns) -> tuple[np.ndarray, bool]:
     """``[B]``, actions of each episode, and whether the last one goes on after them."""
     if {"lengths", "episode_ends"} <= columns.keys():
-        raise ValueError("give lengths or episode_ends, not both")
-    name = "lengths" if "lengths" in columns else "episode_ends"
-    given = columns.get(name)
+        raise ValueError(f"give {columns.called('lengths')} or {columns.called('episode_ends')}, not both")
+    key = "lengths" if "lengths" in columns else "episode_ends"
+    name, given = columns.called(key), columns.get(key)
     if given is None:
-        flags = [as_flags(kind, columns[kind]) for kind in ("terminated", "truncated") if kind in columns]
-        if not flags or any(flag.shape != (total,) for flag in flags):
+        flags = {kind: as_flags(columns.called(kind), columns[kind]) for kind in _FLAGS if kind in columns}
+        wrong = [f"{columns.called(kind)} {[*flag.shape]}" for kind, flag in flags.items() if flag.shape != (total,)]
+        if wrong or not flags:
+            one, other = map(columns.called, _FLAGS)
+            there = f", got {wrong[0]}" if wrong else ""
             raise ValueError(
-                f"where do episodes end? Give lengths, episode_ends, or terminated and truncated of all {total} actions"
+                f"where do episodes end? Give lengths, episode_ends, or {one} and {other} of all {total} actions{there}"
             )
-        given = np.logical_or.reduce(flags)
+        given = np.logical_or.reduce([*flags.values()])
     given = np.asarray(given)
     fragment = False
-    if name == "episode_ends" and _are_flags(given) and (given.shape == (total,) or given.dtype.kind == "b"):
+    if key == "episode_ends" and _are_flags(given) and (given.shape == (total,) or given.dtype.kind == "b"):
         if given.shape != (total,):
-            raise ValueError(f"episode_ends has shape {list(given.shape)} for {total} actions")
+            raise ValueError(f"{name} has shape {list(given.shape)} for {total} actions")
         fragment = total > 0 and not given[-1]
         given = np.flatnonzero(np.append(given[:-1], [True] * (total > 0))) + 1
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers [B], got {given.dtype} {list(given.shape)}")
     steps = given.astype(np.int64)
-    steps = np.diff(steps, prepend=0) if name == "episode_ends" else steps
-    if (steps < 1).any() or steps.sum() != total:
-        wanted = "be positive and add up to" if name == "lengths" else "increase and end with"
+    steps = np.diff(steps, prepend=0) if key == "episode_ends" else steps
+    if (steps < 1).any() or (steps > total).any() or steps.sum() != total:
+        wanted = "be positive and add up to" if key == "lengths" else "increase and end with"
         raise ValueError(f"{name} must {wanted} {total}, the number of actions, got {given[:20].tolist()}")
     return steps, fragment
 
@@ -264,7 +294,7 @@ def as_flags(name: str, given: Any) -> np.ndarray:
     return flags.astype(bool).reshape(len(flags) if flags.ndim == 2 and flags.shape[1] == 1 else flags.shape)
 
 
-def _ended(name: str, given: Any, counts: Sequence[int]) -> np.ndarray | None:
+def _ended(name: str, given: Any, counts: Sequence[int], how: str) -> np.ndarray | None:
     """How each episode ended, ``[B]``, by flags ``[B]`` or ``[N]``, or a list of ``[A]``.
 
     Raises:
@@ -289,7 +319,7 @@ def _ended(name: str, given: Any, counts: Sequence[int]) -> np.ndarray | None:
         place = int(inner.argmax())
         trace = int(np.searchsorted(ends, place))
         step = place - int(ends[trace] - counts[trace] + 1)
-        raise TraceError(trace, step, f"the episode goes on although it is {name}")
+        raise TraceError(trace, step, f"the episode goes on although it is {how}")
     return flags[ends]
 
 

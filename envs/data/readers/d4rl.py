@@ -51,16 +51,17 @@ def from_d4rl(
         Demonstrations(1 trace, 2 actions (2 to 2 each), ...)
     """
     if isinstance(source, Mapping):
-        path, columns = None, usual_columns(source, source.__getitem__)
+        path, (columns, called) = None, usual_columns(source, source.__getitem__)
     else:
         path = source
         with open_hdf5(path) as file:
-            columns = usual_columns(file.names(), file.read)
+            columns, called = usual_columns(file.names(), file.read)
     if "next_observations" in columns and not columns.keys() & {"truncated", "lengths", "episode_ends"}:
         seen, following = (np.asarray(columns[name]) for name in ("observations", "next_observations"))
-        if len(seen) > 1 and seen.shape == following.shape:
-            far = np.abs(seen[1:] - following[:-1]) > 1e-6
+        if seen.ndim and len(seen) > 1 and seen.shape == following.shape and seen.dtype.kind in "fiub":
+            far = np.abs(seen[1:].astype(np.float64) - following[:-1]) > 1e-6
             jumps = np.append(far.reshape(len(far), -1).any(1), False)
             stopped = np.asarray(columns.get("terminated", 0)).reshape(-1) != 0
             columns["truncated"] = jumps & ~stopped if len(stopped) in (1, len(jumps)) else jumps
-    return demonstrations_of(columns, action_space, observation_space, drop_last_action=True, path=path)
+            called["truncated"] = "timeouts"
+    return demonstrations_of(columns, action_space, observation_space, drop_last_action=True, path=path, called=called)

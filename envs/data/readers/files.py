@@ -7,13 +7,19 @@ of the file is read, and what a file says of its own size is not believed.
 from __future__ import annotations
 
 import importlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PATH", "Budget", "begins_like", "chosen", "existing", "imported", "naming"]
+from ...._limits import Budget
+from . import walk
+
+__all__ = ["PATH", "begins_like", "chosen", "existing", "imported", "naming", "verify_apart"]
 
 PATH = str | os.PathLike[str]
 
@@ -43,7 +49,7 @@ def naming(path: PATH | None) -> Iterator[None]:
     except Exception as error:
         if path is None:
             raise
-        text = str(error) or type(error).__name__
+        text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{os.fspath(path)}: {text}") from error
 
 
@@ -51,9 +57,12 @@ def existing(path: PATH, folder: bool = False) -> Path:
     """Return the path of a file that holds something, or of a folder.
 
     Raises:
+        TypeError: if it is given by something else than a path.
         FileNotFoundError: if there is none.
         ValueError: if it is empty, or the one in place of the other.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a {'folder' if folder else 'file'} is given by its path, got {path!r}")
     found, kind = Path(path), "folder" if folder else "file"
     if not found.exists():
         raise FileNotFoundError(f"no {kind} {found}")
@@ -72,27 +81,45 @@ def begins_like(path: Path) -> str:
     return f": it begins like {kinds[0]}" if kinds else ""
 
 
-class Budget:
-    """How many bytes may be read from a file, by its size; the usual compressions make at most 1,032 of one.
+def verify_apart(kind: str, paths: Sequence[Path]) -> None:
+    """Look at files that are about to be read, in a process of its own: see `walk`.
 
-    A few hundred bytes can claim to hold a terabyte, or the same array ten thousand times.
+    It takes a third of a second, and at most `_SECONDS` and some more for large files.
 
     Args:
-        path: the file.
+        kind: ``"hdf5"`` or ``"parquet"``.
+        paths: of the files, which are there.
+
+    Raises:
+        ValueError: naming the first that is damaged, is not whole by itself, or claims to hold more than it may.
     """
+    for path, found in zip(paths, _walked(kind, paths), strict=True):
+        with naming(path):
+            if isinstance(found, str):
+                raise ValueError(found)
+            Budget(path.stat().st_size).take(found)
 
-    def __init__(self, path: Path) -> None:
-        self._left = 1100 * path.stat().st_size
 
-    def take(self, count: int) -> None:
-        """Make sure, before they are read, that the file can hold so many bytes beside those before.
+_SECONDS, _BYTES_A_SECOND = 6, 5e6  # which it may take: names are a small part of most files
 
-        Raises:
-            ValueError: if it cannot.
-        """
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("it claims to hold more than a file of its size can")
+
+def _walked(kind: str, paths: Sequence[Path]) -> list[int | str]:
+    """How many bytes each file becomes, or what is wrong with it."""
+    size = sum(path.stat().st_size for path in paths)
+    command = [sys.executable or "", "-P", walk.__file__, kind, str(2**32 + 4 * size)]
+    given, seconds = json.dumps([str(path.absolute()) for path in paths]), _SECONDS + size / _BYTES_A_SECOND
+    try:
+        done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=seconds)
+        lines, fault = done.stdout, "what looks at it is ended by it" if done.returncode else ""
+    except subprocess.TimeoutExpired as error:
+        lines, fault = error.stdout or b"", "what looks at it goes round in circles"
+    except OSError:  # no other Python can be started
+        lines = b""
+    ready, *rest = lines.splitlines() or [b""]
+    if ready != b"ready":  # it is no fault of the files
+        return [walk.found(getattr(walk, f"bytes_of_{kind}"), str(path)) for path in paths]
+    found: list[int | str] = [json.loads(line) for line in rest]
+    return found + [f"it is damaged: {fault}"] * (len(paths) - len(found))
 
 
 _INSTALL = {"minari": "'minari[hdf5]'", "imitation": "--no-deps imitation seals", "PIL": "pillow"}
@@ -115,9 +142,13 @@ def chosen(observations: str | Iterable[str], there: Mapping[str, Any]) -> Any:
     """The observations that are asked for: one for a name, a dict of them for several names.
 
     Raises:
+        TypeError: for something else than names.
         ValueError: naming those that are not there, and those that are.
     """
-    names = [observations] if isinstance(observations, str) else list(observations)
+    given: Any = [observations] if isinstance(observations, str) else observations
+    names = [*given] if isinstance(given, Iterable) else [given]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"observations are chosen by their names, got {observations!r}")
     if missing := [name for name in names if name not in there]:
         raise ValueError(f"there is no {missing[0]!r}: there are {sorted(there)}")
     if not names:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .files import PATH, Budget, begins_like, existing, imported, naming
+from ...._limits import Budget
+from .files import PATH, begins_like, existing, imported, naming, verify_apart
+from .walk import size_of
 
 __all__ = ["Hdf5", "open_hdf5", "verify_hdf5"]
 
@@ -49,6 +51,7 @@ class Hdf5:
         """Read an array of texts, one after the other."""
         array = self._array(name)
         for index in range(len(array)):
+            self._budget.take(array.dtype.itemsize + 1)
             text = array[index]
             yield text.decode() if isinstance(text, bytes) else str(text)
 
@@ -59,7 +62,7 @@ class Hdf5:
         array = self._file[name]
         if not getattr(array, "shape", None):
             raise ValueError(f"{name} is no array")
-        _refuse_outside(array.id, name)
+        size_of(array.id, name)
         return array
 
 
@@ -74,37 +77,23 @@ def open_hdf5(path: PATH) -> Iterator[Hdf5]:
     """
     h5py = imported("h5py")
     path = existing(path)
-    with naming(path):
-        if not h5py.is_hdf5(path):
-            raise ValueError(f"it is no HDF5 file{begins_like(path)}")
-        with h5py.File(path, "r") as file:
-            inside = (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT)
-            outside = file.id.links.visit(lambda name, link: None if link.type in inside else name, info=True)
-            if outside is not None:
-                raise ValueError(f"{outside.decode()} is a link to another file, which is not followed")
-            yield Hdf5(file, Budget(path))
+    verify_hdf5(path)
+    with naming(path), h5py.File(path, "r") as file:
+        yield Hdf5(file, Budget(path.stat().st_size))
 
 
 def verify_hdf5(path: Path) -> None:
-    """Look through an HDF5 file that another library is about to read whole.
+    """Look through an HDF5 file that is about to be read, see `verify_apart`.
 
     Raises:
-        ImportError, FileNotFoundError, ValueError: as `open_hdf5`, or if an array lies in another file, or all of them
+        ImportError: without h5py.
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged or another file, an array lies in another file or is not there, or all of them
             cannot be in this one.
     """
     h5py = imported("h5py")
-    with open_hdf5(path) as file:
-        names: list[bytes] = []
-        h5py.h5o.visit(file._file.id, names.append)
-        for name in names:
-            found = h5py.h5o.open(file._file.id, name)
-            if isinstance(found, h5py.h5d.DatasetID):
-                _refuse_outside(found, name.decode())
-                file._budget.take(math.prod(found.shape or ()) * found.dtype.itemsize)
-
-
-def _refuse_outside(array: Any, name: str) -> None:
-    """Refuse an array, an h5py.h5d.DatasetID, whose numbers lie in another file."""
-    layout = array.get_create_plist()
-    if layout.get_external_count() or layout.get_layout() == imported("h5py").h5d.VIRTUAL:
-        raise ValueError(f"{name} lies in another file, which is not read")
+    path = existing(path)
+    with naming(path):
+        if not h5py.is_hdf5(path):
+            raise ValueError(f"it is no HDF5 file{begins_like(path)}")
+    verify_apart("hdf5", [path])

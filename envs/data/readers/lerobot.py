@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
+from ...._limits import Budget, json_of
 from ...._verify import verify_positive
 from ....models.spaces import as_action_space
 from ..demonstrations import Demonstrations
 from .arrays import demonstrations_of
-from .files import PATH, Budget, chosen, existing, imported, naming
+from .files import PATH, chosen, existing, imported, naming, verify_apart
 
 __all__ = ["from_lerobot"]
 
@@ -68,6 +68,10 @@ def from_lerobot(
     imported("pyarrow.parquet")
     numbered = action_space is not None and isinstance(as_action_space(action_space), spaces.Discrete)
     folder = existing(folder, folder=True)
+    if episodes is not None:
+        episodes = list(episodes)
+        if twice := [number for number in episodes if episodes.count(number) > 1]:
+            raise ValueError(f"episodes={episodes} has {twice[0]} twice")
     names = [observations] if isinstance(observations, str) else list(observations)
     info = _info(folder, [*names, action])
     videos = [name for name in names if info.features[name]["dtype"] == "video"]
@@ -79,6 +83,7 @@ def from_lerobot(
     if not files:
         raise FileNotFoundError(f"no data/chunk-000/*.parquet in {folder}")
     found: dict[int, dict[str, np.ndarray]] = {}
+    verify_apart("parquet", [existing(file) for file in [*files, *sorted(folder.glob("meta/episodes/*/*.parquet"))]])
     for file in files:
         _read_episodes(file, columns, info, episodes, found)
     with naming(folder):
@@ -86,7 +91,7 @@ def from_lerobot(
             raise ValueError(
                 f"meta/info.json says {info.episodes} episodes, {len(found)} are there: choose some, episodes=[...]"
             )
-        wanted = sorted(found) if episodes is None else list(episodes)
+        wanted = sorted(found) if episodes is None else episodes
         if missing := [number for number in wanted if number not in found]:
             raise ValueError(f"it has no episode {missing[0]}")
         # One frame alone has no action that is kept.
@@ -107,10 +112,11 @@ def from_lerobot(
         "actions": [one[action][:-1] for one in parts],
         "terminated": [False] * len(parts),
     }
-    for column, name in (("rewards", "next.reward"), ("terminated", "next.done")):
+    called = {"rewards": "next.reward", "terminated": "next.done"}
+    for column, name in called.items():
         if name in columns:
             given[column] = [one[name][:-1] for one in parts]
-    return demonstrations_of(given, action_space, observation_space, path=folder)
+    return demonstrations_of(given, action_space, observation_space, path=folder, called=called)
 
 
 class _Info(NamedTuple):
@@ -126,15 +132,20 @@ class _Info(NamedTuple):
 def _info(folder: Path, names: Sequence[str]) -> _Info:
     path = existing(folder / "meta" / "info.json")
     with naming(path):
-        info = json.loads(path.read_bytes())
+        info = json_of(path.read_bytes())
         if not isinstance(info, dict) or not {"codebase_version", "features", "fps", "total_episodes"} <= info.keys():
             raise ValueError("it is no info.json of a LeRobot data set")
         version = re.match(r"v?([23])\.", str(info["codebase_version"]))
         if version is None:
             raise ValueError(f"its version is {info['codebase_version']}; 2.0, 2.1 and 3.0 are read")
-        for name, feature in chosen(names, info["features"]).items():
-            if not {"dtype", "shape"} <= feature.keys():
+        for name in ("features", "total_episodes"):
+            if not isinstance(info[name], kind := {"features": dict, "total_episodes": int}[name]):
+                raise ValueError(f"its {name} must be a {kind.__name__}, got a {type(info[name]).__name__}")
+        for name, feature in {**info["features"], **chosen(names, info["features"])}.items():
+            if not isinstance(feature, dict) or not {"dtype", "shape"} <= feature.keys():
                 raise ValueError(f"the feature {name} has no dtype or no shape")
+            if not isinstance(feature["shape"], list) or not all(type(size) is int for size in feature["shape"]):
+                raise ValueError(f"the shape of the feature {name} must be a list of numbers, got {feature['shape']!r}")
         verify_positive(fps=info["fps"], chunks_size=info.get("chunks_size", 1000))
         return _Info(
             info["features"], info["fps"], info["total_episodes"], int(version[1]), info.get("chunks_size", 1000)
@@ -152,9 +163,9 @@ def _table(path: Path, columns: Sequence[str]) -> Any:
         there = file.schema_arrow.names
         if missing := [name for name in columns if name not in there]:
             raise ValueError(f"it has no column {missing[0]!r}: it has {sorted(there)}")
-        budget, batches = Budget(path), []
-        # By batches, so that what has a wrong size is found out soon. Metadata of columns are not asked for: pyarrow 26
-        # ends the process where they are damaged.
+        budget, batches = Budget(path.stat().st_size), []
+        # By batches, so that what has a wrong size is found out soon. Metadata of columns are not asked for here:
+        # pyarrow 26 ends the process where they are damaged.
         for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
             budget.take(batch.nbytes)
             batches.append(batch)
@@ -181,7 +192,10 @@ def _read_episodes(
         frames: dict[str, np.ndarray] = {}
         for name in columns[1:]:
             image = info.features[name]["dtype"] == "image"
-            frames[name] = _images(table, name, info) if image else _numbers(table, name)
+            frames[name] = _images(table, name, info, path) if image else _numbers(table, name)
+            shape = info.features[name]["shape"]
+            if not image and frames[name].shape[1:] not in (tuple(shape), () if shape == [1] else None):
+                raise ValueError(f"{name} has shape {[*frames[name].shape[1:]]}, meta/info.json says {shape}")
         ends = np.flatnonzero(np.diff(numbers, append=numbers[-1] - 1)) + 1
         for first, end in zip([0, *ends[:-1]], ends, strict=True):
             number = int(numbers[first])
@@ -219,15 +233,16 @@ def _numbers(table: Any, name: str) -> np.ndarray:
 # ---------------------------------------------------------------------- images and videos
 
 
-def _images(table: Any, name: str, info: _Info) -> np.ndarray:
+def _images(table: Any, name: str, info: _Info, path: Path) -> np.ndarray:
     """A column of images, each in the bytes of a file, `[N, H, W, 3]`."""
-    pillow, images = imported("PIL.Image"), []
+    pillow, images, budget = imported("PIL.Image"), [], Budget(path.stat().st_size)
     for row in table.column(name).to_pylist():
         content = row.get("bytes") if isinstance(row, dict) else None
         if content is None:
             raise ValueError(f"{name} has an image that is not in the file")
         with pillow.open(io.BytesIO(content)) as image:
             _check_size(name, image.height, image.width, info)
+            budget.take(3 * image.height * image.width)
             images.append(np.asarray(image.convert("RGB")))
     return np.stack(images)
 

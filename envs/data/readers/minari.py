@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from ....models.space_json import space_from_json, space_to_json
+from ...._limits import json_of
+from ....models.space_json import space_from_json, space_to_json, verify_size
 from ....models.spaces import check_action_space, observation_size
 from ..demonstrations import Demonstrations, Episode
 from .arrays import demonstrations_of
-from .files import chosen, imported, naming
+from .files import chosen, existing, imported, naming
 from .hdf5 import verify_hdf5
 from .imitation import refuse_extras
 
@@ -62,8 +63,15 @@ def from_minari(
     """
     minari = imported("minari")
     if isinstance(dataset, str):
-        with naming(importlib.import_module("minari.storage").get_dataset_path(dataset)):
-            dataset = minari.load_dataset(dataset, download=download)
+        folder = Path(importlib.import_module("minari.storage").get_dataset_path(dataset))
+        with naming(folder):
+            if not (folder / "data").exists():
+                if not download:
+                    raise FileNotFoundError(f"no data set {dataset} at {folder}: pass download=True to download it")
+                minari.download_dataset(dataset)
+        _verify_metadata(folder / "data")
+        with naming(folder):
+            dataset = minari.load_dataset(dataset)
     elif not isinstance(dataset, minari.MinariDataset):
         raise TypeError(f"a Minari data set is given by its id or as a MinariDataset, got {type(dataset).__name__}")
     path = Path(dataset.storage.data_path)
@@ -95,7 +103,30 @@ def from_minari(
         }
         if all(np.isnan(one).all() for one in columns["rewards"]):
             del columns["rewards"]
-    return demonstrations_of(columns, **found, path=path)
+    called = {"terminated": "terminations", "truncated": "truncations"}
+    return demonstrations_of(columns, **found, path=path, called=called)
+
+
+def _verify_metadata(folder: Path) -> None:
+    """Look at what a data set says of itself, before Minari believes it.
+
+    Raises:
+        FileNotFoundError: if it says nothing.
+        ValueError: naming the file, if it is damaged, or claims more than there is. Without spaces Minari would make
+            the environment, from whatever code the file names.
+    """
+    path = existing(folder / "metadata.json")
+    with naming(path):
+        found = json_of(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("it is no metadata of a Minari data set")
+        for name in _SPACES:
+            if not isinstance(found.get(name), str):
+                raise ValueError(f"it does not say the {name}")
+            verify_size(json_of(found[name]))
+        most = sum(file.stat().st_size for file in folder.rglob("*"))  # of which an episode takes some
+        if not isinstance(count := found.get("total_episodes"), int) or not 0 <= count <= most:
+            raise ValueError(f"it claims to have {count!r} episodes, in {most} bytes")
 
 
 def to_minari(

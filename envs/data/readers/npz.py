@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.lib import format as npy
 
+from ...._limits import Budget
 from ..demonstrations import Demonstrations
+from ..npz_reader import read_array
 from .arrays import as_flags, demonstrations_of
-from .files import PATH, Budget, begins_like, existing, naming
+from .files import PATH, begins_like, existing, naming
 
 __all__ = ["from_npz", "usual_columns"]
 
@@ -76,10 +74,18 @@ def from_npz(
         if not zipfile.is_zipfile(path):
             raise ValueError(f"it is no whole .npz file{begins_like(path)}")
         with zipfile.ZipFile(path) as archive:
-            read = partial(_array, archive, Budget(path))
+            budget = Budget(path.stat().st_size)
+            for info in archive.infolist():  # a damaged name would hide an array that may be missing
+                archive.open(info).close()
+                if info.comment:
+                    raise ValueError(f"{info.filename} is damaged: it has a comment")
+
+            def read(name: str) -> np.ndarray:
+                return read_array(archive, archive.getinfo(f"{name}.npy"), budget)
+
             there = [name.removesuffix(".npy") for name in archive.namelist()]
             ours = "format" in there and str(read("format")).startswith("pyrocontrol-demonstrations")
-            columns = {} if ours else usual_columns(there, read, names)
+            columns, called = ({}, {}) if ours else usual_columns(there, read, names)
     if ours:
         found = Demonstrations.load(path)
         if action_space is None and observation_space is None:
@@ -90,12 +96,14 @@ def from_npz(
             )
     if action_space is None:
         raise TypeError(f"{path}: give the action_space, which is not in the file")
-    return demonstrations_of(columns, action_space, observation_space, drop_last_action=drop_last_action, path=path)
+    return demonstrations_of(
+        columns, action_space, observation_space, drop_last_action=drop_last_action, path=path, called=called
+    )
 
 
 def usual_columns(
     there: Iterable[str], read: Callable[[str], Any], names: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Find arrays by their usual names.
 
     Args:
@@ -104,7 +112,7 @@ def usual_columns(
         names: the names of some columns, a dict of names where a column is several arrays.
 
     Returns:
-        Those arguments of `from_arrays` that there are.
+        Those arguments of `from_arrays` that there are, and what they are called here.
 
     Raises:
         ValueError: if one is missing, or there are several for one column.
@@ -131,25 +139,15 @@ def usual_columns(
         column: {key: read(one) for key, one in name.items()} if isinstance(name, Mapping) else read(name)
         for column, name in found.items()
     }
+    called = {column: name for column, name in found.items() if isinstance(name, str)}
     if found.get("episode_ends") == "dones":  # of episodes that terminated; those that were cut off end too
-        names_of_flags = [name for name in ("episode_ends", "terminated", "truncated") if name in columns]
-        columns["episode_ends"] = np.logical_or.reduce([as_flags(name, columns[name]) for name in names_of_flags])
-    return columns
-
-
-def _array(archive: zipfile.ZipFile, budget: Budget, name: str) -> np.ndarray:
-    """One array, whose size is that of its bytes, whatever it says."""
-    info = archive.getinfo(f"{name}.npy")
-    budget.take(info.file_size)
-    content = archive.read(info)
-    file = io.BytesIO(content)
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"{name} is of version {version} of the .npy format")
-    shape, by_columns, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which are never unpickled: save arrays of numbers")
-    if file.tell() + math.prod(shape) * dtype.itemsize != len(content):
-        raise ValueError(f"{name} is damaged: its size is not that of {shape} {dtype}")
-    flat = np.frombuffer(bytearray(content), dtype, math.prod(shape), file.tell())
-    return flat.reshape(shape, order="F" if by_columns else "C")
+        flags = {
+            called[name]: as_flags(called[name], columns[name])
+            for name in ("episode_ends", "terminated", "truncated")
+            if name in columns
+        }
+        if len({flag.shape for flag in flags.values()}) > 1:
+            shapes = ", ".join(f"{name} {[*flag.shape]}" for name, flag in flags.items())
+            raise ValueError(f"flags must be of one shape, got {shapes}")
+        columns["episode_ends"] = np.logical_or.reduce([*flags.values()])
+    return columns, called

@@ -71,7 +71,7 @@ def from_robomimic(
             action = columns["actions"][0]
             action_space = spaces.Box(-1, 1, action.shape[1:], action.dtype)
     columns["terminated"] = columns.pop("dones", [False] * count)
-    return demonstrations_of(columns, action_space, observation_space, path=path)
+    return demonstrations_of(columns, action_space, observation_space, path=path, called={"terminated": "dones"})
 
 
 def _demos(file: Hdf5, filter: str | None) -> list[str]:

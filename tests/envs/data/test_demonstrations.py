@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 from recorded import ACTIONS, BOX, BYTES, FIELDS, IMAGE, NAMED, VECTOR, recorded, same
 
-from pyrocontrol.envs import Demonstrations, Episode
+from pyrocontrol.envs import Demonstrations, Episode, Transitions
 from pyrocontrol.envs.bubble_sort import demonstrations, teacher
 
 
@@ -409,3 +409,24 @@ def test_how_a_trace_ended_by_default() -> None:
 def test_no_traces() -> None:
     with pytest.raises(ValueError, match="the data set is empty"):
         Demonstrations(torch.zeros(0, 3, 2), torch.zeros(0, 3).long(), torch.zeros(0).long(), 2)
+
+
+def test_writing_to_what_was_read_is_noticed() -> None:
+    data = demonstrations(3, 0)
+    for name in ("observations", "actions", "lengths", "task", "mask", "terminated"):
+        one = data[:2]
+        getattr(one, name)[0] = 0
+        with pytest.raises(ValueError, match=f"the {name} of this data set were changed in place"):
+            getattr(one, name)
+    one = data[:2]
+    one.parts["observation"].zero_()
+    with pytest.raises(ValueError, match="the parts of this data set were changed"):
+        _ = one.parts
+    del data.parts["observation"]
+    assert data.parts
+    goals, seen, acted = torch.ones(4, 1), torch.ones(4, 2), torch.ones(4, dtype=torch.long)
+    made = Transitions(seen, acted, 2, goals=goals)
+    before = made.fingerprint()
+    for given in (goals, seen, acted):  # what was given is no part of it
+        given.zero_()
+    assert made.fingerprint() == before

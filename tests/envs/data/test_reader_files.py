@@ -15,6 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from foreign_files import (
+    BOX,
+    COUNTS,
+    IMAGE,
+    VIDEO,
+    Rows,
+    flat_arrays,
+    picture,
+    recorded,
+    write_d4rl,
+    write_lerobot,
+    write_npz,
+    write_robomimic,
+    write_videos,
+)
 from gymnasium import spaces
 
 from pyrocontrol.envs import (
@@ -28,24 +43,7 @@ from pyrocontrol.envs import (
     from_robomimic,
     to_minari,
 )
-
-Rows = dict[str, Any]
-BOX = spaces.Box(-1, 1, (2,), np.float32)
-COUNTS = (4, 2, 3)  # actions of each episode
-
-
-def recorded() -> list[Rows]:
-    """Three episodes of what all formats hold; observation t + 1 follows action t."""
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "observations": rng.standard_normal((count + 1, 3)).astype(np.float32),
-            "actions": rng.uniform(-1, 1, (count, 2)).astype(np.float32),
-            "rewards": rng.standard_normal(count),
-            "dones": np.arange(count) == count - 1,
-        }
-        for count in COUNTS
-    ]
+from pyrocontrol.envs.data.readers import files, walk
 
 
 def wanted(episodes: list[Rows], space: Any = None, **changes: Any) -> Demonstrations:
@@ -63,148 +61,6 @@ def shortened(episodes: list[Rows]) -> Demonstrations:
 
 def same(left: Demonstrations, right: Demonstrations) -> bool:
     return left.fingerprint() == right.fingerprint()
-
-
-# ---------------------------------------------------------------------- files in the layouts of others
-
-
-def flat_arrays(episodes: list[Rows]) -> Rows:
-    """Steps one after the other, with the observation after each."""
-    return {
-        "observations": np.concatenate([one["observations"][:-1] for one in episodes]),
-        "next_observations": np.concatenate([one["observations"][1:] for one in episodes]),
-        **{name: np.concatenate([one[name] for one in episodes]) for name in ("actions", "rewards")},
-        "terminals": np.concatenate([one["dones"] for one in episodes]),
-    }
-
-
-def write_npz(folder: Path, episodes: list[Rows], **changes: Any) -> Path:
-    arrays = flat_arrays(episodes) | changes
-    np.savez(folder / "data.npz", **{name: value for name, value in arrays.items() if value is not None})
-    return folder / "data.npz"
-
-
-def write_d4rl(folder: Path, episodes: list[Rows], **changes: Any) -> Path:
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(folder / "data.hdf5", "w") as file:
-        for name, value in (flat_arrays(episodes) | changes).items():
-            if value is not None:
-                file[name] = value
-        file["infos/qpos"] = np.zeros((9, 2))
-        file["metadata/algorithm"] = "SAC"
-    return folder / "data.hdf5"
-
-
-def write_robomimic(folder: Path, episodes: list[Rows], **changes: Any) -> Path:
-    """Demonstrations 0, 2 and 10, whose order by name is another one."""
-    h5py = pytest.importorskip("h5py")
-    path = folder / "low_dim.hdf5"
-    with h5py.File(path, "w") as file:
-        for number, one in zip((0, 2, 10), episodes, strict=True):
-            count = len(one["actions"])
-            images = np.full((count, 4, 5, 3), number, np.uint8)
-            demo = file.create_group(f"data/demo_{number}")
-            for name, value in {
-                "obs/object": one["observations"][:-1],
-                "next_obs/object": one["observations"][1:],
-                "obs/agentview_image": images,
-                "next_obs/agentview_image": images + 1,
-                "actions": one["actions"],
-                "rewards": one["rewards"],
-                "dones": one["dones"].astype(np.int64),
-                "states": np.zeros((count, 30)),
-                **changes,
-            }.items():
-                if value is not None:
-                    demo[name] = value
-            demo.attrs["num_samples"] = count
-        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "env_type": 1, "env_kwargs": {}})
-        file["data"].attrs["total"] = sum(len(one["actions"]) for one in episodes)
-        file["mask/train"] = np.array([b"demo_10", b"demo_0"], dtype="S8")
-    return path
-
-
-IMAGE, VIDEO = "observation.images.wrist", "observation.images.top"
-
-
-def picture(number: int, frame: int) -> np.ndarray:
-    """A frame of one colour, which survives any codec."""
-    return np.full((32, 48, 3), 40 * number + 20 * frame, np.uint8)
-
-
-def write_lerobot(folder: Path, episodes: list[Rows], version: str = "v2.1", **changes: Any) -> Path:
-    """A frame an observation; the last one has an action too, which nothing follows."""
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    root = folder / "lerobot"
-    features = {
-        "observation.state": {"dtype": "float32", "shape": [3], "names": ["x", "y", "z"]},
-        "action": {"dtype": "float32", "shape": [2], "names": ["a", "b"]},
-        IMAGE: {"dtype": "image", "shape": [32, 48, 3], "names": ["height", "width", "channels"]},
-        VIDEO: {"dtype": "video", "shape": [3, 32, 48], "names": ["channels", "height", "width"]},
-        "next.reward": {"dtype": "float32", "shape": [1], "names": None},
-        "next.done": {"dtype": "bool", "shape": [1], "names": None},
-        **{name: {"dtype": "int64", "shape": [1], "names": None} for name in ("episode_index", "frame_index")},
-    }
-    tables = []
-    for number, one in enumerate(episodes):
-        count = len(one["observations"])
-        table = {
-            "observation.state": pa.array(list(one["observations"]), pa.list_(pa.float32())),
-            "action": pa.array([*one["actions"], np.zeros(2, np.float32)], pa.list_(pa.float32(), 2)),
-            IMAGE: [{"bytes": png(picture(number, frame)), "path": None} for frame in range(count)],
-            "next.reward": np.append(one["rewards"], 0).astype(np.float32),
-            # As in LeRobot's own pusht: both of the last action before the last frame, and of the one at it.
-            "next.done": np.append(one["dones"], True),
-            "timestamp": (np.arange(count) / 10).astype(np.float32),
-            "frame_index": np.arange(count),
-            "episode_index": np.full(count, number),
-            **{name: np.full(count, value) for name, value in changes.items() if value is not None},
-        }
-        tables.append(pa.table({name: value for name, value in table.items() if changes.get(name, 0) is not None}))
-    info = {"codebase_version": version, "fps": 10, "total_episodes": len(episodes), "chunks_size": 1000}
-    files = {root / f"data/chunk-000/episode_{number:06d}.parquet": one for number, one in enumerate(tables)}
-    if version == "v3.0":
-        files = {root / "data/chunk-000/file-000.parquet": pa.concat_tables(tables)}
-    for path, table in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(table, path, write_page_checksum=True)
-    (root / "meta").mkdir()
-    (root / "meta/info.json").write_text(json.dumps(info | {"features": features}))
-    return root
-
-
-def png(image: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    pytest.importorskip("PIL.Image").fromarray(image).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write_videos(root: Path, version: str = "v2.1") -> None:
-    """One a episode, or all of them in one; of the latter, meta/episodes says where each begins."""
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    frames = [[picture(number, frame) for frame in range(count + 1)] for number, count in enumerate(COUNTS)]
-    if version != "v3.0":
-        for number, images in enumerate(frames):
-            encode(root / f"videos/chunk-000/{VIDEO}/episode_{number:06d}.mp4", images)
-        return
-    encode(root / f"videos/{VIDEO}/chunk-000/file-000.mp4", [image for images in frames for image in images])
-    lengths = np.array([len(images) for images in frames])
-    table = {"episode_index": np.arange(3), f"videos/{VIDEO}/from_timestamp": (np.cumsum(lengths) - lengths) / 10}
-    table |= {f"videos/{VIDEO}/{name}": np.zeros(3, int) for name in ("chunk_index", "file_index")}
-    path = root / "meta/episodes/chunk-000/file-000.parquet"
-    path.parent.mkdir(parents=True)
-    parquet.write_table(pa.table(table), path)
-
-
-def encode(path: Path, images: list[np.ndarray]) -> None:
-    av = pytest.importorskip("av")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as video:
-        stream = video.add_stream("libx264", rate=10)
-        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
-        for image in images:
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        video.mux(stream.encode())
 
 
 # ---------------------------------------------------------------------- npz
@@ -332,6 +188,8 @@ def test_lerobot_of_other_columns(tmp_path: Path) -> None:
     info = json.loads((root / "meta/info.json").read_text())
     for name in ("next.done", "next.reward"):
         del info["features"][name]
+    for name in ("action", "observation.state"):
+        info["features"][name]["shape"] = [1]
     (root / "meta/info.json").write_text(json.dumps(info))
     found = from_lerobot(root, "observation.state", action_space=2)
     assert found.actions[0].tolist() == [1, 1, 1, 1, 2] and found.rewards is None
@@ -456,7 +314,12 @@ GOES_ON = "trace 1, step 0: the episode goes on although it is terminated"
         ("robomimic", spoil(observations=lambda value: value[:, :2]), {}, r"trace 1.*'object' must have shape"),
         ("robomimic", spoil(actions=lambda value: value[:, :1]), {}, "trace 1.*actions must have shape"),
         ("robomimic", spoil(actions=lambda value: value[:1]), {}, "demo_2/obs/object has 2 rows for 1 actions"),
-        ("lerobot", spoil(observations=lambda value: value[:, :2]), {}, "trace 1.*'observation.state' must have shape"),
+        (
+            "lerobot",
+            spoil(observations=lambda value: value[:, :2]),
+            {},
+            r"episode_000001.parquet: observation.state has shape .2., meta/info.json says .3.",
+        ),
         (
             "lerobot v3",
             spoil(observations=lambda value: value[:, :2]),
@@ -478,8 +341,8 @@ GOES_ON = "trace 1, step 0: the episode goes on although it is terminated"
             for reader in ("npz", "d4rl")
             for changes, fault in (
                 ({"terminals": None, "next_observations": None}, "where do episodes end"),
-                ({"terminals": np.full(9, 0.5)}, "terminated must be flags, true or false, 1 or 0, got float64"),
-                ({"terminals": np.zeros(8)}, "where do episodes end|terminated must have shape"),
+                ({"terminals": np.full(9, 0.5)}, "terminals must be flags, true or false, 1 or 0, got float64"),
+                ({"terminals": np.zeros(8)}, "where do episodes end.*terminals|8 terminals|terminals must have shape"),
                 ({"lengths": np.array([4, 2, 2])}, r"lengths must be positive and add up to 9.* got \[4, 2, 2\]"),
                 ({"lengths": np.array([4, 5])}, "trace 1, step 1: the episode goes on although it is terminated"),
                 ({"rewards": np.zeros(8)}, "8 rewards for 9 actions"),
@@ -495,7 +358,7 @@ GOES_ON = "trace 1, step 0: the episode goes on although it is terminated"
             "episode_000000.parquet: the frames of episode 0 are not 0 to 4, in order",
         ),
         ("lerobot", None, {"episode_index": 0}, "episode_000001.parquet: episode 0 is there twice"),
-        ("lerobot", None, {"next.done": 2}, "terminated must be flags"),
+        ("lerobot", None, {"next.done": 2}, "next.done must be flags"),
         # Numbers that are none.
         ("npz", None, {"actions": np.array([{}] * 9)}, "actions holds Python objects, which are never unpickled"),
         ("d4rl", None, {"actions": np.array([b"x"] * 9)}, r"actions must be numbers, got \|S1"),
@@ -533,6 +396,7 @@ def test_what_is_asked_for_and_not_there(tmp_path: Path) -> None:
         ),
         (lambda: from_lerobot(lerobot, "state"), "info.json: there is no 'state': there are"),
         (lambda: from_lerobot(lerobot, episodes=[1, 7]), "lerobot: it has no episode 7"),
+        (lambda: from_lerobot(lerobot, episodes=[1, 1]), r"episodes=.1, 1. has 1 twice"),
         (lambda: from_lerobot(lerobot, VIDEO), "no file .*episode_000000.mp4"),
         (lambda: from_lerobot(npz), "data.npz: it is no folder"),
         (lambda: from_npz(lerobot, action_space=BOX), "lerobot: it is no file"),
@@ -619,6 +483,65 @@ def test_sizes_are_not_believed(tmp_path: Path) -> None:
     content[place : place + 4] = struct.pack("<I", 2**32 - 2)
     path.write_bytes(content)
     refused(READERS["npz"][1], path, path.name, "claims to hold more")
+
+
+def test_a_number_that_comes_a_billion_times(tmp_path: Path) -> None:
+    """A few hundred bytes of a parquet file, which pyarrow makes gigabytes of."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    root = write_lerobot(tmp_path, recorded())
+    path, count = root / "data/chunk-000/episode_000000.parquet", 2 * 10**7
+    table = parquet.read_table(path)
+    one = pa.ListArray.from_arrays(pa.array([0, *[count] * 5], pa.int32()), pa.array(np.zeros(count, np.float32)))
+    parquet.write_table(table.set_column(1, "action", one), path)
+    assert path.stat().st_size < 10**4
+    refused(from_lerobot, root, path.name, "claims to hold more")
+
+
+@pytest.mark.parametrize(
+    ("script", "fault"), [("while True: pass", "goes round in circles"), ("import os; os.abort()", "is ended by it")]
+)
+def test_what_looks_at_a_file_may_hang_or_end(
+    script: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_d4rl(tmp_path, recorded())
+    (tmp_path / "walk.py").write_text(f"print('ready', flush=True)\n{script}")
+    monkeypatch.setattr(walk, "__file__", str(tmp_path / "walk.py"))
+    monkeypatch.setattr(files, "_SECONDS", 1)
+    refused(READERS["d4rl"][1], path, path.name, fault)
+    (tmp_path / "walk.py").write_text("raise ImportError")  # where no other Python can be started, this one looks
+    assert len(READERS["d4rl"][1](path)) == 3
+
+
+def test_groups_in_groups(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = write_robomimic(tmp_path, recorded())
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/itself"] = file["data"]
+    refused(READERS["robomimic"][1], path, path.name, "more groups in groups")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"action_space": None}, "it does not say the action_space"),  # and its environment is not made
+        ({"action_space": '{"type": "Box", "shape": [99999, 99999], "dtype": "float32"}'}, "is larger than the"),
+        ({"total_episodes": 10**12}, "it claims to have 1000000000000 episodes, in"),
+        ({"note": [[[]]] * 3 + [json.loads("[" * 99 + "]" * 99)]}, "nested deeper than 64"),
+    ],
+)
+def test_what_a_minari_data_set_says_of_itself(datasets: Path, change: Rows, fault: str) -> None:
+    path = write_minari(datasets, recorded()) / "data/metadata.json"
+    spec = {"entry_point": "os:mkdir", "id": "Toy-v0", "kwargs": {"path": str(datasets / "made")}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"env_spec": json.dumps(spec)} | change))
+    refused(READERS["minari"][1], path.parents[1], path.name, fault)
+    assert not (datasets / "made").exists()
+
+
+def test_files_are_given_by_their_paths() -> None:
+    for read in (READERS["npz"][1], READERS["d4rl"][1], READERS["robomimic"][1], from_lerobot, Demonstrations.load):
+        for given in (None, 3):
+            with pytest.raises(TypeError, match=f"is given by its path, got {given}"):
+                read(given)  # type: ignore[arg-type]
 
 
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,95 +2,14 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tensor_bundles import MAGIC, number, text, write
 
 from pyrocontrol.envs.humanoid.motion import bullet_data
 from pyrocontrol.envs.humanoid.tensor_bundle import read_tensor_bundle
-
-TYPES = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "bool": 10}
-MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
-
-
-def varint(value: int) -> bytes:
-    found = b""
-    while value > 127:
-        found, value = found + bytes([value & 127 | 128]), value >> 7
-    return found + bytes([value])
-
-
-def number(field: int, value: int) -> bytes:
-    return varint(field << 3) + varint(value)
-
-
-def text(field: int, value: bytes) -> bytes:
-    return varint(field << 3 | 2) + varint(len(value)) + value
-
-
-def crc(data: bytes) -> int:
-    """CRC-32C bit by bit, masked."""
-    register = 0xFFFFFFFF
-    for byte in data:
-        register ^= byte
-        for _ in range(8):
-            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
-    register ^= 0xFFFFFFFF
-    return ((register >> 15 | register << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def block(entries: list[tuple[bytes, bytes]], kind: int = 0) -> bytes:
-    """A block whose keys share what they have in common with the one before."""
-    body, last = b"", b""
-    for key, value in entries:
-        shared = 0
-        while shared < min(len(last), len(key)) and last[shared] == key[shared]:
-            shared += 1
-        body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-        last = key
-    body += struct.pack("<II", 0, 1)
-    return body + bytes([kind]) + struct.pack("<I", crc(body + bytes([kind])))
-
-
-def write(
-    prefix: Path,
-    tensors: dict[str, np.ndarray],
-    *,
-    shards: int = 1,
-    header: bytes = b"",
-    kind: int = 0,
-    per_block: int = 2,
-    more: bytes = b"",
-    types: dict[str, int] | None = None,
-) -> None:
-    """Write a bundle, the tensors in turn to each shard."""
-    data = [b""] * shards
-    entries = [(b"", number(1, shards) + header)]
-    for index, name in enumerate(sorted(tensors)):
-        tensor, shard = tensors[name], index % shards
-        shape = b"".join(text(2, number(1, size)) for size in tensor.shape)
-        entry = number(1, (types or {}).get(name, TYPES[tensor.dtype.name])) + text(2, shape)
-        entry += (
-            number(3, shard) + number(4, len(data[shard])) + number(5, tensor.nbytes) + varint(6 << 3 | 5) + b"crc "
-        )
-        entries.append((name.encode(), entry + more))
-        data[shard] += tensor.tobytes()
-    for shard, content in enumerate(data):
-        prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}").write_bytes(content)
-    table, index_entries = b"", []
-    for start in range(0, len(entries), per_block):
-        part = entries[start : start + per_block]
-        written = block(part, kind)
-        index_entries.append((part[-1][0], varint(len(table)) + varint(len(written) - 5)))
-        table += written
-    handles = b""
-    for content in (block([]), block(index_entries)):
-        handles += varint(len(table)) + varint(len(content) - 5)
-        table += content
-    prefix.with_name(prefix.name + ".index").write_bytes(table + handles.ljust(40, b"\0") + MAGIC)
-
 
 TENSORS = {
     "agent/main/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -158,6 +77,18 @@ def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ValueError, match="data-00000-of-00001 is truncated: flags ends at byte"):
         read_tensor_bundle(tmp_path / "model.ckpt")
+
+
+def test_any_changed_bit_of_a_shard_is_noticed(tmp_path: Path) -> None:
+    long = {"agent/long": np.arange(3000, dtype=np.float64)}
+    write(tmp_path / "model.ckpt", TENSORS | long)
+    assert np.array_equal(read_tensor_bundle(tmp_path / "model.ckpt")["agent/long"], long["agent/long"])
+    shard = tmp_path / "model.ckpt.data-00000-of-00001"
+    whole = shard.read_bytes()
+    for place in [0, 255, 256, 5000, *range(len(whole) - 80, len(whole))]:
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"data-00000-of-00001: \S+ is damaged: its CRC is another"):
+            read_tensor_bundle(tmp_path / "model.ckpt")
 
 
 def test_every_truncated_index_is_refused(tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ from typing import Any
 import matplotlib
 import pyro
 import torch
-import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.envs import Demonstrations
 from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_TREE, demonstrations
 from pyrocontrol.inference import row, write_results
+from training_runs import command_line
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -216,4 +216,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -28,7 +28,6 @@ import numpy as np
 import pyro
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 
 import pyrocontrol as pc
@@ -44,6 +43,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 from small_programs import Case, random_case  # noqa: E402
 
 from scripts import load_script  # noqa: E402
+from training_runs import command_line  # noqa: E402
 
 example = load_script("examples/bubble_sort.py")
 METHOD, LONGEST = "hvil-exact", 9
@@ -233,4 +233,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

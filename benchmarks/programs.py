@@ -24,7 +24,6 @@ from typing import Any
 import matplotlib
 import pyro
 import torch
-import tyro
 from torch import nn
 
 import pyrocontrol as pc
@@ -39,7 +38,7 @@ from pyrocontrol.envs import (
     nano_craft,
 )
 from pyrocontrol.inference import read_rows, row, select, summary, write_results
-from training_runs import verify_known
+from training_runs import command_line, verify_known
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
@@ -393,4 +392,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(command_line(Arguments))

@@ -447,7 +447,7 @@ class CallStack(Process):
 
         Returns:
             The choices that the procedure has, long ``[K']``; their log-probabilities ``[..., K']``; and the
-            parameters of arguments.
+            parameters of arguments, None if nothing that it may choose has one.
         """
         choices = self.available[procedure].nonzero()[:, 0]  # the return is the last of them
         x = self._seen(frame, self._counts[procedure], time, trace, context)
@@ -456,7 +456,9 @@ class CallStack(Process):
             assert context.actions is not None
             logits = torch.where(self.consistent[procedure][:, choices][context.actions[trace, time]], logits, _NEVER)
         stop = torch.where(frame[..., 1:2] > 0, logits[..., -1:], _NEVER)
-        parameters = self.argue.of(procedure, x) if self.argue is not None else None
+        own = {*choices.tolist(), self.tree.null + procedure}
+        fields = self.argue is not None and any(placed.slot in own for placed in self.tree.placed_fields)
+        parameters = self.argue.of(procedure, x) if self.argue is not None and fields else None
         return choices, torch.cat([logits[..., :-1], stop], -1).log_softmax(-1), parameters
 
     def _seen(self, frame: Tensor, counts: Tensor, time: Tensor, trace: Tensor, context: CallStackContext) -> Tensor:

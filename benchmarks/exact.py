@@ -8,13 +8,14 @@
   log p and of its gradients, in double precision, both in C and in NumPy.
 * `z`: of importance sampling from a guide that was trained for it, on lists of five digits: (estimate - exact) in its
   own standard errors, a row a trace.
-* seconds of log p and of its gradient, and megabytes of tables: of the longest trace of lists of every length, of
+* seconds of log p and of its gradient, megabytes of tables and of the process: of the longest trace of lists of every length, of
   batches of four of the paper's mix, and of one trace against the number of levels, of procedures that count and that
   do not.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
 import sys
 import time
@@ -72,7 +73,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Measure, write, draw."""
     torch.set_num_threads(1)
-    rows = errors(arguments.trees) + sampled(arguments.sampled, arguments.updates) + costs(arguments)
+    rows = costs(arguments) + errors(arguments.trees) + sampled(arguments.sampled, arguments.updates)
     write_results(arguments.out, "exact", rows, command="python " + " ".join(["benchmarks/exact.py", *sys.argv[1:]]))
     plot(rows, arguments.out.with_suffix(".png"))
     for item in rows:
@@ -153,6 +154,8 @@ def costs(arguments: Arguments) -> list[dict[str, Any]]:
         spans, forward, backward = timed(program, longest, repeats=3 if length > LONGEST else 5)
         setting = {"length": length, "actions": int(spans.lengths[0]), "batch": 1}
         rows += timing(forward, backward, spans.table_bytes(0), "BubbleSort", setting)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # of the whole process, shorter lists before
+        rows.append(row(METHOD, "BubbleSort", "peak_megabytes", peak, seed=0, seconds=0.0, **setting))
     mix = demonstrations(160, 0)
     order = torch.randperm(160, generator=torch.Generator().manual_seed(0))
     found = [timed(program, mix[order[4 * i : 4 * i + 4]], repeats=1)[1:] for i in range(arguments.mix)]

@@ -8,9 +8,9 @@
   log p and of its gradients, in double precision, both in C and in NumPy.
 * `z`: of importance sampling from a guide that was trained for it, on lists of five digits: (estimate - exact) in its
   own standard errors, a row a trace.
-* seconds of log p and of its gradient, megabytes of tables and of the process: of the longest trace of lists of every length, of
-  batches of four of the paper's mix, and of one trace against the number of levels, of procedures that count and that
-  do not.
+* seconds of log p and of its gradient, megabytes of tables and of the process: of the longest trace of lists of every
+  length, of batches of four of the paper's mix, and of one trace against the number of levels, of procedures that count
+  and that do not.
 """
 
 from __future__ import annotations

@@ -215,13 +215,22 @@ def load(
             _verify_objects(objects)
         except (TypeError, AttributeError) as error:
             raise LookupError(error) from error
-        with Allocations(Budget(os.stat(path).st_size, 4)):
+        with Allocations(Budget(os.stat(path).st_size + sum(map(_bytes_of, given.values())), 4)):
             return _made(objects, given, device)
     except LookupError as error:
         why = error if type(error) is LookupError else f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is not whole ({why})") from error
     except Exception as error:  # of whatever class it names, made of whatever arguments
         raise ValueError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _bytes_of(value: Any) -> int:
+    """How large the numbers of an argument are, which what is made may copy."""
+    if isinstance(value, nn.Module):
+        return sum(tensor.nbytes for tensor in (*value.parameters(), *value.buffers()))
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes_of, value))
+    return value.nbytes if isinstance(value, Tensor | np.ndarray) else 0
 
 
 def _saved_objects(content: dict[str, Any], kind: str | None) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 import pyrocontrol as pc
+from pyrocontrol import _limits, _saved
 from pyrocontrol import guides as g
 from pyrocontrol import models as m
 from pyrocontrol._saved import Saved, _kinds
@@ -775,6 +776,25 @@ def test_a_checkpoint_of_training_is_loaded_as_well(tmp_path: Path) -> None:
     same([both.state_dict(), both.program.state_dict()], [guide.state_dict(), made.state_dict()])
     with pytest.raises(ValueError, match=r"checkpoint.pt: it is a checkpoint of ControlProgram, CallStackGuide: say"):
         pc.load(path, "FlowPolicy")
+
+
+def test_what_is_given_may_be_larger_than_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hierarchy copies its levels, say."""
+    given = [nn.Linear(300, 300), nn.Linear(2, 2)]
+    monkeypatch.setattr(_limits, "ROOM", 2**16)
+    with pytest.raises(ValueError, match="claims to hold more"), _limits.Allocations(_limits.Budget(0)):
+        copy.deepcopy(given)
+    with _limits.Allocations(_limits.Budget(_saved._bytes_of(given), 4)):
+        same(copy.deepcopy(given)[0].state_dict(), given[0].state_dict())
+
+
+def test_a_checkpoint_of_the_wrong_content_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    for modules in (3, [3], [{}], [{"class": "FlowPolicy", "signature": None, "state": 3}], None):
+        torch.save({"format": "pyrocontrol checkpoint 1", "step": 1, "modules": modules}, path)
+        for read in (pc.load, lambda path: pc.inference.load_checkpoint(path, g.FlowPolicy(3, 1, hidden=(4,)))):
+            with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+                read(path)
 
 
 def test_a_checkpoint_of_learning_gives_what_acts(tmp_path: Path) -> None:

@@ -485,6 +485,15 @@ def test_sizes_are_not_believed(tmp_path: Path) -> None:
     refused(READERS["npz"][1], path, path.name, "claims to hold more")
 
 
+def test_an_array_that_may_be_missing_does_not_vanish(tmp_path: Path) -> None:
+    """A bit of its name in the directory, and rewards would be no rewards."""
+    path = write_npz(tmp_path, recorded())
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"rewards.npy") + 2] ^= 1
+    path.write_bytes(content)
+    refused(READERS["npz"][1], path, path.name, "differ")
+
+
 def test_a_number_that_comes_a_billion_times(tmp_path: Path) -> None:
     """A few hundred bytes of a parquet file, which pyarrow makes gigabytes of."""
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import tyro
 
 from pyrocontrol.envs import Demonstrations
 from pyrocontrol.envs.bubble_sort import ACTIONS, demonstrations
@@ -197,4 +198,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

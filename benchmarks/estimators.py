@@ -32,6 +32,7 @@ matplotlib.use("Agg")
 import pyro
 import pyro.distributions as dist
 import torch
+import tyro
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -308,4 +309,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

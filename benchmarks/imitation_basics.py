@@ -559,4 +559,4 @@ if __name__ == "__main__":
     if "--part" in sys.argv:
         tyro.cli(Part)()
     else:
-        main(command_line(Arguments))
+        main(tyro.cli(Arguments, args=command_line()))

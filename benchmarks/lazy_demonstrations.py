@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+import tyro
 from gymnasium import spaces
 from pyro.infer import Trace_ELBO
 
@@ -224,4 +225,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(**json.loads(sys.argv[2]))
     else:
-        main(command_line(Arguments))
+        main(tyro.cli(Arguments, args=command_line()))

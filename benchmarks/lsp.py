@@ -35,6 +35,7 @@ import matplotlib
 import numpy as np
 import pyro
 import torch
+import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import mean_interval, read_rows, row, select, write_results
@@ -439,4 +440,4 @@ def report_measured(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

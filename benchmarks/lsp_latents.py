@@ -25,6 +25,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.inference import read_rows, row, write_results
@@ -135,4 +136,4 @@ def shares(angles: np.ndarray) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+import tyro
 
 from pyrocontrol.envs.point_maze import GOAL_RADIUS, GOAL_REWARD
 from pyrocontrol.inference import mean_interval, read_rows, write_results
@@ -255,4 +256,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.envs.point_maze import GOAL_REWARD, GOALS
@@ -105,4 +106,4 @@ def measured(path: Path, method: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+import tyro
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from pyro.distributions import TorchDistribution
@@ -266,4 +267,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

@@ -26,6 +26,7 @@ import gymnasium
 import numpy as np
 import pyro
 import torch
+import tyro
 
 import pyrocontrol
 from pyrocontrol.inference import row, write_results
@@ -164,4 +165,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

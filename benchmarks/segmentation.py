@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib
 import pyro
 import torch
+import tyro
 from pyro.distributions import Categorical
 from torch import Tensor, nn
 
@@ -203,4 +204,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

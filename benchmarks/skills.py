@@ -27,6 +27,7 @@ import matplotlib
 import numpy as np
 import pyro
 import torch
+import tyro
 from gymnasium import spaces
 from torch import Tensor
 
@@ -382,4 +383,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

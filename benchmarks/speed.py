@@ -34,6 +34,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+import tyro
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
@@ -451,4 +452,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

@@ -9,29 +9,22 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import tyro
+from typing import Any
 
 from pyrocontrol.inference import verify_device
 from pyrocontrol.inference.training.results import revision
 
-T = TypeVar("T")
 
+def command_line() -> list[str]:
+    """Return the words of a benchmark's command line, for its parser.
 
-def command_line(arguments: type[T]) -> T:
-    """Return a benchmark's arguments from the command line.
-
-    Exits where there are uncommitted changes, as nobody could make such rows again; ``--allow-dirty`` makes them all
-    the same, marked ``+changes``.
+    Exits where there are uncommitted changes, as nobody could make such rows again; ``--allow-dirty``, which is left
+    out of the words, makes them all the same, marked ``+changes``.
     """
-    allowed = "--allow-dirty" in sys.argv
-    found = tyro.cli(arguments, args=[word for word in sys.argv[1:] if word != "--allow-dirty"])
-    if not allowed and revision().endswith("+changes"):
-        raise SystemExit(
-            "there are uncommitted changes: nobody could make these rows again (--allow-dirty to make them)"
-        )
-    return found
+    words = [word for word in sys.argv[1:] if word != "--allow-dirty"]
+    if words == sys.argv[1:] and not {"-h", "--help"} & {*words} and revision().endswith("+changes"):
+        raise SystemExit("there are uncommitted changes: nobody could make these rows again (--allow-dirty does)")
+    return words
 
 
 def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:

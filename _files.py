@@ -64,22 +64,27 @@ def _hold(path: Path, *, make: bool = True, surely: bool = False) -> int | None:
             if make:
                 raise
             return None
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = fcntl is not None or not surely
-        except BlockingIOError:
-            there = False
-        except OSError:
-            there = not surely
+        ours = _lock(file, surely)
         with suppress(FileNotFoundError):  # who held it may just have removed it
-            if not there or os.path.samestat(os.fstat(file), os.stat(path)):
-                if there:
-                    _held[file] = path
-                    return file
-                os.close(file)
-                return None
+            if ours and os.path.samestat(os.fstat(file), os.stat(path)):
+                _held[file] = path
+                return file
         os.close(file)
+        if not ours:
+            return None
+
+
+def _lock(file: int, surely: bool) -> bool:
+    """Lock an open file; return whether nobody else has, or nobody can and that will do."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except OSError:  # so say file systems without locks
+        pass
+    return not surely
 
 
 def _let_go(file: int, remove: bool = False) -> None:
@@ -287,40 +292,47 @@ def replacing_folder(path: Path, whole: Callable[[Path], bool]) -> Iterator[Path
     """Give the name of a folder to make beside `path`, whose place it takes when the block ends.
 
     What was at `path` stands until the new one is on the disk, is `.NAME.old` while that takes its place, and is
-    removed then. At no time is there less than one of them whole, and `recover_folder` brings it back. Only the holder
-    of a lock may call either.
+    removed then. At no time is there less than one of them whole, and `recover_folder` brings it back. The block holds
+    the lock `.NAME.lock`.
 
     Args:
         path: of the folder.
         whole: whether a folder is one; asked where an earlier process ended in between.
 
     Raises:
+        BlockingIOError: if another process does the same.
         OSError: if it cannot be written; what was there stands.
     """
-    recover_folder(path, whole)
-    for left in path.parent.glob(f"_{_DIGITS}-{glob.escape(path.name)}"):
-        shutil.rmtree(left)
-    temporary, old = path.with_name(f"_{secrets.token_hex(_HEX // 2)}-{path.name}"), _old(path)
-    try:
-        with naming(path):
-            yield temporary
-        for part in (*temporary.rglob("*"), temporary):
+    with locked(_beside(path, "lock")):
+        _recover(path, whole)
+        for left in path.parent.glob(f"_{_DIGITS}-{glob.escape(path.name)}"):
+            shutil.rmtree(left)
+        temporary, old = path.with_name(f"_{secrets.token_hex(_HEX // 2)}-{path.name}"), _beside(path, "old")
+        try:
             with naming(path):
-                _sync(part)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
-        _sync_folders(path)
-    except BaseException:
-        recover_folder(path, whole)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+                yield temporary
+                for part in (*temporary.rglob("*"), temporary):
+                    _sync(part)
+            if path.exists():
+                os.rename(path, old)
+            os.rename(temporary, path)
+            _sync_folders(path)
+        except BaseException:
+            _recover(path, whole)
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def recover_folder(path: Path, whole: Callable[[Path], bool]) -> None:
-    """Bring back what `replacing_folder` was replacing when the process ended, unless the new one is there."""
-    if (old := _old(path)).exists():
+    """Bring back what `replacing_folder` was replacing when its process ended, unless the new one is there."""
+    if _beside(path, "old").exists():
+        with suppress(BlockingIOError), locked(_beside(path, "lock")):
+            _recover(path, whole)
+
+
+def _recover(path: Path, whole: Callable[[Path], bool]) -> None:
+    if (old := _beside(path, "old")).exists():
         if path.exists() and whole(path):
             shutil.rmtree(old)
         else:
@@ -328,8 +340,8 @@ def recover_folder(path: Path, whole: Callable[[Path], bool]) -> None:
             os.rename(old, path)
 
 
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")
 
 
 def read_content(path: str | os.PathLike[str], what: str, *formats: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import shutil
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from ...._files import recover_folder, replacing_folder
 from ....models.space_json import space_from_json, space_to_json
 from ....models.spaces import check_action_space, observation_size
 from ..demonstrations import Demonstrations, Episode
@@ -62,7 +63,9 @@ def from_minari(
     """
     minari = imported("minari")
     if isinstance(dataset, str):
-        with naming(importlib.import_module("minari.storage").get_dataset_path(dataset)):
+        folder = Path(importlib.import_module("minari.storage").get_dataset_path(dataset))
+        recover_folder(folder, _whole)
+        with naming(folder):
             dataset = minari.load_dataset(dataset, download=download)
     elif not isinstance(dataset, minari.MinariDataset):
         raise TypeError(f"a Minari data set is given by its id or as a MinariDataset, got {type(dataset).__name__}")
@@ -131,34 +134,35 @@ def to_minari(
     except (ValueError, TypeError) as error:  # the latter where the version is missing
         raise ValueError(f"a Minari data set is called (namespace/)name-v0, say, not {dataset_id!r}") from error
     folder = Path(importlib.import_module("minari.storage").get_dataset_path(dataset_id))
-    exists, aside = folder.exists(), folder.with_name(f".{folder.name}.old")
-    if exists and not overwrite:
-        raise FileExistsError(f"there is a Minari data set {dataset_id} at {folder}: pass overwrite=True to replace it")
-    buffers = [_minari_buffer(episode) for episode in demonstrations.to_episodes()]
-    if exists:
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    try:
-        with warnings.catch_warnings():  # Minari recommends all of the metadata, in a warning each
-            warnings.filterwarnings("ignore", r"`\w+` is set to None", UserWarning)
-            warnings.filterwarnings("ignore", "env_spec is None, no environment spec is provided", UserWarning)
-            dataset = minari.create_dataset_from_buffers(
-                dataset_id,
-                buffers,
-                env=env,
-                action_space=demonstrations.action_space,
-                observation_space=demonstrations.observation_space,
-                **{"jpeg_encoding": False, **metadata},
+    with replacing_folder(folder, _whole) as new, warnings.catch_warnings():
+        if folder.exists() and not overwrite:
+            raise FileExistsError(
+                f"there is a Minari data set {dataset_id} at {folder}: pass overwrite=True to replace it"
             )
+        # Minari recommends all of the metadata, in a warning each.
+        warnings.filterwarnings("ignore", r"`\w+` is set to None", UserWarning)
+        warnings.filterwarnings("ignore", "env_spec is None, no environment spec is provided", UserWarning)
+        dataset = minari.create_dataset_from_buffers(
+            dataset_id.removesuffix(folder.name) + new.name,
+            [_minari_buffer(episode) for episode in demonstrations.to_episodes()],
+            env=env,
+            action_space=demonstrations.action_space,
+            observation_space=demonstrations.observation_space,
+            **{"jpeg_encoding": False, **metadata},
+        )
         texts = {key: space_to_json(getattr(demonstrations, name)) for name, key in _SPACES.items()}
         dataset.storage.update_metadata(texts)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if exists:
-            aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-    return dataset
+        about = new / "data" / "metadata.json"  # Minari itself renames no data set
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"dataset_id": dataset_id}))
+    return minari.load_dataset(dataset_id)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a data set has all its episodes: Minari counts them when they are written."""
+    try:
+        return json.loads((folder / "data" / "metadata.json").read_text())["total_episodes"] > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _minari_buffer(episode: Episode) -> Any:

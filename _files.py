@@ -26,13 +26,13 @@ except ImportError:  # Windows, where nothing is locked, and so nothing is clean
     fcntl = None
 
 __all__ = [
-    "finish",
     "locked",
     "naming",
     "read_content",
     "recover_folder",
     "replacing",
     "replacing_folder",
+    "settle",
     "write_contents",
     "writing",
 ]
@@ -163,7 +163,7 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     left that was killed on the way is cleaned up when the same file is written next.
 
     Several files appear together. When all are on the disk, an empty marker beside the first says so; from then on
-    `finish` renames what has not been renamed, whatever ended the process.
+    `settle` renames what has not been renamed, whatever ended the process.
 
     Args:
         paths: one or several, in the order in which they are to appear.
@@ -211,10 +211,10 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
             _let_go(lock)
 
 
-def finish(*paths: Path) -> None:
-    """Let files of `replacing` take their places that were all there when a process ended.
+def settle(*paths: Path) -> None:
+    """Let files of `replacing` take their places that were all there when its process ended; clean up the others.
 
-    Who replaces several files calls it before reading or writing them.
+    Who replaces several files calls it before he reads or writes them.
 
     Args:
         paths: those that were replaced together, in any order.
@@ -230,6 +230,8 @@ def finish(*paths: Path) -> None:
                         os.replace(_temporary(path, found.name[1 : _HEX + 1]), path)
                 _sync_folders(*paths)
                 _let_go(marker, remove=True)
+    for path in paths:
+        _clean(path)
 
 
 def _temporary(path: Path, token: str) -> Path:
@@ -241,7 +243,7 @@ def _marker(first: Path, token: str) -> Path:
 
 
 def _clean(path: Path) -> None:
-    """Remove what nobody writes to any more, and with it what `finish` would do."""
+    """Remove what nobody writes to any more, and with it what `settle` would do."""
     for ending in ("", ".whole"):
         for left in path.parent.glob(f".{_DIGITS}-{glob.escape(path.name)}{ending}"):
             if (file := _hold(left, make=False, surely=True)) is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..._random_state import keep_random_state
 from ..._verify import verify_least, verify_seed
 from ..training import checkpoint
 from ..training.run import Evaluate, Run, RunOptions, Training
@@ -251,7 +252,7 @@ def learn_together(
 
 def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Training) -> None:
     """Take a step in each environment. If something raises, what was before is saved, and the episodes are broken."""
-    before = torch.get_rng_state()
+    put_back = keep_random_state()
     acting = runs[0]
     try:
         seen = []
@@ -267,7 +268,7 @@ def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Tr
         for acting, action in zip(runs, actions, strict=True):
             steps.append(acting.body.step(action))
     except Exception as error:
-        torch.set_rng_state(before)
+        put_back()
         kept = ""
         if acting.history.step:  # else there is nothing to keep
             for run in runs:
@@ -318,7 +319,7 @@ class _Acting(Run):
 
     def verify_content(self, content: dict[str, Any]) -> None:
         assert self.path is not None
-        self.matched = checkpoint.match(self.path, [self.learner], content["modules"])
+        self.matched = checkpoint.match(self.path, [self.learner], content["modules"], to_train=True)
         self.spare, self.file = content["replay"]["sizes"][1], self.path.with_name(content["file"])
         if not self.file.exists():
             raise ValueError(f"{self.path} belongs to {self.file}, which is not there; {checkpoint.ANEW}")

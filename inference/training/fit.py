@@ -14,7 +14,9 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..._random_state import keep_random_state
 from ..._verify import verify_least, verify_seed
+from . import checkpoint
 from .interrupts import Interrupts
 from .run import Evaluate, Run, RunOptions, Training
 from .updates import SVIUpdate, TorchUpdate, update_of
@@ -123,8 +125,8 @@ def fit(
     for module in update.modules:
         _verify_data(module, data)
     settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
-    if out is not None and callable(fingerprint := getattr(data, "fingerprint", None)):
-        settings["data_fingerprint"] = fingerprint()
+    if out is not None:
+        settings["data_fingerprint"] = _fingerprint(data)
     run = _Fitting(update, data, options.get("device"), settings | update.settings(), out, evaluate)
     usual: RunOptions = {"checkpoint_every": 1000, "log_every": 50}
     training = Training(runs=[run], steps=steps, **usual | options)
@@ -132,6 +134,13 @@ def fit(
     training.train(lambda: run.advance(interrupts), int(seed))
     done = run.history
     return FitResult(done.step, done.curve(), done.seconds, interrupts.requests > 0, done.evaluations)
+
+
+def _fingerprint(data: Any) -> str | None:
+    """A short hash of data: its own, or that of a tensor or array; None where it has neither."""
+    if callable(own := getattr(data, "fingerprint", None)):
+        return str(own())
+    return checkpoint.fingerprint(data) if isinstance(data, Tensor | np.ndarray) else None
 
 
 class _Fitting(Run):
@@ -162,13 +171,13 @@ class _Fitting(Run):
 
     def advance(self, interrupts: Interrupts) -> bool:
         """Take a step; return False if a second Ctrl-C had it dropped."""
-        before, history = torch.get_rng_state(), self.history
+        put_back, history = keep_random_state(), self.history
         interrupts.patience = 1
         try:
             loss = self.update.gradients(self._batch(next(self.batches)))
         except KeyboardInterrupt:  # what is saved is the end of the last step
             self.update.discard()
-            torch.set_rng_state(before)
+            put_back()
             interrupts.requests += 1
             return False
         finally:

@@ -9,6 +9,7 @@ import pickle
 import secrets
 import shutil
 import socket
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ __all__ = [
     "replacing",
     "replacing_folder",
     "settle",
+    "verify_room",
     "write_contents",
     "writing",
 ]
@@ -287,6 +289,17 @@ def write_contents(contents: dict[Path, dict[str, Any]]) -> None:
             for (path, content), temporary in zip(contents.items(), temporaries, strict=True):
                 with naming(path), open(temporary, "wb") as file:
                     torch.save(_plain(content, {}), file)
+
+
+def verify_room(path: Path, count: int) -> None:
+    """Make sure that so many bytes can be written, for libraries that a full disk ends the process of.
+
+    Raises:
+        OSError: if the disk has no room for them; names the file.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with naming(path), tempfile.TemporaryFile(dir=path.parent) as file:
+            os.posix_fallocate(file.fileno(), 0, count)
 
 
 @contextmanager

@@ -278,6 +278,7 @@ def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Tr
         error.add_note(f"at step {acting.history.step + 1}, episode {acting.body.number}{kept}")
         raise
     for run, step in zip(runs, steps, strict=True):
+        run.remember()
         run.memory.add(step.observation, step.action, step.reward, step.next_observation, step.terminated)
         run.history.step += 1
 
@@ -316,13 +317,16 @@ class _Acting(Run):
         self.returns: list[tuple[int, float]] = []
         self.broken = False  # the environment raised: this episode cannot go on
         self.file: Path | None = None
+        self.forgotten = bytearray()  # actions of the episode that the replay no longer holds
 
-    def verify_content(self, content: dict[str, Any]) -> None:
+    def verify_content(self, content: dict[str, Any], device: str | torch.device | None) -> None:
         assert self.path is not None
         self.matched = checkpoint.match(self.path, [self.learner], content["modules"], to_train=True)
-        self.spare, self.file = content["replay"]["sizes"][1], self.path.with_name(content["file"])
+        self.spare, self.file = content["replay"]["sizes"][1], self.path.with_name(Path(content["file"]).name)
         if not self.file.exists():
             raise ValueError(f"{self.path} belongs to {self.file}, which is not there; {checkpoint.ANEW}")
+        self.memory = self._replay(device)
+        self.memory.restore(content["replay"])
 
     def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
         self.learner.to(device)  # before states are loaded, which go where the parameters are
@@ -331,8 +335,17 @@ class _Acting(Run):
             taken = {old.name for old in self.path.parent.glob("replay-*.bin")}
             free = (name for n in range(len(taken) + 1) if (name := f"replay-{n}.bin") not in taken)
             self.file = self.path.with_name(next(free))
+        if self.path is not None:  # when the spare rows are used up, the next checkpoint is due
+            self.room = max(self.spare, 1)
+        if content is None:
+            self.memory = self._replay(device)
+        else:
+            checkpoint.apply(self.matched)
+            self._take_up(content["episodes"])
+
+    def _replay(self, device: str | torch.device | None) -> Replay:
         weight = next(self.learner.policy.parameters())
-        self.memory = Replay(
+        return Replay(
             self.settings["replay"],
             self.learner.observation_size,
             self.learner.action_size,
@@ -342,12 +355,6 @@ class _Acting(Run):
             path=self.file,
             spare=self.spare,
         )
-        if self.path is not None:  # when the spare rows are used up, the next checkpoint is due
-            self.room = max(self.spare, 1)
-        if content is not None:
-            self.memory.restore(content["replay"])
-            checkpoint.apply(self.matched)
-            self._take_up(content["episodes"])
 
     def _take_up(self, episode: dict[str, Any]) -> None:
         """Have the environment where it was in its episode; where it does not come there, that episode is given up."""
@@ -355,32 +362,48 @@ class _Acting(Run):
         self.returns, self.body.number = episode["returns"], number - 1
         if not (steps or episode["broken"]):
             return
-        if not episode["broken"] and steps <= len(self.memory):
-            past = self.memory.latest(steps)
-            self.observe()
-            for action, expected in zip(past.actions.numpy(), past.next_observations.numpy(), strict=True):
-                seen = self.body.step(action).next_observation
-                if not np.array_equal(seen.astype(expected.dtype), expected) or self.body.over:
-                    break
-            else:
+        if not episode["broken"]:
+            past = self.memory.latest(min(steps, len(self.memory)))
+            before = episode.get("forgotten", past.actions[:0]).numpy()  # of which version 0.1 kept none
+            why = "the environment did not come back to"
+            if len(before) + len(past.actions) < steps:
+                why = "neither replay nor checkpoint hold all actions to"
+            elif self._comes_back(before, past):
                 self.body.total = episode["rewards"]
+                self.forgotten = bytearray(before.tobytes())
                 return
-            warnings.warn(
-                f"the environment did not come back to step {steps} of episode {number}: a new episode begins",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warnings.warn(f"{why} step {steps} of episode {number}: a new episode begins", RuntimeWarning, stacklevel=3)
         self.body.number, self.body.over = number, True
+
+    def _comes_back(self, before: np.ndarray, past: ReplayBatch) -> bool:
+        """Take the steps of an episode again; return whether they lead where they led."""
+        self.observe()
+        for action in before:
+            self.body.step(action)
+        for action, expected in zip(past.actions.numpy(), past.next_observations.numpy(), strict=True):
+            if self.body.over:
+                return False
+            seen = self.body.step(action).next_observation
+            if not np.array_equal(seen.astype(expected.dtype), expected):
+                return False
+        return not self.body.over
+
+    def remember(self) -> None:
+        """Keep the action that the replay is about to forget, if the episode cannot be brought back without it."""
+        if self.body.steps > self.memory.capacity:
+            self.forgotten += self.memory.oldest().actions.numpy().tobytes()
 
     def state(self) -> dict[str, Any]:
         self.memory.flush()
         body, over = self.body, self.body.over
+        forgotten = np.frombuffer(bytes(b"" if over else self.forgotten), body.precision)
         return {
             "episodes": {
                 "number": body.number + over,  # of the one that is under way or comes next
                 "steps": 0 if over else body.steps,
                 "rewards": 0.0 if over else body.total,
                 "broken": self.broken,
+                "forgotten": torch.from_numpy(forgotten.copy()).reshape(-1, self.learner.action_size),
                 "returns": self.returns,
             },
             "replay": self.memory.state(),
@@ -404,6 +427,7 @@ class _Acting(Run):
             if callable(begin := getattr(self.learner, "begin", None)):  # it wants to know
                 begin(seed)
             self.body.begin(seed)
+            self.forgotten.clear()
         return self.body.observation
 
     def count(self, numbers: dict[str, Tensor]) -> None:

@@ -124,7 +124,7 @@ def fit(
     data = _in_precision(data, update.modules)
     for module in update.modules:
         _verify_data(module, data)
-    settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
+    settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
     if out is not None:
         settings["data_fingerprint"] = _fingerprint(data)
     run = _Fitting(update, data, options.get("device"), settings | update.settings(), out, evaluate)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from ...._files import recover_folder, replacing_folder
+from ...._files import recover_folder, replacing_folder, verify_room
 from ....models.space_json import space_from_json, space_to_json
 from ....models.spaces import check_action_space, observation_size
 from ..demonstrations import Demonstrations, Episode
@@ -27,6 +27,9 @@ Space = spaces.Space[Any]
 
 # Minari's own description of a space forgets the type of a Discrete and the order of a Dict; ours stands beside it.
 _SPACES = {"action_space": "pyrocontrol_action_space", "observation_space": "pyrocontrol_observation_space"}
+
+# HDF5 ends the process where the disk is full. These are somewhat more than what its groups and tables take.
+_EPISODE_BYTES, _ARRAY_BYTES = 8192, 4096
 
 
 def from_minari(
@@ -139,12 +142,14 @@ def to_minari(
             raise FileExistsError(
                 f"there is a Minari data set {dataset_id} at {folder}: pass overwrite=True to replace it"
             )
+        buffers = [_minari_buffer(episode) for episode in demonstrations.to_episodes()]
+        verify_room(folder, sum(_EPISODE_BYTES + _bytes(vars(buffer)) for buffer in buffers))
         # Minari recommends all of the metadata, in a warning each.
         warnings.filterwarnings("ignore", r"`\w+` is set to None", UserWarning)
         warnings.filterwarnings("ignore", "env_spec is None, no environment spec is provided", UserWarning)
         dataset = minari.create_dataset_from_buffers(
             dataset_id.removesuffix(folder.name) + new.name,
-            [_minari_buffer(episode) for episode in demonstrations.to_episodes()],
+            buffers,
             env=env,
             action_space=demonstrations.action_space,
             observation_space=demonstrations.observation_space,
@@ -155,6 +160,15 @@ def to_minari(
         about = new / "data" / "metadata.json"  # Minari itself renames no data set
         about.write_text(json.dumps(json.loads(about.read_text()) | {"dataset_id": dataset_id}))
     return minari.load_dataset(dataset_id)
+
+
+def _bytes(value: Any) -> int:
+    """How many the arrays in a value have, and what HDF5 needs for each array beside them."""
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes, value))
+    return value.nbytes + _ARRAY_BYTES if isinstance(value, np.ndarray) else 0
 
 
 def _whole(folder: Path) -> bool:

@@ -161,11 +161,11 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
     The names stand in the same folders, made if missing, keep the endings and are unique: two processes that write the
     same file at the same time do not meet, and the later one stands. Files are synced before the first of them is
-    renamed. If the block fails, nothing of the new files is left; only these replace what was there. What a process
-    left that was killed on the way is cleaned up when the same file is written next.
+    renamed. If the block or the first rename fails, nothing of the new files is left; only these replace what was
+    there. What a process left that was killed on the way is cleaned up when the same file is written next.
 
     Several files appear together. When all are on the disk, an empty marker beside the first says so; from then on
-    `settle` renames what has not been renamed, whatever ended the process.
+    `settle` renames what has not been renamed, whether the process was killed on the way or a rename failed.
 
     Args:
         paths: one or several, in the order in which they are to appear.
@@ -183,6 +183,7 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
         _clean(path)
     locks: list[int] = []
     marker: int | None = None
+    renamed = 0
     try:
         if fcntl is not None:
             locks = [file for temporary in temporaries if (file := _hold(temporary)) is not None]
@@ -200,11 +201,14 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
             _sync_folders(paths[0])
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
+            renamed += 1
         _sync_folders(*paths)
         if marker is not None:
             _let_go(marker, remove=True)
     except BaseException:
-        if marker is None:
+        if not renamed:
+            if marker is not None:
+                _let_go(marker, remove=True)
             for temporary in temporaries:
                 temporary.unlink(missing_ok=True)
         raise

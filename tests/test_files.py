@@ -105,6 +105,9 @@ def test_a_rename_that_fails_can_be_made_up_for(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="not this one"):
+            replaced(other, one, text="new")
+        assert not names(tmp_path)  # it was the first
+        with pytest.raises(OSError, match="not this one"):
             replaced(one, other, text="new")
     settle(one, other)
     assert other.read_text() == "new" and names(tmp_path) == {"one", "other"}

@@ -1,12 +1,12 @@
-"""Remake results/reliability.json: what runs, folders and files survive; a campaign at a time, or all of them.
+"""Remake results/reliability.json: what runs, folders and files survive; a campaign at a time.
 
-    python benchmarks/reliability.py kills --count 1000 --seed 0
+    python benchmarks/reliability.py kills --count 1000     # five minutes on one core
     python benchmarks/reliability.py folders --pairs 50
-    python benchmarks/reliability.py memory
+    python benchmarks/reliability.py memory --updates 5000
 
 Each campaign is a function here, whose arguments are its options; its rows replace those of its last run in the file.
-A row counts something for one task of a campaign: how often it was tried, and how often it went wrong, which should be
-0. A new campaign is one more function::
+A row counts something for one task of a campaign: what was tried so often (``count``), and how often it went wrong,
+which should be 0. A new campaign is one more function::
 
     @campaign
     def files(count: int = 20_000, seed: int = 0) -> Rows:
@@ -20,15 +20,32 @@ A row counts something for one task of a campaign: how often it was tried, and h
 from __future__ import annotations
 
 import functools
+import hashlib
+import math
+import os
+import random
+import select
+import signal
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import gymnasium
+import numpy as np
+import pyro
 import torch
 import tyro
+from gymnasium import spaces
+from torch import nn
 
-from pyrocontrol.inference import read_rows, row, write_results
+import pyrocontrol as pc
+from pyrocontrol.inference import fit, read_rows, row, write_results
+from pyrocontrol.inference.training import checkpoint
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "reliability.json"
@@ -53,30 +70,432 @@ def recorded(function: Callable[..., Rows], out: Path = RESULTS) -> Callable[...
     """The same campaign, whose rows are said and kept in the results file."""
 
     @functools.wraps(function)
-    def run(**options: Any) -> None:
+    def record(**options: Any) -> None:
         torch.set_num_threads(1)
         name, rows = function.__name__, []
         for item in function(**options):
-            print(
-                f"{name}, {item['task']}: {item['metric']} {item['value']:g} of {item['setting']['count']}", flush=True
-            )
+            count = item["setting"]["count"]
+            print(f"{name}, {item['task']}: {item['metric']} {item['value']:g} of {count}", flush=True)
             rows.append(item)
         others = [item for item in read_rows(out) if item["method"] != name]
         write_results(out, "reliability", [*others, *rows])
 
-    run.__annotations__ = function.__annotations__ | {"return": None}
-    return run
+    record.__annotations__ = function.__annotations__ | {"return": None}
+    return record
+
+
+# ---------------------------------------------------------------------- what is trained
+
+
+class Point(gymnasium.Env[Any, Any]):
+    """A point that is pushed, for seven steps."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Begin somewhere."""
+        super().reset(seed=seed)
+        self.time, self.state = 0, self.np_random.normal(size=2).astype(np.float32)
+        return self.state, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Push."""
+        self.time += 1
+        place, speed = self.state
+        self.state = np.array([place + 0.1 * speed, speed + 0.1 * float(action[0])], np.float32)
+        return self.state, -abs(float(place)), False, self.time == 7, {}
+
+
+def _fit(folder: Path, loss: nn.Module, data: Any, steps: int = 6) -> Any:
+    pair = loss, torch.optim.Adam(loss.parameters(), lr=1e-2)
+    return fit(pair, data, steps=steps, batch_size=2, out=folder, checkpoint_every=2, progress=False)
+
+
+def program(folder: Path) -> str:
+    """Six updates of a control program and its guide."""
+    rng = np.random.default_rng(0)
+    data = pc.envs.from_arrays(
+        [rng.normal(size=(3, 2)).astype(np.float32) for _ in range(4)], [[0, 1]] * 4, action_space=2
+    )
+    model = pc.models.ControlProgram("actions: a, b\nroot -> a, b", obs_size=2, hidden=(4,))
+    elbo = pc.inference.StepwiseKL_ELBO()(model, pc.guides.CallStackGuide(model))
+    _fit(folder, elbo, data)
+    return digest_of(folder)
+
+
+def _cloned(folder: Path, data: Any, steps: int = 6) -> Any:
+    policy = pc.models.ReactivePolicy(data.observation_space, data.action_space, hidden=(4,))
+    _fit(folder, pyro.infer.Trace_ELBO()(policy, policy.guide), data.transitions(), steps)
+    return policy
+
+
+def policy(folder: Path) -> str:
+    """Six updates of a reactive policy."""
+    rng = np.random.default_rng(0)
+    _cloned(folder, pc.envs.from_arrays([rng.normal(size=(9, 3)).astype(np.float32)], [[0, 1] * 4], action_space=2))
+    return digest_of(folder)
+
+
+def _learner() -> Any:
+    return pc.inference.SoftActorCritic(pc.guides.GaussianPolicy(2, 1, hidden=(4,)), 2, 1, hidden=(4,))
+
+
+_LEARN: dict[str, Any] = {"steps": 16, "replay": 6, "batch_size": 2, "start": 6, "checkpoint_every": 4}
+
+
+def learn(folder: Path) -> str:
+    """16 steps of soft actor-critic; its replay is a file, and shorter than an episode."""
+    pc.inference.learn(_learner(), Point(), seed=1, out=folder, progress=False, **_LEARN)
+    return digest_of(folder)
+
+
+def learn_together(folder: Path) -> str:
+    """The same of three learners in one batch."""
+    outs = [folder / str(number) for number in range(3)]
+    batch = pc.inference.SeedBatch([_learner() for _ in outs])
+    envs = [Point() for _ in outs]
+    pc.inference.learn_together(batch, envs, seeds=[1, 2, 3], outs=outs, progress=False, **_LEARN)
+    return digest_of(*outs)
+
+
+def _teacher(observation: np.ndarray) -> np.ndarray:
+    return np.clip(-observation[:1], -1, 1)
+
+
+def dagger(folder: Path) -> str:
+    """Three rounds of DAgger, each of which trains in a folder of its own."""
+    rounds: list[Path] = []
+
+    def learn_from(data: Any) -> Any:
+        rounds.append(folder / str(len(rounds)))
+        return _cloned(rounds[-1], data, steps=4)
+
+    pc.inference.dagger(Point(), _teacher, learn_from, rounds=3, episodes=1, seed=3, progress=False)
+    return digest_of(*rounds)
+
+
+def minari(folder: Path) -> str:
+    """A data set that is overwritten by its fourth version: every action of the n-th is n."""
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    there = version(folder)
+    for number in range(max(0, there), 4):
+        made = pc.envs.from_arrays([np.full((4, 2), number, np.float32)], [np.full(3, number)], action_space=9)
+        pc.envs.to_minari(made, "toy/kept-v0", overwrite=True)
+        said(str(number))
+    return f"{version(folder)} {sorted(path.name for path in (folder / 'toy').iterdir())}"
+
+
+def version(folder: Path) -> int:
+    """Of the data set that is there; -1 if there is none."""
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    try:
+        data = pc.envs.from_minari("toy/kept-v0")
+    except FileNotFoundError:
+        return -1
+    numbers = {*data.actions[data.acted].tolist(), *data.observations.flatten().tolist()}
+    assert len(numbers) == 1, f"a mixture of the versions {numbers}"
+    return int(numbers.pop())
+
+
+def step(folder: Path) -> int:
+    """That the checkpoints are at; 0 if they are not all there."""
+    paths = (
+        [folder / str(n) / "checkpoint.pt" for n in range(3)] if (folder / "0").exists() else [folder / "checkpoint.pt"]
+    )
+    return min(checkpoint.read(path)["step"] if path.exists() else 0 for path in paths)
+
+
+def digest_of(*folders: Path) -> str:
+    """A hash of all that the checkpoints hold, but times and the names of files."""
+    digest = hashlib.blake2b(digest_size=8)
+
+    def add(value: Any, name: str = "") -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key not in ("seconds", "file"):
+                    add(item, f"{name}.{key}")
+        elif isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                add(item, f"{name}.{number}")
+        else:
+            digest.update(
+                f"{name} {checkpoint.fingerprint(value) if isinstance(value, torch.Tensor) else value}".encode()
+            )
+
+    for folder in folders:
+        add(checkpoint.read(folder / "checkpoint.pt"))
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------- kills
+
+
+class Kind(NamedTuple):
+    """Something that goes on after a kill: what is run, its share of all kills, how far it has come by its files."""
+
+    run: Callable[[Path], str]
+    share: float
+    reached: Callable[[Path], int]
+
+
+KINDS = {
+    "fit, a program": Kind(program, 0.15, step),
+    "fit, a policy": Kind(policy, 0.15, step),
+    "learn": Kind(learn, 0.15, step),
+    "learn_together": Kind(learn_together, 0.2, step),
+    "dagger": Kind(dagger, 0.15, lambda folder: 4),  # it begins anew, and its trainings go on
+    "to_minari": Kind(minari, 0.2, version),
+}
+_MOMENTS = ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir", "open")  # of the module os
+_pipe = -1  # to the parent
+
+
+class Child:
+    """A fork of this process that runs a function, which tells the parent lines, its result last.
+
+    Args:
+        function: returns a line; an error is one too.
+    """
+
+    def __init__(self, function: Callable[[], str]) -> None:
+        self.begun = time.perf_counter()
+        read, write = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            global _pipe
+            _pipe = write
+            try:
+                pyro.set_rng_seed(0)
+                pyro.clear_param_store()
+                said(f"end {function()}")
+            except BaseException as error:
+                said(f"error {error!r} {traceback.format_exc()}".replace("\n", " | "))
+            finally:
+                os._exit(0)
+        os.close(write)
+        self.pipe = open(read, "rb", buffering=0)  # noqa: SIM115  # closed by wait
+
+    def wait(self, seconds: float = math.inf) -> list[str]:
+        """Wait until it ends, and kill it if that takes longer; return what it said."""
+        with self.pipe as pipe:
+            text, limit = b"", self.begun + seconds
+            while True:
+                left = max(0.0, limit - time.perf_counter())
+                if not select.select([pipe], [], [], left if left < math.inf else None)[0]:
+                    os.kill(self.pid, signal.SIGKILL)
+                    limit = math.inf
+                elif part := pipe.read(65536):
+                    text += part
+                else:
+                    break
+        status = os.waitpid(self.pid, 0)[1]
+        self.killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        self.seconds = time.perf_counter() - self.begun
+        return text.decode().splitlines()
+
+
+def said(what: str) -> None:
+    """In a child: tell the parent."""
+    if _pipe >= 0:
+        os.write(_pipe, f"{what}\n".encode())
+
+
+def running(kind: Kind, folder: Path, last: int | None = None) -> str:
+    """In a child: run something, and say each step that is saved.
+
+    Args:
+        kind: of run.
+        folder: where.
+        last: kill it at this moment. Each call of the operating system that makes, syncs, names or removes files is two:
+            before it and after it.
+    """
+    count, write_all = 0, checkpoint.write_all
+
+    def pass_moment() -> None:
+        nonlocal count
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            pass_moment()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                pass_moment()
+
+        return call
+
+    def saying(contents: dict[Path, dict[str, Any]]) -> None:
+        write_all(contents)
+        for content in contents.values():
+            said(str(content["step"]))
+
+    for name in _MOMENTS:
+        setattr(os, name, counting(getattr(os, name)))
+    checkpoint.write_all = saying
+    end = kind.run(folder)
+    said(f"moments {count}")
+    return end
+
+
+@contextmanager
+def prepared(kinds: Iterable[Kind]) -> Iterator[Path]:
+    """An empty folder, and whatever is imported late is there for all forks."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, kind in enumerate(kinds):
+            kind.run(Path(folder) / f"first-{number}")
+        yield Path(folder)
 
 
 @campaign
 def kills(count: int = 1000, seed: int = 0) -> Rows:
     """Kill and resume every kind of training at random moments, also between renames.
 
+    Half of the kills are at a random time, half just before or after a random one of the calls by which files are made,
+    synced, renamed and removed. What was killed goes on from its files, may be killed again, and has to end like what
+    was never stopped, bit for bit. ``lost``: it raised an error, or its files held less than it had saved. ``other``:
+    it ended otherwise.
+
     Args:
         count: how many kills in all.
         seed: of the moments.
     """
-    yield from ()
+    rng = random.Random(seed)
+    with prepared(KINDS.values()) as parent:
+        for name, kind in KINDS.items():
+            begun, tries, found = time.perf_counter(), 0, {"kills": 0, "lost": 0, "other": 0}
+            whole = Child(lambda: running(kind, parent / f"{name}-whole"))  # noqa: B023  # it has ended by then
+            *_, moments, end = whole.wait()
+            while found["kills"] < round(count * kind.share):
+                tries += 1
+                folder, saved, killed_at = parent / f"{name}-{tries}", -1, []
+                for _ in range(rng.randint(1, 2)):
+                    moment, seconds = rng.randrange(int(moments.split()[1])), rng.uniform(0, whole.seconds)
+                    moment, seconds = (moment, math.inf) if rng.random() < 0.5 else (-1, seconds)
+                    child = Child(lambda: running(kind, folder, moment))  # noqa: B023
+                    saved = max([saved, *(int(line) for line in child.wait(seconds) if line.isdigit())])
+                    killed_at.append(f"moment {moment}" if seconds == math.inf else f"{seconds:.3f} s")
+                    found["kills"] += child.killed
+                problem = ""
+                try:
+                    if rng.random() < 0.5 and (reached := kind.reached(folder)) < saved:
+                        problem = f"error: {saved} was saved, {reached} is there"
+                except Exception as error:
+                    problem = f"error {error!r}"
+                last = Child(lambda: running(kind, folder)).wait()[-1:]  # noqa: B023
+                if problem or last != [end]:
+                    problem = problem or "".join(last)
+                    found["lost" if problem.startswith("error") else "other"] += 1
+                    print(f"{name}, killed at {', '.join(killed_at)}: {problem}", flush=True)
+            yield from counted("kills", name, begun, seed=seed, count=tries, **found)
+
+
+# ---------------------------------------------------------------------- folders
+
+
+@campaign
+def folders(pairs: int = 50) -> Rows:
+    """Start two processes at once that train in one folder: one runs, the other is refused and says who runs.
+
+    Args:
+        pairs: how many of each kind of training.
+    """
+    kinds = {name: KINDS[name] for name in ("fit, a policy", "learn", "learn_together")}
+    with prepared(kinds.values()) as parent:
+        for name, kind in kinds.items():
+            begun, good = time.perf_counter(), 0
+            for number in range(pairs):
+                folder, refused = parent / f"{name}-{number}", parent / f"{name}-{number}-refused"
+                children = [Child(lambda: _one_of_two(kind, folder, refused)) for _ in range(2)]  # noqa: B023
+                came = [(child.pid, child.wait(60)[-1:]) for child in children]
+                runs = [pid for pid, lines in came if lines and lines[0].startswith("end ran")]
+                holder = f"in use by process {runs[0]} on " if runs else "?"
+                good += len(runs) == 1 and any(holder in "".join(lines) for _, lines in came)
+            yield from counted("folders", name, begun, seed=0, count=pairs, one_runs_one_refuses=good)
+
+
+def _one_of_two(kind: Kind, folder: Path, refused: Path) -> str:
+    """In a child: train, and not end before the other has been refused, or ten seconds have passed."""
+    write_all, limit = checkpoint.write_all, time.perf_counter() + 10
+
+    def waiting(contents: dict[Path, dict[str, Any]]) -> None:
+        while not refused.exists() and time.perf_counter() < limit:
+            time.sleep(0.002)
+        write_all(contents)
+
+    checkpoint.write_all = waiting
+    try:
+        return f"ran {kind.run(folder)}"
+    except BlockingIOError as error:
+        refused.touch()
+        return f"refused {error}"
+
+
+# ---------------------------------------------------------------------- memory
+
+
+@campaign
+def memory(updates: int = 5000, seed: int = 0) -> Rows:
+    """Measure by how much the memory of a process grows in training, MiB a thousand updates, after as many as these.
+
+    Args:
+        updates: after the first half of which the growth is measured, by a line of least squares.
+        seed: of the training.
+    """
+    trainings = {"fit": _long_fit, "learn": _long_learn, "dagger": _long_dagger}
+    for name, train in trainings.items():
+        begun = time.perf_counter()
+        lines = Child(lambda: _growth(train, updates, seed)).wait()  # noqa: B023
+        slope = float(lines[-1].removeprefix("end "))
+        yield from counted("memory", name, begun, seed=seed, count=updates, mebibytes_per_thousand_updates=slope)
+
+
+def _growth(train: Callable[..., None], updates: int, seed: int) -> str:
+    marks: list[tuple[int, float]] = []
+    page = os.sysconf("SC_PAGESIZE") / 2**20
+
+    def mark(update: int) -> None:
+        marks.append((update, int(Path("/proc/self/statm").read_text().split()[1]) * page))
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(Path(folder), updates, seed, mark)
+    counts, sizes = np.array([each for each in marks if each[0] >= updates / 2]).T
+    return str(1000 * np.polyfit(counts, sizes, 1)[0])
+
+
+def _long_fit(folder: Path, updates: int, seed: int, mark: Callable[[int], None]) -> None:
+    data = pc.envs.from_arrays([np.random.randn(99, 3).astype(np.float32)], [[0, 1] * 49], action_space=2)
+    policy = pc.models.ReactivePolicy(data.observation_space, data.action_space, hidden=(4,))
+    loss = pyro.infer.Trace_ELBO()(policy, policy.guide)
+    options: dict[str, Any] = {"steps": updates, "batch_size": 4, "seed": seed, "progress": False, "log_every": 50}
+    pair = loss, torch.optim.Adam(loss.parameters())
+    fit(pair, data.transitions(), out=folder, log=lambda step, _: mark(step), checkpoint_every=500, **options)
+
+
+def _long_learn(folder: Path, updates: int, seed: int, mark: Callable[[int], None]) -> None:
+    options = {"steps": updates, "replay": 500, "batch_size": 4, "start": 10, "checkpoint_every": 500, "log_every": 50}
+    log = lambda step, values: mark(step) if "loss" in values else None  # noqa: E731
+    pc.inference.learn(_learner(), Point(), seed=seed, out=folder, progress=False, log=log, **options)  # type: ignore[arg-type]
+
+
+def _long_dagger(folder: Path, updates: int, seed: int, mark: Callable[[int], None]) -> None:
+    """Rounds of a hundred updates."""
+    rounds = 0
+
+    def learn_from(data: Any) -> Any:
+        nonlocal rounds
+        rounds += 1
+        policy = _cloned(folder / str(rounds), data, steps=100)
+        mark(100 * rounds)
+        return policy
+
+    pc.inference.dagger(Point(), _teacher, learn_from, rounds=updates // 100, episodes=1, seed=seed, progress=False)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ which should be 0. A new campaign is one more function::
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import hashlib
 import math
 import os
@@ -107,9 +109,10 @@ class Point(gymnasium.Env[Any, Any]):
         return self.state, -abs(float(place)), False, self.time == 7, {}
 
 
-def _fit(folder: Path, loss: nn.Module, data: Any, steps: int = 6) -> Any:
+def _fit(folder: Path, loss: nn.Module, data: Any, **options: Any) -> None:
     pair = loss, torch.optim.Adam(loss.parameters(), lr=1e-2)
-    return fit(pair, data, steps=steps, batch_size=2, out=folder, checkpoint_every=2, progress=False)
+    usual = {"steps": 6, "batch_size": 2, "checkpoint_every": 2, "progress": False}
+    fit(pair, data, out=folder, **usual | options)
 
 
 def program(folder: Path) -> str:
@@ -124,9 +127,9 @@ def program(folder: Path) -> str:
     return digest_of(folder)
 
 
-def _cloned(folder: Path, data: Any, steps: int = 6) -> Any:
+def _cloned(folder: Path, data: Any, **options: Any) -> Any:
     policy = pc.models.ReactivePolicy(data.observation_space, data.action_space, hidden=(4,))
-    _fit(folder, pyro.infer.Trace_ELBO()(policy, policy.guide), data.transitions(), steps)
+    _fit(folder, pyro.infer.Trace_ELBO()(policy, policy.guide), data.transitions(), **options)
     return policy
 
 
@@ -307,8 +310,8 @@ def running(kind: Kind, folder: Path, last: int | None = None) -> str:
     Args:
         kind: of run.
         folder: where.
-        last: kill it at this moment. Each call of the operating system that makes, syncs, names or removes files is two:
-            before it and after it.
+        last: kill it at this moment. Each call of the operating system that makes, syncs, names or removes files is
+            two: before it and after it.
     """
     count, write_all = 0, checkpoint.write_all
 
@@ -439,9 +442,16 @@ def _one_of_two(kind: Kind, folder: Path, refused: Path) -> str:
 # ---------------------------------------------------------------------- memory
 
 
+Mark = Callable[[int], None]
+_BETWEEN = 500  # updates between checkpoints, and rounds
+
+
 @campaign
-def memory(updates: int = 5000, seed: int = 0) -> Rows:
-    """Measure by how much the memory of a process grows in training, MiB a thousand updates, after as many as these.
+def memory(updates: int = 10_000, seed: int = 0) -> Rows:
+    """Measure by how much a process grows in training: its resident memory, MiB a thousand updates.
+
+    What has been freed is given back to the system before each measurement, so that what counts is what is kept. Of
+    DAgger that includes what it collects.
 
     Args:
         updates: after the first half of which the growth is measured, by a line of least squares.
@@ -455,12 +465,15 @@ def memory(updates: int = 5000, seed: int = 0) -> Rows:
         yield from counted("memory", name, begun, seed=seed, count=updates, mebibytes_per_thousand_updates=slope)
 
 
-def _growth(train: Callable[..., None], updates: int, seed: int) -> str:
+def _growth(train: Callable[[Path, int, int, Mark], None], updates: int, seed: int) -> str:
     marks: list[tuple[int, float]] = []
-    page = os.sysconf("SC_PAGESIZE") / 2**20
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
     def mark(update: int) -> None:
-        marks.append((update, int(Path("/proc/self/statm").read_text().split()[1]) * page))
+        gc.collect()
+        trim(0)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        marks.append((update, pages * os.sysconf("SC_PAGESIZE") / 2**20))
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -469,33 +482,29 @@ def _growth(train: Callable[..., None], updates: int, seed: int) -> str:
     return str(1000 * np.polyfit(counts, sizes, 1)[0])
 
 
-def _long_fit(folder: Path, updates: int, seed: int, mark: Callable[[int], None]) -> None:
+def _long_fit(folder: Path, updates: int, seed: int, mark: Mark) -> None:
     data = pc.envs.from_arrays([np.random.randn(99, 3).astype(np.float32)], [[0, 1] * 49], action_space=2)
-    policy = pc.models.ReactivePolicy(data.observation_space, data.action_space, hidden=(4,))
-    loss = pyro.infer.Trace_ELBO()(policy, policy.guide)
-    options: dict[str, Any] = {"steps": updates, "batch_size": 4, "seed": seed, "progress": False, "log_every": 50}
-    pair = loss, torch.optim.Adam(loss.parameters())
-    fit(pair, data.transitions(), out=folder, log=lambda step, _: mark(step), checkpoint_every=500, **options)
+    log = lambda step, _: mark(step)  # noqa: E731
+    _cloned(folder, data, steps=updates, seed=seed, log=log, log_every=100, checkpoint_every=_BETWEEN)
 
 
-def _long_learn(folder: Path, updates: int, seed: int, mark: Callable[[int], None]) -> None:
-    options = {"steps": updates, "replay": 500, "batch_size": 4, "start": 10, "checkpoint_every": 500, "log_every": 50}
+def _long_learn(folder: Path, updates: int, seed: int, mark: Mark) -> None:
     log = lambda step, values: mark(step) if "loss" in values else None  # noqa: E731
-    pc.inference.learn(_learner(), Point(), seed=seed, out=folder, progress=False, log=log, **options)  # type: ignore[arg-type]
+    options = _LEARN | {"steps": updates, "replay": 500, "log_every": 100, "checkpoint_every": _BETWEEN}
+    pc.inference.learn(_learner(), Point(), seed=seed, out=folder, progress=False, log=log, **options)
 
 
-def _long_dagger(folder: Path, updates: int, seed: int, mark: Callable[[int], None]) -> None:
-    """Rounds of a hundred updates."""
+def _long_dagger(folder: Path, updates: int, seed: int, mark: Mark) -> None:
     rounds = 0
 
     def learn_from(data: Any) -> Any:
         nonlocal rounds
-        rounds += 1
-        policy = _cloned(folder / str(rounds), data, steps=100)
-        mark(100 * rounds)
-        return policy
+        before, rounds = rounds * _BETWEEN, rounds + 1
+        log = lambda step, _: mark(before + step)  # noqa: E731
+        return _cloned(folder / str(rounds), data, steps=_BETWEEN, log=log, log_every=100)
 
-    pc.inference.dagger(Point(), _teacher, learn_from, rounds=updates // 100, episodes=1, seed=seed, progress=False)
+    options: dict[str, Any] = {"rounds": updates // _BETWEEN, "episodes": 1, "seed": seed, "progress": False}
+    pc.inference.dagger(Point(), _teacher, learn_from, **options)
 
 
 if __name__ == "__main__":

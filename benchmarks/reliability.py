@@ -32,7 +32,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,8 +109,8 @@ class Point(gymnasium.Env[Any, Any]):
         return self.state, -abs(float(place)), False, self.time == 7, {}
 
 
-def _fit(folder: Path, loss: nn.Module, data: Any, **options: Any) -> None:
-    pair = loss, torch.optim.Adam(loss.parameters(), lr=1e-2)
+def _fit(folder: Path, loss: Any, modules: Sequence[nn.Module], data: Any, **options: Any) -> None:
+    pair = loss, torch.optim.Adam([p for module in modules for p in module.parameters()], lr=1e-2)
     usual = {"steps": 6, "batch_size": 2, "checkpoint_every": 2, "progress": False}
     fit(pair, data, out=folder, **usual | options)
 
@@ -122,14 +122,14 @@ def program(folder: Path) -> str:
         [rng.normal(size=(3, 2)).astype(np.float32) for _ in range(4)], [[0, 1]] * 4, action_space=2
     )
     model = pc.models.ControlProgram("actions: a, b\nroot -> a, b", obs_size=2, hidden=(4,))
-    elbo = pc.inference.StepwiseKL_ELBO()(model, pc.guides.CallStackGuide(model))
-    _fit(folder, elbo, data)
+    guide = pc.guides.CallStackGuide(model)
+    _fit(folder, pc.inference.StepwiseKL_ELBO()(model, guide), [model, guide], data)
     return digest_of(folder)
 
 
 def _cloned(folder: Path, data: Any, **options: Any) -> Any:
     policy = pc.models.ReactivePolicy(data.observation_space, data.action_space, hidden=(4,))
-    _fit(folder, pyro.infer.Trace_ELBO()(policy, policy.guide), data.transitions(), **options)
+    _fit(folder, policy.loss, [policy], data.transitions(), **options)
     return policy
 
 

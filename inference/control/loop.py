@@ -112,7 +112,8 @@ def learn(
     Episode number n is reset with a seed made of ``seed`` and n. With ``out``, the run writes ``out/checkpoint.pt``,
     ``out/tensorboard`` and the replay, a file ``out/replay-N.bin`` that only ever grows, and a later call with the same
     arguments goes on from the checkpoint. An environment cannot be saved: its episode is brought back by resetting it
-    with the same seed and taking the same actions again. Where the environment is deterministic given its seed, a run
+    with the same seed and taking the same actions again, of the replay or, where it has forgotten them, of the
+    checkpoint. Where the environment is deterministic given its seed, a run
     on a CPU so comes to the same bits as one that was never stopped. Where it is not, a warning is given and a new
     episode begins; what wrappers remember from episode to episode, such as running means, is not brought back.
 
@@ -137,10 +138,12 @@ def learn(
             that should be whole and is not.
         ValueError: for spaces that do not fit the learner, unbounded actions, an argument out of range, a device that
             cannot be used, an ``out`` that is a file, or a checkpoint that is truncated, of another learner, made
-            under other settings or beyond ``steps``; nothing has been changed or written then. Also for an
+            under other settings or beyond ``steps``, or a replay that is damaged; nothing has been changed or written
+            then. Also for an
             observation of another shape than before.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
-        OSError: ``out`` cannot be written, or the disk is full; the last checkpoint stands.
+        BlockingIOError: another run writes to ``out``; says which process, where and since when.
+        OSError: ``out`` cannot be written, or the disk is full; names the file, and the last checkpoint stands.
     """
     given: Any = learner
     if isinstance(given, SeedBatch):
@@ -169,9 +172,9 @@ def learn_together(
     """Do what :func:`learn` does for several learners at once, each in its own environment, in step with each other.
 
     Every run has an episode order, a replay, a folder and a checkpoint of its own, as if it were alone; they share the
-    random numbers of the noise, seeded by all ``seeds``, and so can only be gone on from together. No checkpoint takes
-    the place of an old one before those of all runs are on the disk. If one environment raises, all begin a new episode
-    when resumed; if one run's numbers are not finite, all stop.
+    random numbers of the noise, seeded by all ``seeds``, and so can only be gone on from together. Their checkpoints
+    are one: whenever the process ends, a later call finds all of them at the same step. If one environment raises, all
+    begin a new episode when resumed; if one run's numbers are not finite, all stop.
 
     Args:
         batch: a `SeedBatch` of S learners, or a list of any learners, which then act and learn one after the other;
@@ -196,6 +199,7 @@ def learn_together(
         ValueError: as for `learn`, or if there is not one of everything for each learner, or the checkpoints are of
             runs that were not together.
         FloatingPointError: as for `learn`.
+        OSError: as for `learn`.
     """
     if not isinstance(batch, SeedBatch | list | tuple):
         raise TypeError(f"batch must be a SeedBatch or a list of learners, not {type(batch).__name__}")

@@ -264,11 +264,15 @@ def difference(saved: Any, given: Any, name: str = "") -> str | None:
     if isinstance(saved, dict) and isinstance(given, dict):
         dot = f"{name}." if name else ""
         pairs = [(f"{dot}{key}", saved.get(key), given.get(key)) for key in {**saved, **given}]
-    elif isinstance(saved, list | tuple) and isinstance(given, list | tuple) and len(saved) == len(given):
+    elif isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given) and not _numbers(saved):
         pairs = [(f"{name}[{number}]", *pair) for number, pair in enumerate(zip(saved, given, strict=True))]
     else:
         return None if saved == given else f"{name}={saved}, not {given}"
     return next((found for key, was, wanted in pairs if (found := difference(was, wanted, key))), None)
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def verify_settings(path: Path, content: dict[str, Any], settings: dict[str, Any], steps: int) -> None:

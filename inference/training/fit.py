@@ -73,7 +73,10 @@ def fit(
     With ``out``, the run writes ``out/checkpoint.pt`` and ``out/tensorboard``, and a later call with the same
     arguments goes on from the checkpoint: on a CPU it comes to the same bits as a run that was never stopped.
     Saved are the modules' state, loose ``pyro.param`` values, the optimiser, the random state and the
-    learning curve; what a model keeps in plain Python attributes is not.
+    learning curve; what a model keeps in plain Python attributes is not. A checkpoint also describes what else decides
+    the result: the objective, the optimiser with its groups, schedule and clipping, ``clip``, ``batch_size``, ``seed``,
+    the data and the parts of the modules. A call that differs in one of them is refused, and told in which. The folder
+    belongs to the run as long as it lasts.
 
     The first Ctrl-C lets the step finish, saves, and returns; a second one drops the step that is under way.
     SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
@@ -88,8 +91,8 @@ def fit(
             less overhead. Modules, not their methods, make the loss: ``elbo(program.model, guide)`` does not
             list the program's parameters.
         data: a dataset such as `Demonstrations`. Every module behind the model, guide or loss that has a
-            method ``check(data)`` is asked to check it before anything starts. Where it has a method
-            ``fingerprint()``, a checkpoint is gone on from with equal data only.
+            method ``check(data)`` is asked to check it before anything starts. What tells it from other data is
+            its method ``fingerprint()``; a tensor or array needs none.
         steps: the step to train up to, counting those before a resume.
         batch_size: examples in a batch, at most ``len(data)``.
         seed: seeds torch, numpy and Python at step 0, and the order of the epochs.
@@ -112,6 +115,8 @@ def fit(
             an `SVI`, the parameters of a module do not reach the optimiser.
         FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint, from before,
         stands.
+        BlockingIOError: another run writes to ``out``; says which process, where and since when.
+        OSError: ``out`` cannot be written, or the disk is full; names the file, and the last checkpoint stands.
     """
     verify_seed(seed)
     verify_least(1, batch_size=batch_size)

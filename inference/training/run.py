@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -199,14 +199,18 @@ class Run:
         with naming(folder):
             # What a run that was cut short logged beyond its last checkpoint comes again.
             self._board = SummaryWriter(str(folder), purge_step=self.history.step + 1)
-        with naming(folder), closing(self._board):
+        try:
             yield
+        finally:
+            with naming(folder):
+                self._board.close()
 
     def write(self, values: dict[str, float]) -> None:
         """Give numbers to TensorBoard."""
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, self.history.step)
+        if self._board is not None and self.path is not None:
+            with naming(self.path.with_name("tensorboard")):
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, self.history.step)
 
     def close_window(self) -> None:
         """Add to the learning curve, and to what is to be logged.

@@ -64,9 +64,14 @@ def test_of_two_processes_in_one_folder_one_runs(benchmark: ModuleType) -> None:
 
 
 def test_rows_are_kept_by_campaign(
-    benchmark: ModuleType, tmp_path: Path, check_results: Callable[[dict[str, Any]], None]
+    benchmark: ModuleType,
+    tmp_path: Path,
+    check_results: Callable[[dict[str, Any]], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def memory(updates: int = 500) -> Any:
+    monkeypatch.setattr(benchmark, "_BETWEEN", 100)
+
+    def memory(updates: int = 200) -> Any:
         yield from benchmark.memory(updates=updates)
 
     def other(count: int) -> Any:

@@ -115,7 +115,8 @@ def to_minari(
         demonstrations: of any spaces, but without tasks, arguments and calls, for which Minari has no place.
         dataset_id: ``(namespace/)name-v0``. Minari keeps it in the folder ``MINARI_DATASETS_PATH``.
         env: the environment, its id or its spec, for those who want to make it again from the data set.
-        overwrite: whether to replace a data set of this id; it stands until the new one is there.
+        overwrite: whether to replace a data set of this id; it stands until the new one is there, also where the
+            process ends on the way, and :func:`from_minari` finds it.
         **metadata: for ``minari.create_dataset_from_buffers``: ``algorithm_name``, ``author``, ``author_email``,
             ``code_permalink``, ``description``, ``requirements`` and others.
 
@@ -125,6 +126,8 @@ def to_minari(
     Raises:
         ImportError: without Minari.
         FileExistsError: if there is a data set of this id, unless it is to be replaced.
+        BlockingIOError: if another process is writing this data set; says which.
+        OSError: if it cannot be written, or the disk is full; names the folder.
         ValueError: for an id of another form, or demonstrations with tasks, arguments or calls.
 
     Example:

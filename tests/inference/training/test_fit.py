@@ -551,7 +551,10 @@ OTHERS = {
     "clip_norm=None, not 1.0": [svi_of(pyro.optim.Adam({"lr": 0.1}, clip)) for clip in (None, {"clip_norm": 1.0})],
     "optimizer=Adam, not SGD": [svi_of(kind({"lr": 0.1})) for kind in (pyro.optim.Adam, pyro.optim.SGD)],
     r"groups\[1\].lr=0.1, not 0.5": [pair_of(lambda chain, lr=lr: adam(chain, lr)) for lr in (0.1, 0.5)],
-    r"groups\[1\].betas\[0\]=0.9, not 0.5": [pair_of(adam), pair_of(lambda chain: adam(chain, betas=(0.5, 0.999)))],
+    r"groups\[1\].betas=\[0.9, 0.999\], not \[0.5": [
+        pair_of(adam),
+        pair_of(lambda chain: adam(chain, betas=(0.5, 0.999))),
+    ],
     r"groups=\[.*Chain.prior.0.weight \[8, 3\]": [
         pair_of(adam),
         pair_of(lambda chain: torch.optim.Adam(chain.parameters(), lr=0.01)),

@@ -129,9 +129,10 @@ def locked(path: Path) -> Iterator[None]:
             holder = path.read_text()
         raise BlockingIOError(errno.EWOULDBLOCK, f"in use by {holder or 'another process'}", str(path))
     try:
-        os.ftruncate(file, 0)
         now = datetime.now().isoformat(" ", "seconds")
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
+        with naming(path):
+            os.ftruncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
         yield
     finally:
         _let_go(file, remove=True)

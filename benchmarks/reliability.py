@@ -32,7 +32,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +43,6 @@ import pyro
 import torch
 import tyro
 from gymnasium import spaces
-from torch import nn
 
 import pyrocontrol as pc
 from pyrocontrol.inference import fit, read_rows, row, write_results
@@ -109,27 +108,27 @@ class Point(gymnasium.Env[Any, Any]):
         return self.state, -abs(float(place)), False, self.time == 7, {}
 
 
-def _fit(folder: Path, loss: Any, modules: Sequence[nn.Module], data: Any, **options: Any) -> None:
-    pair = loss, torch.optim.Adam([p for module in modules for p in module.parameters()], lr=1e-2)
-    usual = {"steps": 6, "batch_size": 2, "checkpoint_every": 2, "progress": False}
-    fit(pair, data, out=folder, **usual | options)
+_FIT: dict[str, Any] = {"steps": 6, "batch_size": 2, "checkpoint_every": 2, "progress": False}
 
 
 def program(folder: Path) -> str:
-    """Six updates of a control program and its guide."""
+    """Six updates of a control program and its guide by Pyro's SVI, with gradients clipped and a falling rate."""
     rng = np.random.default_rng(0)
     data = pc.envs.from_arrays(
         [rng.normal(size=(3, 2)).astype(np.float32) for _ in range(4)], [[0, 1]] * 4, action_space=2
     )
     model = pc.models.ControlProgram("actions: a, b\nroot -> a, b", obs_size=2, hidden=(4,))
     guide = pc.guides.CallStackGuide(model)
-    _fit(folder, pc.inference.StepwiseKL_ELBO()(model, guide), [model, guide], data)
+    falling = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.9}
+    optimizer = pyro.optim.ExponentialLR(falling, clip_args={"clip_norm": 1.0})  # type: ignore[attr-defined]
+    fit(pyro.infer.SVI(model.model, guide, optimizer, pc.inference.StepwiseKL_ELBO()), data, out=folder, **_FIT)
     return digest_of(folder)
 
 
 def _cloned(folder: Path, data: Any, **options: Any) -> Any:
     policy = pc.models.ReactivePolicy(data.observation_space, data.action_space, hidden=(4,))
-    _fit(folder, policy.loss, [policy], data.transitions(), **options)
+    pair: Any = policy.loss, torch.optim.Adam(policy.parameters(), lr=1e-2)
+    fit(pair, data.transitions(), out=folder, **_FIT | options)
     return policy
 
 

@@ -112,10 +112,10 @@ def learn(
     Episode number n is reset with a seed made of ``seed`` and n. With ``out``, the run writes ``out/checkpoint.pt``,
     ``out/tensorboard`` and the replay, a file ``out/replay-N.bin`` that only ever grows, and a later call with the same
     arguments goes on from the checkpoint. An environment cannot be saved: its episode is brought back by resetting it
-    with the same seed and taking the same actions again, of the replay or, where it has forgotten them, of the
-    checkpoint. Where the environment is deterministic given its seed, a run
-    on a CPU so comes to the same bits as one that was never stopped. Where it is not, a warning is given and a new
-    episode begins; what wrappers remember from episode to episode, such as running means, is not brought back.
+    with the same seed and taking the same actions again, those that the replay has forgotten by the checkpoint. Where
+    the environment is deterministic given its seed, a run on a CPU so comes to the same bits as one that was never
+    stopped. Where it is not, a warning is given and a new episode begins; what wrappers remember from episode to
+    episode, such as running means, is not brought back.
 
     If the environment raises, or gives numbers that are not finite, the checkpoint holds all steps before and the error
     goes on; a resume begins a new episode. The first Ctrl-C lets the step finish, saves, and returns; the third stops
@@ -139,8 +139,7 @@ def learn(
         ValueError: for spaces that do not fit the learner, unbounded actions, an argument out of range, a device that
             cannot be used, an ``out`` that is a file, or a checkpoint that is truncated, of another learner, made
             under other settings or beyond ``steps``, or a replay that is damaged; nothing has been changed or written
-            then. Also for an
-            observation of another shape than before.
+            then. Also for an observation of another shape than before.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
         BlockingIOError: another run writes to ``out``; says which process, where and since when.
         OSError: ``out`` cannot be written, or the disk is full; names the file, and the last checkpoint stands.
@@ -224,7 +223,7 @@ def learn_together(
         settings, first_seed = sizes | {"together": [*map(int, seeds)]}, _mixed(*map(int, seeds))
     none: list[Any] = [None] * len(learners)
     runs = [
-        _Acting(learner, env, int(seed), settings, checkpoint_every, out, evaluate)
+        _Acting(learner, env, int(seed), settings, checkpoint_every, options.get("device"), out, evaluate)
         for learner, env, seed, out, evaluate in zip(
             learners, envs, seeds, outs or none, evaluates or none, strict=True
         )
@@ -308,6 +307,7 @@ class _Acting(Run):
         seed: int,
         settings: dict[str, Any],
         spare: int,
+        device: str | torch.device | None,
         out: str | os.PathLike[str] | None,
         evaluate: Evaluate | None,
     ) -> None:
@@ -317,19 +317,19 @@ class _Acting(Run):
             raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
         own = {"seed": seed, "env": environment_of(env)}
         super().__init__([learner, learner.policy], settings | own, out, evaluate)
-        self.learner, self.seed, self.spare = learner, seed, 0 if out is None else spare
+        self.learner, self.seed, self.spare, self.device = learner, seed, 0 if out is None else spare, device
         self.returns: list[tuple[int, float]] = []
         self.broken = False  # the environment raised: this episode cannot go on
         self.file: Path | None = None
         self.forgotten = bytearray()  # actions of the episode that the replay no longer holds
 
-    def verify_content(self, content: dict[str, Any], device: str | torch.device | None) -> None:
+    def verify_content(self, content: dict[str, Any]) -> None:
         assert self.path is not None
         self.matched = checkpoint.match(self.path, [self.learner], content["modules"], to_train=True)
         self.spare, self.file = content["replay"]["sizes"][1], self.path.with_name(Path(content["file"]).name)
         if not self.file.exists():
             raise ValueError(f"{self.path} belongs to {self.file}, which is not there; {checkpoint.ANEW}")
-        self.memory = self._replay(device)
+        self.memory = self._replay()
         self.memory.restore(content["replay"])
 
     def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
@@ -342,12 +342,12 @@ class _Acting(Run):
         if self.path is not None:  # when the spare rows are used up, the next checkpoint is due
             self.room = max(self.spare, 1)
         if content is None:
-            self.memory = self._replay(device)
+            self.memory = self._replay()
         else:
             checkpoint.apply(self.matched)
             self._take_up(content["episodes"])
 
-    def _replay(self, device: str | torch.device | None) -> Replay:
+    def _replay(self) -> Replay:
         weight = next(self.learner.policy.parameters())
         return Replay(
             self.settings["replay"],
@@ -355,7 +355,7 @@ class _Acting(Run):
             self.learner.action_size,
             seed=self.seed,
             dtype=weight.dtype,
-            device=device if device is not None else weight.device,
+            device=weight.device if self.device is None else self.device,
             path=self.file,
             spare=self.spare,
         )

@@ -205,15 +205,16 @@ class Replay:
         state["dtype"] = str(self._source.dtype)
         state["rows"] = self._source[: min(self.total, len(self._rows))].clone() if self.path is None else None
         if self.path is not None:
-            blocks = self._blocks(self.total)  # of the first, some rows may have given way
-            state["sums"] = [self._sum(rows) if not n else self._sums[block] for n, (block, rows) in enumerate(blocks)]
+            blocks = self._blocks(self.total)
+            sums = self._sums | {n: self._sum(blocks[n]) for n in [*blocks][:1]}  # of which some rows gave way
+            state["sums"] = [sums[n] for n in blocks]
         return state
 
-    def _blocks(self, total: int) -> list[tuple[int, range]]:
-        """The numbers of the rows that count where so many were added, by the checksum that they are under."""
+    def _blocks(self, total: int) -> dict[int, range]:
+        """The numbers of the rows that count where so many were added, by that of the checksum that they are under."""
         first = total - min(total, self.capacity)
         blocks = range(first // _SUMMED, -(-total // _SUMMED))
-        return [(n, range(max(first, n * _SUMMED), min(total, (n + 1) * _SUMMED))) for n in blocks]
+        return {n: range(max(first, n * _SUMMED), min(total, (n + 1) * _SUMMED)) for n in blocks}
 
     def _sum(self, rows: range) -> int:
         return zlib.crc32(self._rows[np.asarray(rows) % len(self._rows)])
@@ -238,13 +239,12 @@ class Replay:
         total = int(state["total"])
         if self.path is not None:
             blocks = self._blocks(total)
-            sums = [self._sum(rows) for _, rows in blocks]
-            if sums != (were := state.get("sums", sums)):  # version 0.1 had none
-                wrong = [rows for (_, rows), *pair in zip(blocks, sums, were, strict=False) if pair[0] != pair[1]]
-                first = wrong[0] if wrong else range(total)
-                which = f"transitions {first.start} to {first.stop - 1}"
+            sums = {n: self._sum(rows) for n, rows in blocks.items()}
+            were = dict(zip(blocks, state.get("sums", sums.values()), strict=False))  # version 0.1 had none
+            if damaged := [rows for n, rows in blocks.items() if sums[n] != were.get(n)]:
+                which = f"transitions {damaged[0].start} to {damaged[0].stop - 1}"
                 raise ValueError(f"{self.path} is damaged: {which} are not those that were written")
-            self._sums = {block: found for (block, _), found in zip(blocks, sums, strict=True)}
+            self._sums = sums
         if self._drawn is not self._source:
             self._drawn.copy_(self._source)
         self.total = total

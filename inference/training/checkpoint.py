@@ -50,7 +50,7 @@ def _compared(module: nn.Module) -> dict[str, Any]:
     return {
         "class": type(module).__name__,
         "signature": str(signature()) if callable(signature) else None,
-        "parts": {name: f"{type(part).__name__}({part.extra_repr()})" for name, part in module.named_modules()},
+        "parts": {name: _placeless(f"{type(m).__name__}({m.extra_repr()})") for name, m in module.named_modules()},
         "state": dict(module.state_dict()),
     }
 
@@ -206,7 +206,12 @@ def described(value: Any, depth: int = 3) -> str:
         if isinstance(value, nn.Module):  # weights have their own place in a checkpoint
             held = [(name, item) for name, item in held if name != "training" and not name.startswith("_")]
         return f"{type(value).__name__}({', '.join(f'{name}={described(item, depth - 1)}' for name, item in held)})"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return _placeless(repr(value))
+
+
+def _placeless(text: str) -> str:
+    """The same without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def told(value: Any, depth: int = 4) -> Any:
@@ -261,6 +266,7 @@ def difference(saved: Any, given: Any, name: str = "") -> str | None:
         name: of both.
     """
     pairs: list[tuple[str, Any, Any]]
+    saved, given = ([*one] if isinstance(one, tuple) else one for one in (saved, given))
     if isinstance(saved, dict) and isinstance(given, dict):
         dot = f"{name}." if name else ""
         pairs = [(f"{dot}{key}", saved.get(key), given.get(key)) for key in {**saved, **given}]

@@ -144,7 +144,7 @@ class Run:
 
     # What a kind of training has to say
 
-    def verify_content(self, content: dict[str, Any], device: str | torch.device | None) -> None:
+    def verify_content(self, content: dict[str, Any]) -> None:
         """Refuse a checkpoint that cannot be gone on from; nothing is changed."""
 
     def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
@@ -170,12 +170,12 @@ class Run:
 
     # The same for all
 
-    def find(self, steps: int, device: str | torch.device | None) -> None:
+    def find(self, steps: int) -> None:
         """Read the checkpoint, if there is one, and refuse that of another run; nothing is changed."""
         if self.path is not None and self.path.exists():
             content = checkpoint.read(self.path, "step", "modules", "history", "random", "settings", *self.needs)
             checkpoint.verify_settings(self.path, content, self.settings, steps)
-            self.verify_content(content, device)
+            self.verify_content(content)
             self.content = content
 
     def begin(self, device: str | torch.device | None) -> None:
@@ -329,7 +329,7 @@ class Training:
     def _train(self, advance: Callable[[], bool], seed: int) -> None:
         if self.resume:
             for run in self.runs:
-                run.find(self.steps, self.device)
+                run.find(self.steps)
         if len({run.content["step"] if run.content else 0 for run in self.runs}) > 1:
             at = ", ".join(f"{run.out} at {run.content['step'] if run.content else 0}" for run in self.runs)
             raise ValueError(f"runs of one batch must be at one step, not {at}; {checkpoint.ANEW}")

@@ -258,7 +258,7 @@ def _objective(loss: Any) -> dict[str, Any]:
     if not isinstance(elbo, ELBO):
         return {"loss": getattr(loss, "__qualname__", type(loss).__name__)}
     # Plates may nest as deep as a first run finds, and warnings change no number.
-    aside = ("max_plate_nesting", "strict_enumeration_warning", "ignore_jit_warnings", "training")
+    aside = ("max_plate_nesting", "strict_enumeration_warning", "ignore_jit_warnings")
     held = {k: v for k, v in vars(elbo).items() if k not in aside and not k.startswith("_")}
     options = {k: told(v) for k, v in held.items() if not isinstance(v, nn.Module | ELBO)}  # which have their own place
     return {"loss": type(elbo).__name__, **{f"loss.{name}": value for name, value in options.items()}}

@@ -20,6 +20,8 @@ import torch
 import pyrocontrol as pc
 from pyrocontrol._files import locked, replacing, settle
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork")
+
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}

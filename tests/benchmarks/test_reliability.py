@@ -10,11 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from pyrocontrol.inference.training import run
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="forks and /proc"),
+    pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="forks and /proc, without CUDA"),
     pytest.mark.filterwarnings("ignore:.*use of fork"),
 ]
 

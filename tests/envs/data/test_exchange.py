@@ -438,6 +438,7 @@ def test_minari_overwrites_only_when_told(minari: Any, tmp_path: Path, monkeypat
     assert sorted(path.name for path in (tmp_path / "minari" / "ns").iterdir()) == ["b-v0", "namespace_metadata.json"]
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork")
 @pytest.mark.parametrize("at", ["writing", "set aside", "in place"])
 def test_a_data_set_is_there_whenever_the_process_that_overwrites_it_ends(minari: Any, tmp_path: Path, at: str) -> None:
     first, second = demonstrations_of("box", "plain"), demonstrations_of("discrete", "plain")

@@ -220,7 +220,9 @@ def learn_together(
     if alone := len(learners) == 1 and not isinstance(batch, SeedBatch):
         settings, first_seed = sizes, int(seeds[0])
     else:  # they share the random numbers of the noise
-        settings, first_seed = sizes | {"together": [*map(int, seeds)]}, _mixed(*map(int, seeds))
+        kind = "SeedBatch" if isinstance(batch, SeedBatch) else "list"
+        settings = sizes | {"together": [*map(int, seeds)], "batch": kind}
+        first_seed = _mixed(*map(int, seeds))
     none: list[Any] = [None] * len(learners)
     runs = [
         _Acting(learner, env, int(seed), settings, checkpoint_every, options.get("device"), out, evaluate)
@@ -315,7 +317,7 @@ class _Acting(Run):
         self.body = Body(env, learner.policy)
         if env.unwrapped in getattr(evaluate, "bodies", ()):
             raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
-        own = {"seed": seed, "env": environment_of(env)}
+        own = {"seed": seed, "env": environment_of(env), "frozen": checkpoint.frozen(learner.policy)}
         super().__init__([learner, learner.policy], settings | own, out, evaluate)
         self.learner, self.seed, self.spare, self.device = learner, seed, 0 if out is None else spare, device
         self.returns: list[tuple[int, float]] = []

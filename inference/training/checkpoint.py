@@ -22,6 +22,7 @@ __all__ = [
     "described",
     "difference",
     "fingerprint",
+    "frozen",
     "load_checkpoint",
     "match",
     "mismatch",
@@ -207,6 +208,11 @@ def described(value: Any, depth: int = 3) -> str:
             held = [(name, item) for name, item in held if name != "training" and not name.startswith("_")]
         return f"{type(value).__name__}({', '.join(f'{name}={described(item, depth - 1)}' for name, item in held)})"
     return _placeless(repr(value))
+
+
+def frozen(*modules: nn.Module) -> list[str]:
+    """Names of the parameters that are not trained."""
+    return [f"{type(m).__name__}.{name}" for m in modules for name, p in m.named_parameters() if not p.requires_grad]
 
 
 def _placeless(text: str) -> str:

@@ -131,7 +131,7 @@ def fit(
         _verify_data(module, data)
     settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
     if out is not None:
-        settings["data_fingerprint"] = _fingerprint(data)
+        settings |= {"data_fingerprint": _fingerprint(data), "frozen": checkpoint.frozen(*update.modules)}
     run = _Fitting(update, data, options.get("device"), settings | update.settings(), out, evaluate)
     usual: RunOptions = {"checkpoint_every": 1000, "log_every": 50}
     training = Training(runs=[run], steps=steps, **usual | options)

@@ -57,7 +57,7 @@ class SVIUpdate:
         found |= {"optim_args": told(optim.pt_optim_args), "clip_args": told(optim.pt_clip_args)}
         if isinstance(optim, PyroLRScheduler):
             found |= {"scheduler": _name(optim.pt_scheduler_constructor), "scheduler_args": told(optim.kwargs)}
-        return found | _frozen(self.modules)
+        return found
 
     def gradients(self, batch: Any) -> float | Tensor:
         """Compute the loss of a batch and its gradients; return the loss, unread where that would wait for a GPU."""
@@ -178,13 +178,13 @@ class TorchUpdate:
         """What a checkpoint must share with this update to go on from it."""
         found = {**_objective(self.loss), "optimizer": f"torch {type(self.optimizer).__name__}"}
         found |= _plain(self.optimizer.defaults)  # as in version 0.1
-        names = {id(p): f"{name} {[*p.shape]}" for m in self.modules for name, p in _parameters(m).items()}
+        names = {id(p): f"{type(m).__name__}.{n} {[*p.shape]}" for m in self.modules for n, p in m.named_parameters()}
         groups = []
         for group in self.optimizer.param_groups:
             options = {name: told(value) for name, value in group.items() if name not in ("params", "initial_lr")}
             options["lr"] = told(group.get("initial_lr", group["lr"]))  # a scheduler has moved on from the first
             groups.append(options | {"params": [names[id(parameter)] for parameter in group["params"]]})
-        return found | {"groups": groups} | _frozen(self.modules)
+        return found | {"groups": groups}
 
     def gradients(self, batch: Any) -> float | Tensor:
         """Compute the loss of a batch and its gradients; return the loss, unread where that would wait for a GPU."""
@@ -266,15 +266,6 @@ def _objective(loss: Any) -> dict[str, Any]:
 
 def _name(constructor: Any) -> str:
     return getattr(constructor, "__name__", None) or described(constructor)
-
-
-def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {f"{type(module).__name__}.{name}": parameter for name, parameter in module.named_parameters()}
-
-
-def _frozen(modules: list[nn.Module]) -> dict[str, Any]:
-    """Which parameters of modules are not trained."""
-    return {"frozen": [name for m in modules for name, p in _parameters(m).items() if not p.requires_grad]}
 
 
 def _plain(options: Any) -> dict[str, Any]:

@@ -256,10 +256,12 @@ def _instructions(code: CodeType) -> Any:
 
 
 def fingerprint(numbers: torch.Tensor | np.ndarray) -> str:
-    """A short hash of numbers, the same on every device."""
-    tensor = torch.as_tensor(numbers).detach().cpu().contiguous()
-    digest = hashlib.blake2b(f"{tensor.dtype} {[*tensor.shape]}".encode(), digest_size=8)
-    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    """A short hash of numbers, the same on every device; of objects in an array only that they are some."""
+    digest = hashlib.blake2b(f"{numbers.dtype} {[*numbers.shape]}".encode(), digest_size=8)
+    if isinstance(numbers, torch.Tensor):
+        digest.update(numbers.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif not numbers.dtype.hasobject:
+        digest.update(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -213,6 +213,16 @@ def test_an_autoguide_made_at_the_first_step_is_resumed(tmp_path):
     assert_same(expected, run(14, tmp_path))
 
 
+def test_fingerprints_of_numbers():
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    array.setflags(write=False)
+    found = [array, array[::-1], array.T, array.astype(np.float64), array[:0], np.array([1, "a"], object), array > 3]
+    found += map(torch.tensor, (array, array.T.copy(), 3.0, True, [1 + 2j]))
+    found.append(torch.ones(3, dtype=torch.bfloat16, requires_grad=True))
+    assert len({checkpoint.fingerprint(one) for one in found}) == len(found)
+    assert checkpoint.fingerprint(torch.tensor(array).T) == checkpoint.fingerprint(torch.tensor(array.T.copy()))
+
+
 def test_every_random_generator_is_restored():
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)

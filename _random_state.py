@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["random_state", "random_state_aside", "set_random_state"]
+__all__ = ["keep_random_state", "random_state", "random_state_aside", "set_random_state"]
+
+
+def keep_random_state() -> Callable[[], None]:
+    """Keep the state of every random generator, in a few microseconds; return what puts them all back to it."""
+    here, gpus = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    numpy, python = np.random.get_state(), random.getstate()
+
+    def put_back() -> None:
+        torch.set_rng_state(here)
+        for device, state in enumerate(gpus):
+            torch.cuda.set_rng_state(state, device)
+        np.random.set_state(numpy)
+        random.setstate(python)
+
+    return put_back
 
 
 def random_state() -> dict[str, Any]:
@@ -46,8 +61,8 @@ def set_random_state(state: dict[str, Any]) -> None:
 @contextmanager
 def random_state_aside() -> Iterator[None]:
     """Put every random generator back, at the end of the block, to where it was at its beginning."""
-    before = random_state()
+    put_back = keep_random_state()
     try:
         yield
     finally:
-        set_random_state(before)
+        put_back()

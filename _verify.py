@@ -7,14 +7,14 @@ import math
 import operator
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ._files import writing
+from ._files import locked, writing
 
 __all__ = ["claim_folder", "verify_device", "verify_folder", "verify_least", "verify_positive", "verify_seed"]
 
@@ -85,7 +85,8 @@ def verify_seed(seed: int) -> None:
 def claim_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> Iterator[None]:
     """Make a folder a run's own: write ``path/settings.json``, or make sure that what is there says the same.
 
-    If the block fails before it has written anything there, the folder is as it was before.
+    Nobody else can claim it while the block runs. If the block fails before it has written anything there, the folder
+    is as it was before.
 
     Args:
         path: of the folder, made if missing.
@@ -93,31 +94,28 @@ def claim_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> Iter
             hold. Names that are only here or only in the file do not count.
 
     Raises:
-        ValueError: if the folder is another run's, or cannot be written; what is in it stands.
+        ValueError: if the folder is another run's, of this moment or before, or cannot be written; what is in it
+            stands.
     """
     verify_folder(path)
     folder, file = Path(path), Path(path) / "settings.json"
     wanted = json.loads(json.dumps(settings))
-    made, new = not folder.exists(), not file.exists()
-    try:
-        if new:
-            folder.mkdir(parents=True, exist_ok=True)
-            with writing(file) as stream:
-                stream.write(json.dumps(wanted, indent=1).encode())
-        there = json.loads(file.read_text())
-        if not isinstance(there, dict):
-            raise ValueError("no settings of a run")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
-    other = [f"{name} {there[name]}, not {value}" for name, value in wanted.items() if there.get(name, value) != value]
-    if other:
-        raise ValueError(f"{path} holds another run, with {'; '.join(other)}: choose another folder")
-    try:
-        yield
-    except BaseException:
-        if new and [*folder.iterdir()] == [file]:
-            file.unlink()
-            if made:
-                with suppress(OSError):  # somebody else has put something there
-                    folder.rmdir()
-        raise
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".claim"))
+            if new := not file.exists():
+                with writing(file) as stream:
+                    stream.write(json.dumps(wanted, indent=1).encode())
+            there = json.loads(file.read_text())
+            if not isinstance(there, dict):
+                raise ValueError("no settings of a run")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from error
+        if unlike := [f"{n} {there[n]}, not {given}" for n, given in wanted.items() if there.get(n, given) != given]:
+            raise ValueError(f"{path} holds another run, with {'; '.join(unlike)}: choose another folder")
+        try:
+            yield
+        except BaseException:
+            if new and {*folder.iterdir()} <= {file, folder / ".claim"}:
+                file.unlink()
+            raise

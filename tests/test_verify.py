@@ -1,6 +1,7 @@
 """A folder is one run's."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ def test_a_folder_that_is_claimed_is_the_runs_own(tmp_path: Path) -> None:
         pass
     assert json.loads((out / "settings.json").read_text())["seed"] == [0, 1]
     assert [path.name for path in out.iterdir()] == ["settings.json"]
+
+
+def test_a_folder_is_claimed_by_one_at_a_time(tmp_path: Path) -> None:
+    with claim_folder(tmp_path / "run", {"seed": 0}):
+        message = rf"settings.json: .*in use by process {os.getpid()} on "
+        with pytest.raises(ValueError, match=message), claim_folder(tmp_path / "run", {"seed": 0}):
+            pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.json"]
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from ..._files import replacing
+from ..._files import replacing, settle
 from ..._limits import json_of
 from ..._progress import ProgressBar
 from ...models.policies.controller import Controller
@@ -100,6 +100,7 @@ class Recording:
             "settings": self.settings,
             "fingerprint": self.demonstrations.fingerprint(),
         }
+        settle(records, path)
         with replacing(records, path) as (beside, file):
             beside.write_text(json.dumps(text, indent=2) + "\n")
             self.demonstrations.save(file)
@@ -113,8 +114,9 @@ class Recording:
             FileNotFoundError: if one of the two files is missing.
             ValueError: if one of them is damaged, or they do not belong together.
         """
-        found = Demonstrations.load(path)
         records = Path(path).with_suffix(".json")
+        settle(records, Path(path))
+        found = Demonstrations.load(path)
         if not records.is_file():
             raise FileNotFoundError(f"no records beside {path}: {records.name} is missing")
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..._random_state import keep_random_state
 from ..._verify import verify_least, verify_seed
 from ..training import checkpoint
 from ..training.run import Evaluate, Run, RunOptions, Training
@@ -111,9 +112,10 @@ def learn(
     Episode number n is reset with a seed made of ``seed`` and n. With ``out``, the run writes ``out/checkpoint.pt``,
     ``out/tensorboard`` and the replay, a file ``out/replay-N.bin`` that only ever grows, and a later call with the same
     arguments goes on from the checkpoint. An environment cannot be saved: its episode is brought back by resetting it
-    with the same seed and taking the same actions again. Where the environment is deterministic given its seed, a run
-    on a CPU so comes to the same bits as one that was never stopped. Where it is not, a warning is given and a new
-    episode begins; what wrappers remember from episode to episode, such as running means, is not brought back.
+    with the same seed and taking the same actions again, those that the replay has forgotten by the checkpoint. Where
+    the environment is deterministic given its seed, a run on a CPU so comes to the same bits as one that was never
+    stopped. Where it is not, a warning is given and a new episode begins; what wrappers remember from episode to
+    episode, such as running means, is not brought back.
 
     If the environment raises, or gives numbers that are not finite, the checkpoint holds all steps before and the error
     goes on; a resume begins a new episode. The first Ctrl-C lets the step finish, saves, and returns; the third stops
@@ -136,10 +138,11 @@ def learn(
             that should be whole and is not.
         ValueError: for spaces that do not fit the learner, unbounded actions, an argument out of range, a device that
             cannot be used, an ``out`` that is a file, or a checkpoint that is truncated, of another learner, made
-            under other settings or beyond ``steps``; nothing has been changed or written then. Also for an
-            observation of another shape than before.
+            under other settings or beyond ``steps``, or a replay that is damaged; nothing has been changed or written
+            then. Also for an observation of another shape than before.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
-        OSError: ``out`` cannot be written, or the disk is full; the last checkpoint stands.
+        BlockingIOError: another run writes to ``out``; says which process, where and since when.
+        OSError: ``out`` cannot be written, or the disk is full; names the file, and the last checkpoint stands.
     """
     given: Any = learner
     if isinstance(given, SeedBatch):
@@ -168,9 +171,9 @@ def learn_together(
     """Do what :func:`learn` does for several learners at once, each in its own environment, in step with each other.
 
     Every run has an episode order, a replay, a folder and a checkpoint of its own, as if it were alone; they share the
-    random numbers of the noise, seeded by all ``seeds``, and so can only be gone on from together. No checkpoint takes
-    the place of an old one before those of all runs are on the disk. If one environment raises, all begin a new episode
-    when resumed; if one run's numbers are not finite, all stop.
+    random numbers of the noise, seeded by all ``seeds``, and so can only be gone on from together. Their checkpoints
+    are one: whenever the process ends, a later call finds all of them at the same step. If one environment raises, all
+    begin a new episode when resumed; if one run's numbers are not finite, all stop.
 
     Args:
         batch: a `SeedBatch` of S learners, or a list of any learners, which then act and learn one after the other;
@@ -195,6 +198,7 @@ def learn_together(
         ValueError: as for `learn`, or if there is not one of everything for each learner, or the checkpoints are of
             runs that were not together.
         FloatingPointError: as for `learn`.
+        OSError: as for `learn`.
     """
     if not isinstance(batch, SeedBatch | list | tuple):
         raise TypeError(f"batch must be a SeedBatch or a list of learners, not {type(batch).__name__}")
@@ -216,10 +220,12 @@ def learn_together(
     if alone := len(learners) == 1 and not isinstance(batch, SeedBatch):
         settings, first_seed = sizes, int(seeds[0])
     else:  # they share the random numbers of the noise
-        settings, first_seed = sizes | {"together": [*map(int, seeds)]}, _mixed(*map(int, seeds))
+        kind = "SeedBatch" if isinstance(batch, SeedBatch) else "list"
+        settings = sizes | {"together": [*map(int, seeds)], "batch": kind}
+        first_seed = _mixed(*map(int, seeds))
     none: list[Any] = [None] * len(learners)
     runs = [
-        _Acting(learner, env, int(seed), settings, checkpoint_every, out, evaluate)
+        _Acting(learner, env, int(seed), settings, checkpoint_every, options.get("device"), out, evaluate)
         for learner, env, seed, out, evaluate in zip(
             learners, envs, seeds, outs or none, evaluates or none, strict=True
         )
@@ -251,7 +257,7 @@ def learn_together(
 
 def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Training) -> None:
     """Take a step in each environment. If something raises, what was before is saved, and the episodes are broken."""
-    before = torch.get_rng_state()
+    put_back = keep_random_state()
     acting = runs[0]
     try:
         seen = []
@@ -267,7 +273,7 @@ def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Tr
         for acting, action in zip(runs, actions, strict=True):
             steps.append(acting.body.step(action))
     except Exception as error:
-        torch.set_rng_state(before)
+        put_back()
         kept = ""
         if acting.history.step:  # else there is nothing to keep
             for run in runs:
@@ -277,6 +283,7 @@ def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Tr
         error.add_note(f"at step {acting.history.step + 1}, episode {acting.body.number}{kept}")
         raise
     for run, step in zip(runs, steps, strict=True):
+        run.remember()
         run.memory.add(step.observation, step.action, step.reward, step.next_observation, step.terminated)
         run.history.step += 1
 
@@ -302,6 +309,7 @@ class _Acting(Run):
         seed: int,
         settings: dict[str, Any],
         spare: int,
+        device: str | torch.device | None,
         out: str | os.PathLike[str] | None,
         evaluate: Evaluate | None,
     ) -> None:
@@ -309,19 +317,22 @@ class _Acting(Run):
         self.body = Body(env, learner.policy)
         if env.unwrapped in getattr(evaluate, "bodies", ()):
             raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
-        own = {"seed": seed, "env": environment_of(env)}
+        own = {"seed": seed, "env": environment_of(env), "frozen": checkpoint.frozen(learner.policy)}
         super().__init__([learner, learner.policy], settings | own, out, evaluate)
-        self.learner, self.seed, self.spare = learner, seed, 0 if out is None else spare
+        self.learner, self.seed, self.spare, self.device = learner, seed, 0 if out is None else spare, device
         self.returns: list[tuple[int, float]] = []
         self.broken = False  # the environment raised: this episode cannot go on
         self.file: Path | None = None
+        self.forgotten = bytearray()  # actions of the episode that the replay no longer holds
 
     def verify_content(self, content: dict[str, Any]) -> None:
         assert self.path is not None
-        self.matched = checkpoint.match(self.path, [self.learner], content["modules"])
-        self.spare, self.file = content["replay"]["sizes"][1], self.path.with_name(content["file"])
+        self.matched = checkpoint.match(self.path, [self.learner], content["modules"], to_train=True)
+        self.spare, self.file = content["replay"]["sizes"][1], self.path.with_name(Path(content["file"]).name)
         if not self.file.exists():
             raise ValueError(f"{self.path} belongs to {self.file}, which is not there; {checkpoint.ANEW}")
+        self.memory = self._replay()
+        self.memory.restore(content["replay"])
 
     def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
         self.learner.to(device)  # before states are loaded, which go where the parameters are
@@ -330,23 +341,26 @@ class _Acting(Run):
             taken = {old.name for old in self.path.parent.glob("replay-*.bin")}
             free = (name for n in range(len(taken) + 1) if (name := f"replay-{n}.bin") not in taken)
             self.file = self.path.with_name(next(free))
+        if self.path is not None:  # when the spare rows are used up, the next checkpoint is due
+            self.room = max(self.spare, 1)
+        if content is None:
+            self.memory = self._replay()
+        else:
+            checkpoint.apply(self.matched)
+            self._take_up(content["episodes"])
+
+    def _replay(self) -> Replay:
         weight = next(self.learner.policy.parameters())
-        self.memory = Replay(
+        return Replay(
             self.settings["replay"],
             self.learner.observation_size,
             self.learner.action_size,
             seed=self.seed,
             dtype=weight.dtype,
-            device=device if device is not None else weight.device,
+            device=weight.device if self.device is None else self.device,
             path=self.file,
             spare=self.spare,
         )
-        if self.path is not None:  # when the spare rows are used up, the next checkpoint is due
-            self.room = max(self.spare, 1)
-        if content is not None:
-            self.memory.restore(content["replay"])
-            checkpoint.apply(self.matched)
-            self._take_up(content["episodes"])
 
     def _take_up(self, episode: dict[str, Any]) -> None:
         """Have the environment where it was in its episode; where it does not come there, that episode is given up."""
@@ -354,32 +368,48 @@ class _Acting(Run):
         self.returns, self.body.number = episode["returns"], number - 1
         if not (steps or episode["broken"]):
             return
-        if not episode["broken"] and steps <= len(self.memory):
-            past = self.memory.latest(steps)
-            self.observe()
-            for action, expected in zip(past.actions.numpy(), past.next_observations.numpy(), strict=True):
-                seen = self.body.step(action).next_observation
-                if not np.array_equal(seen.astype(expected.dtype), expected) or self.body.over:
-                    break
-            else:
+        if not episode["broken"]:
+            past = self.memory.latest(min(steps, len(self.memory)))
+            before = episode.get("forgotten", past.actions[:0]).numpy()  # of which version 0.1 kept none
+            why = "the environment did not come back to"
+            if len(before) + len(past.actions) < steps:
+                why = "neither replay nor checkpoint hold all actions to"
+            elif self._comes_back(before, past):
                 self.body.total = episode["rewards"]
+                self.forgotten = bytearray(before.tobytes())
                 return
-            warnings.warn(
-                f"the environment did not come back to step {steps} of episode {number}: a new episode begins",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warnings.warn(f"{why} step {steps} of episode {number}: a new episode begins", RuntimeWarning, stacklevel=3)
         self.body.number, self.body.over = number, True
+
+    def _comes_back(self, before: np.ndarray, past: ReplayBatch) -> bool:
+        """Take the steps of an episode again; return whether they lead where they led."""
+        self.observe()
+        for action in before:
+            self.body.step(action)
+        for action, expected in zip(past.actions.numpy(), past.next_observations.numpy(), strict=True):
+            if self.body.over:
+                return False
+            seen = self.body.step(action).next_observation
+            if not np.array_equal(seen.astype(expected.dtype), expected):
+                return False
+        return not self.body.over
+
+    def remember(self) -> None:
+        """Keep the action that the replay is about to forget, if the episode cannot be brought back without it."""
+        if self.body.steps > self.memory.capacity:
+            self.forgotten += self.memory.oldest().actions.numpy().tobytes()
 
     def state(self) -> dict[str, Any]:
         self.memory.flush()
         body, over = self.body, self.body.over
+        forgotten = np.frombuffer(bytes(b"" if over else self.forgotten), body.precision)
         return {
             "episodes": {
                 "number": body.number + over,  # of the one that is under way or comes next
                 "steps": 0 if over else body.steps,
                 "rewards": 0.0 if over else body.total,
                 "broken": self.broken,
+                "forgotten": torch.from_numpy(forgotten.copy()).reshape(-1, self.learner.action_size),
                 "returns": self.returns,
             },
             "replay": self.memory.state(),
@@ -403,6 +433,7 @@ class _Acting(Run):
             if callable(begin := getattr(self.learner, "begin", None)):  # it wants to know
                 begin(seed)
             self.body.begin(seed)
+            self.forgotten.clear()
         return self.body.observation
 
     def count(self, numbers: dict[str, Tensor]) -> None:

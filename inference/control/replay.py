@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ __all__ = ["Replay", "ReplayBatch"]
 
 
 _ROWS_AT_ONCE = 10_000
+_SUMMED = 1024  # rows under one checksum
 
 
 class ReplayBatch(NamedTuple):
@@ -43,7 +45,8 @@ class Replay:
     With a ``path``, rows live in a file that is mapped into memory. What goes into a checkpoint is then
     :meth:`state`, a few numbers, after :meth:`flush`: the file itself is neither copied nor read. The ring has
     ``spare`` rows more than it draws from, so that up to so many rows that are written after a checkpoint leave all
-    rows which counted at the checkpoint as they were; :meth:`restore` goes back to it whenever the process ended.
+    rows which counted at the checkpoint as they were; :meth:`restore` goes back to it whenever the process ended. It
+    reads all of these rows once, and compares them with checksums that were made when they were added.
 
     Args:
         capacity: greatest number of transitions to draw from.
@@ -80,6 +83,7 @@ class Replay:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.capacity, self.spare = capacity, spare
         self._room = 0  # rows of the file below this one are on the disk
+        self._sums: dict[int, int] = {}  # of rows number n * _SUMMED and on, by n, where they are in a file
         self.observation_size, self.action_size = observation_size, action_size
         self.path = None if path is None else Path(path)
         #: Transitions added so far, those that were overwritten counted.
@@ -140,6 +144,10 @@ class Replay:
         row[third + 1] = terminated
         if self._drawn is not self._source:
             self._drawn[slot].copy_(self._source[slot])
+        if self.path is not None:
+            block, within = divmod(self.total, _SUMMED)
+            self._sums[block] = zlib.crc32(row, self._sums.get(block, 0) if within else 0)
+            self._sums.pop(block - len(self._rows) // _SUMMED - 2, None)
         self.total += 1
 
     def _make_room(self, slot: int) -> None:
@@ -165,6 +173,10 @@ class Replay:
             indices += self.total - count
             indices %= len(self._rows)
         return self._batch(self._drawn.index_select(0, indices))
+
+    def oldest(self) -> ReplayBatch:
+        """Return the transition that gives way next, on the CPU, a batch of one."""
+        return self._batch(torch.from_numpy(self._rows[[(self.total - len(self)) % len(self._rows)]]))
 
     def latest(self, count: int) -> ReplayBatch:
         """Return the last ``count`` transitions, oldest first, on the CPU.
@@ -192,14 +204,27 @@ class Replay:
         state["sizes"] = [self.capacity, self.spare, self.observation_size, self.action_size]
         state["dtype"] = str(self._source.dtype)
         state["rows"] = self._source[: min(self.total, len(self._rows))].clone() if self.path is None else None
+        if self.path is not None:
+            blocks = self._blocks(self.total)
+            sums = self._sums | {n: self._sum(blocks[n]) for n in [*blocks][:1]}  # of which some rows gave way
+            state["sums"] = [sums[n] for n in blocks]
         return state
+
+    def _blocks(self, total: int) -> dict[int, range]:
+        """The numbers of the rows that count where so many were added, by that of the checksum that they are under."""
+        first = total - min(total, self.capacity)
+        blocks = range(first // _SUMMED, -(-total // _SUMMED))
+        return {n: range(max(first, n * _SUMMED), min(total, (n + 1) * _SUMMED)) for n in blocks}
+
+    def _sum(self, rows: range) -> int:
+        return zlib.crc32(self._rows[np.asarray(rows) % len(self._rows)])
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a state of :meth:`state`.
 
         Raises:
-            ValueError: for a state of a replay of other sizes or precision, or one without the rows that are not here;
-                nothing is changed then.
+            ValueError: for a state of a replay of other sizes or precision, one without the rows that are not here, or
+                rows in the file that are not those that were written; nothing is changed then.
         """
         sizes = [self.capacity, self.spare, self.observation_size, self.action_size]
         if list(state["sizes"]) != sizes or state["dtype"] != str(self._source.dtype):
@@ -211,9 +236,18 @@ class Replay:
             raise ValueError("the saved replay has its rows in a file: give its path")
         if state["rows"] is not None:
             self._source[: len(state["rows"])] = state["rows"]
+        total = int(state["total"])
+        if self.path is not None:
+            blocks = self._blocks(total)
+            sums = {n: self._sum(rows) for n, rows in blocks.items()}
+            were = dict(zip(blocks, state.get("sums", sums.values()), strict=False))  # version 0.1 had none
+            if damaged := [rows for n, rows in blocks.items() if sums[n] != were.get(n)]:
+                which = f"transitions {damaged[0].start} to {damaged[0].stop - 1}"
+                raise ValueError(f"{self.path} is damaged: {which} are not those that were written")
+            self._sums = sums
         if self._drawn is not self._source:
             self._drawn.copy_(self._source)
-        self.total = int(state["total"])
+        self.total = total
         self.generator.set_state(state["generator"])
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyro
 from gymnasium import spaces
 
+from ..._files import locked
 from ..._verify import verify_least, verify_seed
 from ..training import checkpoint
 from .body import Body
@@ -150,6 +151,7 @@ def train_stagewise_together(
     Raises:
         TypeError: as there.
         ValueError: as there, and if there is not one of everything for each seed.
+        BlockingIOError: if another run writes to one of the folders; says which.
     """
     if not isinstance(envs, Sequence):
         raise TypeError(f"envs must be a list with one for each level, got {envs!r}")
@@ -187,41 +189,43 @@ def train_stagewise_together(
     own_options: list[LearnOptions] = [{}] * count if of_level is None else [*of_level]
     if len(own_options) != count:
         raise ValueError(f"of_level must be one for each of {count} levels, got {len(own_options)}")
-    if outs is not None and options.get("resume", True):
-        for out in outs:
-            _verify_levels(Path(out), first, steps)
-    stacks = [[*policies] for policies in starts]  # of each seed, as they are before they are trained
-    learners_of: list[list[Any]] = []
-    for number, made in enumerate(envs, first):
-        learners_of.append([])
-        for seed, policies in zip(seeds, stacks, strict=True):
-            with _stacked(made, embeds, policies) as env:
-                pyro.set_rng_seed(_own_seed(seed, number))
-                learner = make_learner(number, *_sizes(env, number))
-                if not hasattr(learner, "policy"):
-                    raise TypeError(f"make_learner must return a learner that has a policy, got {learner!r}")
-                Body(env, learner.policy)  # refuses one that does not fit
-            policies.append(learner.policy)
-            learners_of[-1].append(learner)
-    results = [StagewiseResult(policies, [], False) for policies in starts]
-    for number, (made, learners) in enumerate(zip(envs, learners_of, strict=True), first):
-        with ExitStack() as stack:
-            bodies = [stack.enter_context(_stacked(made, embeds, result.policies)) for result in results]
-            own_seeds = [_own_seed(seed, number) for seed in seeds]
-            for learner, result in zip(learners, results, strict=True):
-                result.policies.append(learner.policy)
-            evaluates = None if evaluate is None else [evaluate([*result.policies]) for result in results]
-            folders = None if outs is None else [Path(out) / f"level-{number}" for out in outs]
-            given = options | own_options[number - first] | {"steps": steps[number - first]}
-            if not given.get("resume", True):
-                for folder in folders or ():
-                    _give_up_above(folder)
-            found = learn(batch(learners), bodies, seeds=own_seeds, outs=folders, evaluates=evaluates, **given)
-        for learnt, result in zip(found, results, strict=True):
-            result.results.append(learnt)
-        if any(getattr(learnt, "interrupted", False) for learnt in found):
-            return [result._replace(interrupted=True) for result in results]
-    return results
+    with ExitStack() as held:
+        for out in outs or ():
+            held.enter_context(locked(Path(out) / ".lock"))
+            if options.get("resume", True):
+                _verify_levels(Path(out), first, steps)
+        stacks = [[*policies] for policies in starts]  # of each seed, as they are before they are trained
+        learners_of: list[list[Any]] = []
+        for number, made in enumerate(envs, first):
+            learners_of.append([])
+            for seed, policies in zip(seeds, stacks, strict=True):
+                with _stacked(made, embeds, policies) as env:
+                    pyro.set_rng_seed(_own_seed(seed, number))
+                    learner = make_learner(number, *_sizes(env, number))
+                    if not hasattr(learner, "policy"):
+                        raise TypeError(f"make_learner must return a learner that has a policy, got {learner!r}")
+                    Body(env, learner.policy)  # refuses one that does not fit
+                policies.append(learner.policy)
+                learners_of[-1].append(learner)
+        results = [StagewiseResult(policies, [], False) for policies in starts]
+        for number, (made, learners) in enumerate(zip(envs, learners_of, strict=True), first):
+            with ExitStack() as stack:
+                bodies = [stack.enter_context(_stacked(made, embeds, result.policies)) for result in results]
+                own_seeds = [_own_seed(seed, number) for seed in seeds]
+                for learner, result in zip(learners, results, strict=True):
+                    result.policies.append(learner.policy)
+                evaluates = None if evaluate is None else [evaluate([*result.policies]) for result in results]
+                folders = None if outs is None else [Path(out) / f"level-{number}" for out in outs]
+                given = options | own_options[number - first] | {"steps": steps[number - first]}
+                if not given.get("resume", True):
+                    for folder in folders or ():
+                        _give_up_above(folder)
+                found = learn(batch(learners), bodies, seeds=own_seeds, outs=folders, evaluates=evaluates, **given)
+            for learnt, result in zip(found, results, strict=True):
+                result.results.append(learnt)
+            if any(getattr(learnt, "interrupted", False) for learnt in found):
+                return [result._replace(interrupted=True) for result in results]
+        return results
 
 
 def _verify_levels(out: Path, first: int, steps: list[int]) -> None:

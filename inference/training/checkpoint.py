@@ -1,9 +1,12 @@
 """Checkpoints: written whole or not at all, loaded without executing code, refused by another model."""
 
+import functools
+import hashlib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import CellType, CodeType
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,15 @@ __all__ = [
     "ANEW",
     "apply",
     "described",
+    "difference",
+    "fingerprint",
+    "frozen",
     "load_checkpoint",
     "match",
     "mismatch",
     "read",
     "snapshot",
+    "told",
     "verify_settings",
     "write_all",
 ]
@@ -39,11 +46,12 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
 
 
 def _compared(module: nn.Module) -> dict[str, Any]:
-    """The class of a module, its ``signature()`` where it has one, its state."""
+    """The class of a module, its ``signature()`` where it has one, what its parts say of themselves, its state."""
     signature = getattr(module, "signature", None)
     return {
         "class": type(module).__name__,
         "signature": str(signature()) if callable(signature) else None,
+        "parts": {name: _placeless(f"{type(m).__name__}({m.extra_repr()})") for name, m in module.named_modules()},
         "state": dict(module.state_dict()),
     }
 
@@ -70,12 +78,13 @@ def _loaded(content: dict[str, Any], kind: str | None) -> list[dict[str, Any]]:
 readable(FORMAT, _loaded)
 
 
-def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
+def mismatch(module: nn.Module, saved: dict[str, Any], to_train: bool = False) -> str | None:
     """Why a saved module cannot be loaded into ``module``, in one sentence, or None where it can.
 
     Args:
         module: any module; it is only read.
         saved: an entry made by :func:`snapshot`.
+        to_train: whether it is to be trained on, for which parts without weights count too, and precisions.
     """
     own = _compared(module)
     if own["class"] != saved["class"]:
@@ -94,6 +103,11 @@ def mismatch(module: nn.Module, saved: dict[str, Any]) -> str | None:
         shapes = [tuple(getattr(state[name], "shape", ())) for state in (mine, theirs)]
         if shapes[0] != shapes[1]:
             return f"its {own['class']}.{name} has shape {shapes[1]}, not {shapes[0]}"
+        dtypes = [getattr(state[name], "dtype", None) for state in (mine, theirs)]
+        if to_train and dtypes[0] != dtypes[1]:
+            return f"its {own['class']}.{name} is of {dtypes[1]}, not {dtypes[0]}"
+    if to_train and (unlike := difference(saved.get("parts", own["parts"]), own["parts"])):
+        return f"its {own['class']} has {unlike}"
     return None
 
 
@@ -107,7 +121,10 @@ def _differing(one: str, other: str) -> tuple[str, str]:
 
 
 def match(
-    path: str | os.PathLike[str], modules: Sequence[nn.Module], saved: Sequence[dict[str, Any]]
+    path: str | os.PathLike[str],
+    modules: Sequence[nn.Module],
+    saved: Sequence[dict[str, Any]],
+    to_train: bool = False,
 ) -> list[tuple[nn.Module, dict[str, Any]]]:
     """Pair each module with the first saved one that fits it and is not taken.
 
@@ -115,6 +132,7 @@ def match(
         path: the file, for messages.
         modules: any modules; they are only read.
         saved: entries made by :func:`snapshot`.
+        to_train: whether they are to be trained on.
 
     Returns:
         Pairs (module, state), one for each module.
@@ -124,7 +142,7 @@ def match(
     """
     left, matched = [*map(_renamed, saved)], []
     for module in modules:
-        reasons = [mismatch(module, entry) for entry in left]
+        reasons = [mismatch(module, entry, to_train) for entry in left]
         if None not in reasons:
             kind = type(module).__name__
             alike = [reason for reason, entry in zip(reasons, left, strict=True) if entry["class"] == kind]
@@ -191,7 +209,86 @@ def described(value: Any, depth: int = 3) -> str:
         if isinstance(value, nn.Module):  # weights have their own place in a checkpoint
             held = [(name, item) for name, item in held if name != "training" and not name.startswith("_")]
         return f"{type(value).__name__}({', '.join(f'{name}={described(item, depth - 1)}' for name, item in held)})"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return _placeless(repr(value))
+
+
+def frozen(*modules: nn.Module) -> list[str]:
+    """Names of the parameters that are not trained."""
+    return [f"{type(m).__name__}.{name}" for m in modules for name, p in m.named_parameters() if not p.requires_grad]
+
+
+def _placeless(text: str) -> str:
+    """The same without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def told(value: Any, depth: int = 4) -> Any:
+    """What a checkpoint says of an option, so that `difference` finds another one.
+
+    Args:
+        value: numbers, strings and None stand for themselves, also in lists, tuples and dictionaries; arrays and
+            functions for a hash, functions also for what they hold; anything else for its class.
+        depth: how far down functions count that functions hold.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(name): told(item, depth) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [told(item, depth) for item in value]
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return fingerprint(value)
+    if isinstance(value, functools.partial):
+        return told([value.func, value.args, value.keywords], depth)
+    if (code := getattr(value, "__code__", None)) is None or not depth:
+        return value.__qualname__ if isinstance(value, type) else type(value).__name__
+    held = [*(getattr(value, "__closure__", None) or ()), *(value.__defaults__ or ())]
+    held = [getattr(cell, "cell_contents", None) if isinstance(cell, CellType) else cell for cell in held]
+    digest = hashlib.blake2b(repr(_instructions(code)).encode(), digest_size=8).hexdigest()
+    return [f"{value.__qualname__} {digest}", *told(held, depth - 1)]
+
+
+def _instructions(code: CodeType) -> Any:
+    """What a function does, the same in every process of one version of Python."""
+    constants = [
+        _instructions(one) if isinstance(one, CodeType) else sorted(map(repr, one)) if type(one) is frozenset else one
+        for one in code.co_consts
+    ]
+    return code.co_code, code.co_names, constants
+
+
+def fingerprint(numbers: torch.Tensor | np.ndarray) -> str:
+    """A short hash of numbers, the same on every device; of objects in an array only that they are some."""
+    digest = hashlib.blake2b(f"{numbers.dtype} {[*numbers.shape]}".encode(), digest_size=8)
+    if isinstance(numbers, torch.Tensor):
+        digest.update(numbers.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif not numbers.dtype.hasobject:
+        digest.update(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def difference(saved: Any, given: Any, name: str = "") -> str | None:
+    """Where two descriptions first differ: ``groups[1].lr=0.1, not 0.5``; None where they do not.
+
+    Args:
+        saved: a number, a string or None, or lists, tuples and dictionaries of them.
+        given: another.
+        name: of both.
+    """
+    pairs: list[tuple[str, Any, Any]]
+    saved, given = ([*one] if isinstance(one, tuple) else one for one in (saved, given))
+    if isinstance(saved, dict) and isinstance(given, dict):
+        dot = f"{name}." if name else ""
+        pairs = [(f"{dot}{key}", saved.get(key), given.get(key)) for key in {**saved, **given}]
+    elif isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given) and not _numbers(saved):
+        pairs = [(f"{name}[{number}]", *pair) for number, pair in enumerate(zip(saved, given, strict=True))]
+    else:
+        return None if saved == given else f"{name}={saved}, not {given}"
+    return next((found for key, was, wanted in pairs if (found := difference(was, wanted, key))), None)
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def verify_settings(path: Path, content: dict[str, Any], settings: dict[str, Any], steps: int) -> None:
@@ -201,10 +298,10 @@ def verify_settings(path: Path, content: dict[str, Any], settings: dict[str, Any
         ValueError: the first difference, and what to do about it.
     """
     saved = content["settings"]
-    for name in {**saved, **settings}:
-        was, wanted = saved.get(name), settings.get(name)
-        if was != wanted:
-            raise ValueError(f"{path} was made with {name}={was}, not {wanted}; {ANEW}")
+    if "version" not in content:  # 0.1 described less
+        settings = {name: value for name, value in settings.items() if name in saved}
+    if unlike := difference(saved, settings):
+        raise ValueError(f"{path} was made with {unlike}; {ANEW}")
     if content["step"] > steps:
         raise ValueError(f"{path} is at step {content['step']}, beyond steps={steps}; {ANEW}")
 

@@ -14,7 +14,9 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..._random_state import keep_random_state
 from ..._verify import verify_least, verify_seed
+from . import checkpoint
 from .interrupts import Interrupts
 from .run import Evaluate, Run, RunOptions, Training
 from .updates import SVIUpdate, TorchUpdate, update_of
@@ -71,7 +73,10 @@ def fit(
     With ``out``, the run writes ``out/checkpoint.pt`` and ``out/tensorboard``, and a later call with the same
     arguments goes on from the checkpoint: on a CPU it comes to the same bits as a run that was never stopped.
     Saved are the modules' state, loose ``pyro.param`` values, the optimiser, the random state and the
-    learning curve; what a model keeps in plain Python attributes is not.
+    learning curve; what a model keeps in plain Python attributes is not. A checkpoint also describes what else decides
+    the result: the objective, the optimiser with its groups, schedule and clipping, ``clip``, ``batch_size``, ``seed``,
+    the data and the parts of the modules. A call that differs in one of them is refused, and told in which. The folder
+    belongs to the run as long as it lasts.
 
     The first Ctrl-C lets the step finish, saves, and returns; a second one drops the step that is under way.
     SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
@@ -86,8 +91,8 @@ def fit(
             less overhead. Modules, not their methods, make the loss: ``elbo(program.model, guide)`` does not
             list the program's parameters.
         data: a dataset such as `Demonstrations`. Every module behind the model, guide or loss that has a
-            method ``check(data)`` is asked to check it before anything starts. Where it has a method
-            ``fingerprint()``, a checkpoint is gone on from with equal data only.
+            method ``check(data)`` is asked to check it before anything starts. What tells it from other data is
+            its method ``fingerprint()``; a tensor or array needs none.
         steps: the step to train up to, counting those before a resume.
         batch_size: examples in a batch, at most ``len(data)``.
         seed: seeds torch, numpy and Python at step 0, and the order of the epochs.
@@ -110,6 +115,8 @@ def fit(
             an `SVI`, the parameters of a module do not reach the optimiser.
         FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint, from before,
         stands.
+        BlockingIOError: another run writes to ``out``; says which process, where and since when.
+        OSError: ``out`` cannot be written, or the disk is full; names the file, and the last checkpoint stands.
     """
     verify_seed(seed)
     verify_least(1, batch_size=batch_size)
@@ -122,9 +129,9 @@ def fit(
     data = _in_precision(data, update.modules)
     for module in update.modules:
         _verify_data(module, data)
-    settings = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
-    if out is not None and callable(fingerprint := getattr(data, "fingerprint", None)):
-        settings["data_fingerprint"] = fingerprint()
+    settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
+    if out is not None:
+        settings |= {"data_fingerprint": _fingerprint(data), "frozen": checkpoint.frozen(*update.modules)}
     run = _Fitting(update, data, options.get("device"), settings | update.settings(), out, evaluate)
     usual: RunOptions = {"checkpoint_every": 1000, "log_every": 50}
     training = Training(runs=[run], steps=steps, **usual | options)
@@ -132,6 +139,13 @@ def fit(
     training.train(lambda: run.advance(interrupts), int(seed))
     done = run.history
     return FitResult(done.step, done.curve(), done.seconds, interrupts.requests > 0, done.evaluations)
+
+
+def _fingerprint(data: Any) -> str | None:
+    """A short hash of data: its own, or that of a tensor or array; None where it has neither."""
+    if callable(own := getattr(data, "fingerprint", None)):
+        return str(own())
+    return checkpoint.fingerprint(data) if isinstance(data, Tensor | np.ndarray) else None
 
 
 class _Fitting(Run):
@@ -162,13 +176,13 @@ class _Fitting(Run):
 
     def advance(self, interrupts: Interrupts) -> bool:
         """Take a step; return False if a second Ctrl-C had it dropped."""
-        before, history = torch.get_rng_state(), self.history
+        put_back, history = keep_random_state(), self.history
         interrupts.patience = 1
         try:
             loss = self.update.gradients(self._batch(next(self.batches)))
         except KeyboardInterrupt:  # what is saved is the end of the last step
             self.update.discard()
-            torch.set_rng_state(before)
+            put_back()
             interrupts.requests += 1
             return False
         finally:

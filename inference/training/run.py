@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,8 +18,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ..._files import locked, naming, settle
 from ..._progress import ProgressBar
-from ..._random_state import random_state, set_random_state
+from ..._random_state import random_state, random_state_aside, set_random_state
 from ..._verify import verify_device, verify_folder, verify_least
 from . import checkpoint
 from .interrupts import Interrupts
@@ -194,19 +195,22 @@ class Run:
             return
         from torch.utils.tensorboard import SummaryWriter  # here, because it takes a second
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.path.parent.glob(f".*-{self.path.name}"):  # by a process that was killed while it wrote
-            left.unlink()
-        # What a run that was cut short logged beyond its last checkpoint comes again.
-        self._board = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=self.history.step + 1)
-        with closing(self._board):
+        folder = self.path.with_name("tensorboard")
+        with naming(folder):
+            # What a run that was cut short logged beyond its last checkpoint comes again.
+            self._board = SummaryWriter(str(folder), purge_step=self.history.step + 1)
+        try:
             yield
+        finally:
+            with naming(folder):
+                self._board.close()
 
     def write(self, values: dict[str, float]) -> None:
         """Give numbers to TensorBoard."""
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, self.history.step)
+        if self._board is not None and self.path is not None:
+            with naming(self.path.with_name("tensorboard")):
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, self.history.step)
 
     def close_window(self) -> None:
         """Add to the learning curve, and to what is to be logged.
@@ -237,10 +241,13 @@ class Run:
         new = (self.history.step, len(self.history.evaluations)) != (self.saved_step, self._saved_evaluations)
         if self.path is None or not (new or always):
             return {}
+        from ... import __version__  # the package is whole by now
+
         window = float(self.history.window)
         if not (math.isfinite(window) and self.finite()):
             raise self.not_finite(f"loss or a parameter is not finite at step {self.history.step}")
         content = {
+            "version": __version__,
             "step": self.history.step,
             "modules": [checkpoint.snapshot(module) for module in self.modules],
             **self.state(),
@@ -309,8 +316,17 @@ class Training:
             ValueError: for a checkpoint that cannot be gone on from, or several that are not at one step; nothing has
                 been changed then.
             FloatingPointError: if something is not finite.
+            BlockingIOError: if another run writes to one of the folders; says which.
             OSError: if a checkpoint cannot be written.
         """
+        with ExitStack() as stack:
+            paths = [run.path for run in self.runs if run.path is not None]
+            for path in paths:
+                stack.enter_context(locked(path.with_name(".lock")))
+            settle(*paths)
+            self._train(advance, seed)
+
+    def _train(self, advance: Callable[[], bool], seed: int) -> None:
         if self.resume:
             for run in self.runs:
                 run.find(self.steps)
@@ -392,14 +408,14 @@ class Training:
         The random state is set aside. Ctrl-C ends the call at once, which then returns None, and counts as a request.
         If it raises, the runs are saved first.
         """
-        before, patience = random_state(), self.interrupts.patience
+        patience = self.interrupts.patience
         self.interrupts.patience = 0  # no step is under way
         try:
             try:
-                return function(*given)
+                with random_state_aside():
+                    return function(*given)
             finally:
                 self.interrupts.patience = patience
-                set_random_state(before)
         except KeyboardInterrupt:
             self.interrupts.requests += 1
         except Exception:

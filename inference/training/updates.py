@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from . import checkpoint
+from .checkpoint import described, told
 
 __all__ = ["SVIUpdate", "TorchUpdate", "all_finite", "update_of"]
 
@@ -51,8 +52,12 @@ class SVIUpdate:
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must share with this update to go on from it."""
         optim = self.svi.optim
-        options = _plain(optim.pt_optim_args)
-        return {**_objective(self.svi.loss), "optimizer": optim.pt_optim_constructor.__name__, **options}
+        found = {**_objective(self.svi.loss), "optimizer": _name(optim.pt_optim_constructor)}
+        found |= _plain(optim.pt_optim_args)  # as in version 0.1
+        found |= {"optim_args": told(optim.pt_optim_args), "clip_args": told(optim.pt_clip_args)}
+        if isinstance(optim, PyroLRScheduler):
+            found |= {"scheduler": _name(optim.pt_scheduler_constructor), "scheduler_args": told(optim.kwargs)}
+        return found
 
     def gradients(self, batch: Any) -> float | Tensor:
         """Compute the loss of a batch and its gradients; return the loss, unread where that would wait for a GPU."""
@@ -95,7 +100,7 @@ class SVIUpdate:
         entries = sum(len(module.state_dict()) for module in self.modules)
         lazy = entries < sum(len(module["state"]) for module in content["modules"])
         if not lazy:
-            checkpoint.match(path, self.modules, content["modules"])
+            checkpoint.match(path, self.modules, content["modules"], to_train=True)
         # A model made anew in this process would find the old one's parameters under its names.
         own = self._own()
         for name, value in list(store.named_parameters()):
@@ -104,7 +109,7 @@ class SVIUpdate:
         if lazy or content["params"]:
             with torch.no_grad():  # makes the parameters that only a first run makes
                 self.svi.loss(self.svi.model, self.svi.guide, first_batch())
-        matched = checkpoint.match(path, self.modules, content["modules"])
+        matched = checkpoint.match(path, self.modules, content["modules"], to_train=True)
         loose = dict(store.named_parameters())
         for name, value in content["params"].items():
             if name not in loose or loose[name].shape != value.shape:
@@ -171,8 +176,15 @@ class TorchUpdate:
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must share with this update to go on from it."""
-        options = _plain(self.optimizer.defaults)
-        return {**_objective(self.loss), "optimizer": f"torch {type(self.optimizer).__name__}", **options}
+        found = {**_objective(self.loss), "optimizer": f"torch {type(self.optimizer).__name__}"}
+        found |= _plain(self.optimizer.defaults)  # as in version 0.1
+        names = {id(p): f"{type(m).__name__}.{n} {[*p.shape]}" for m in self.modules for n, p in m.named_parameters()}
+        groups = []
+        for group in self.optimizer.param_groups:
+            options = {name: told(value) for name, value in group.items() if name not in ("params", "initial_lr")}
+            options["lr"] = told(group.get("initial_lr", group["lr"]))  # a scheduler has moved on from the first
+            groups.append(options | {"params": [names[id(parameter)] for parameter in group["params"]]})
+        return found | {"groups": groups}
 
     def gradients(self, batch: Any) -> float | Tensor:
         """Compute the loss of a batch and its gradients; return the loss, unread where that would wait for a GPU."""
@@ -197,7 +209,7 @@ class TorchUpdate:
 
     def restore(self, path: Path, content: dict[str, Any], first_batch: Callable[[], Any]) -> None:
         """Go on from a checkpoint; nothing is changed if it does not fit."""
-        matched = checkpoint.match(path, self.modules, content["modules"])
+        matched = checkpoint.match(path, self.modules, content["modules"], to_train=True)
         groups = content["optimizer"]["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.optimizer.param_groups]:
             raise ValueError(f"{path} is a checkpoint of another optimiser: its parameter groups differ")
@@ -247,12 +259,17 @@ def _objective(loss: Any) -> dict[str, Any]:
         return {"loss": getattr(loss, "__qualname__", type(loss).__name__)}
     # Plates may nest as deep as a first run finds, and warnings change no number.
     aside = ("max_plate_nesting", "strict_enumeration_warning", "ignore_jit_warnings")
-    options = {k: v for k, v in _plain(vars(elbo)).items() if k not in aside and not k.startswith("_")}
+    held = {k: v for k, v in vars(elbo).items() if k not in aside and not k.startswith("_")}
+    options = {k: told(v) for k, v in held.items() if not isinstance(v, nn.Module | ELBO)}  # which have their own place
     return {"loss": type(elbo).__name__, **{f"loss.{name}": value for name, value in options.items()}}
 
 
+def _name(constructor: Any) -> str:
+    return getattr(constructor, "__name__", None) or described(constructor)
+
+
 def _plain(options: Any) -> dict[str, Any]:
-    """Those options of an optimiser or an ELBO that can be saved and compared."""
+    """Those options of an optimiser that are plain values."""
     kinds = (bool, int, float, str, tuple)
     return {k: v for k, v in options.items() if isinstance(v, kinds)} if isinstance(options, dict) else {}
 

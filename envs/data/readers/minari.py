@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import shutil
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from ...._files import recover_folder, replacing_folder, verify_room
 from ...._limits import json_of
 from ....models.space_json import space_from_json, space_to_json, verify_size
 from ....models.spaces import check_action_space, observation_size
@@ -27,6 +28,9 @@ Space = spaces.Space[Any]
 
 # Minari's own description of a space forgets the type of a Discrete and the order of a Dict; ours stands beside it.
 _SPACES = {"action_space": "pyrocontrol_action_space", "observation_space": "pyrocontrol_observation_space"}
+
+# HDF5 ends the process where the disk is full. These are somewhat more than what its groups and tables take.
+_EPISODE_BYTES, _ARRAY_BYTES = 8192, 4096
 
 
 def from_minari(
@@ -64,6 +68,7 @@ def from_minari(
     minari = imported("minari")
     if isinstance(dataset, str):
         folder = Path(importlib.import_module("minari.storage").get_dataset_path(dataset))
+        recover_folder(folder, _whole)
         with naming(folder):
             if not (folder / "data").exists():
                 if not download:
@@ -140,7 +145,8 @@ def to_minari(
         demonstrations: of any spaces, but without tasks, arguments and calls, for which Minari has no place.
         dataset_id: ``(namespace/)name-v0``. Minari keeps it in the folder ``MINARI_DATASETS_PATH``.
         env: the environment, its id or its spec, for those who want to make it again from the data set.
-        overwrite: whether to replace a data set of this id; it stands until the new one is there.
+        overwrite: whether to replace a data set of this id; it stands until the new one is there, also where the
+            process ends on the way, and :func:`from_minari` finds it.
         **metadata: for ``minari.create_dataset_from_buffers``: ``algorithm_name``, ``author``, ``author_email``,
             ``code_permalink``, ``description``, ``requirements`` and others.
 
@@ -150,6 +156,8 @@ def to_minari(
     Raises:
         ImportError: without Minari.
         FileExistsError: if there is a data set of this id, unless it is to be replaced.
+        BlockingIOError: if another process is writing this data set; says which.
+        OSError: if it cannot be written, or the disk is full; names the folder.
         ValueError: for an id of another form, or demonstrations with tasks, arguments or calls.
 
     Example:
@@ -162,34 +170,46 @@ def to_minari(
     except (ValueError, TypeError) as error:  # the latter where the version is missing
         raise ValueError(f"a Minari data set is called (namespace/)name-v0, say, not {dataset_id!r}") from error
     folder = Path(importlib.import_module("minari.storage").get_dataset_path(dataset_id))
-    exists, aside = folder.exists(), folder.with_name(f".{folder.name}.old")
-    if exists and not overwrite:
-        raise FileExistsError(f"there is a Minari data set {dataset_id} at {folder}: pass overwrite=True to replace it")
-    buffers = [_minari_buffer(episode) for episode in demonstrations.to_episodes()]
-    if exists:
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    try:
-        with warnings.catch_warnings():  # Minari recommends all of the metadata, in a warning each
-            warnings.filterwarnings("ignore", r"`\w+` is set to None", UserWarning)
-            warnings.filterwarnings("ignore", "env_spec is None, no environment spec is provided", UserWarning)
-            dataset = minari.create_dataset_from_buffers(
-                dataset_id,
-                buffers,
-                env=env,
-                action_space=demonstrations.action_space,
-                observation_space=demonstrations.observation_space,
-                **{"jpeg_encoding": False, **metadata},
+    with replacing_folder(folder, _whole) as new, warnings.catch_warnings():
+        if folder.exists() and not overwrite:
+            raise FileExistsError(
+                f"there is a Minari data set {dataset_id} at {folder}: pass overwrite=True to replace it"
             )
+        buffers = [_minari_buffer(episode) for episode in demonstrations.to_episodes()]
+        verify_room(folder, sum(_EPISODE_BYTES + _bytes(vars(buffer)) for buffer in buffers))
+        # Minari recommends all of the metadata, in a warning each.
+        warnings.filterwarnings("ignore", r"`\w+` is set to None", UserWarning)
+        warnings.filterwarnings("ignore", "env_spec is None, no environment spec is provided", UserWarning)
+        dataset = minari.create_dataset_from_buffers(
+            dataset_id.removesuffix(folder.name) + new.name,
+            buffers,
+            env=env,
+            action_space=demonstrations.action_space,
+            observation_space=demonstrations.observation_space,
+            **{"jpeg_encoding": False, **metadata},
+        )
         texts = {key: space_to_json(getattr(demonstrations, name)) for name, key in _SPACES.items()}
         dataset.storage.update_metadata(texts)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        if exists:
-            aside.rename(folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-    return dataset
+        about = new / "data" / "metadata.json"  # Minari itself renames no data set
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"dataset_id": dataset_id}))
+    return minari.load_dataset(dataset_id)
+
+
+def _bytes(value: Any) -> int:
+    """How many the arrays in a value have, and what HDF5 needs for each array beside them."""
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes, value))
+    return value.nbytes + _ARRAY_BYTES if isinstance(value, np.ndarray) else 0
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a data set has all its episodes: Minari counts them when they are written."""
+    try:
+        return json.loads((folder / "data" / "metadata.json").read_text())["total_episodes"] > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _minari_buffer(episode: Episode) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -435,6 +436,45 @@ def test_minari_overwrites_only_when_told(minari: Any, tmp_path: Path, monkeypat
     assert same(from_minari("ns/b-v0"), second)
     assert list(minari.list_local_datasets()) == ["ns/b-v0"]
     assert sorted(path.name for path in (tmp_path / "minari" / "ns").iterdir()) == ["b-v0", "namespace_metadata.json"]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+@pytest.mark.parametrize("at", ["writing", "set aside", "in place"])
+def test_a_data_set_is_there_whenever_the_process_that_overwrites_it_ends(minari: Any, tmp_path: Path, at: str) -> None:
+    first, second = demonstrations_of("box", "plain"), demonstrations_of("discrete", "plain")
+    to_minari(first, "ns/b-v0")
+    if (child := os.fork()) == 0:
+        rename, left = os.rename, ["writing", "set aside", "in place"].index(at)
+
+        def counted(*given: Any) -> None:
+            nonlocal left
+            if left == 0:
+                os._exit(9)
+            rename(*given)
+            left -= 1
+            if left == 0 and at == "in place":
+                os._exit(9)
+
+        os.rename = counted
+        to_minari(second, "ns/b-v0", overwrite=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    expected = second if at == "in place" else first
+    assert same(from_minari("ns/b-v0"), expected)
+    with pytest.raises(FileExistsError):
+        to_minari(second, "ns/b-v0")
+    to_minari(first, "ns/b-v0", overwrite=True)
+    assert same(from_minari("ns/b-v0"), first)
+    assert sorted(path.name for path in (tmp_path / "minari" / "ns").iterdir()) == ["b-v0", "namespace_metadata.json"]
+
+
+def test_a_data_set_that_version_0_1_was_overwriting_is_found(minari: Any, tmp_path: Path) -> None:
+    data, folder = demonstrations_of("box", "plain"), tmp_path / "minari" / "ns"
+    to_minari(data, "ns/b-v0")
+    (folder / "b-v0").rename(folder / ".b-v0.old")
+    (folder / "b-v0" / "data").mkdir(parents=True)  # where the new one was begun
+    (folder / "b-v0" / "data" / "metadata.json").write_text('{"total_episodes": 0}')
+    assert same(from_minari("ns/b-v0"), data)
 
 
 def test_minari_names(minari: Any, tmp_path: Path) -> None:

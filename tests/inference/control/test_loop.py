@@ -254,6 +254,47 @@ def test_a_killed_run_goes_back_to_its_checkpoint(tmp_path: Path) -> None:
     assert same(straight, resumed)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_episode_longer_than_the_replay_goes_on(tmp_path: Path, kept: bool) -> None:
+    """By the actions that the checkpoint holds; one of version 0.1 held none, and a new episode begins."""
+
+    def train(steps: int, out: Path | None) -> Any:
+        learner = make()
+        learn(learner, Point(length=40), steps=steps, out=out, **OPTIONS | {"replay": 10, "checkpoint_every": 7})
+        return learner
+
+    straight = train(60, None)
+    train(31, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    content = checkpoint.read(path)
+    assert content["episodes"]["forgotten"].shape == (21, 1)
+    if not kept:
+        content["episodes"].pop("forgotten")
+        torch.save(content, path)
+        with pytest.warns(
+            RuntimeWarning, match="neither replay nor checkpoint hold all actions to step 31 of episode 0"
+        ):
+            train(60, tmp_path)
+        return
+    for steps in (36, 60):
+        resumed = train(steps, tmp_path)
+    assert same(straight, resumed)
+
+
+def test_a_replay_that_was_changed_is_refused(tmp_path: Path) -> None:
+    learn(make(), Point(), steps=40, out=tmp_path, **OPTIONS)
+    path, learner = tmp_path / "replay-0.bin", make()
+    state = [tensor.clone() for tensor in tensors(learner)]
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match="replay-0.bin is damaged: transitions 0 to 39 are not those that were written"
+    ):
+        learn(learner, Point(), steps=50, out=tmp_path, **OPTIONS)
+    assert all(map(torch.equal, tensors(learner), state))
+
+
 def test_an_environment_that_raises_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
     env, learner = Point(), make()
     env.fails_at = 57

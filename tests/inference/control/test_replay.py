@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,51 @@ def test_a_restored_replay_draws_the_same(tmp_path: Path, where: str, kept: int)
     assert again.total == kept and torch.equal(again.sample(50).rewards, expected)
 
 
-def test_without_spare_rows_a_file_would_not_go_back(tmp_path: Path) -> None:
-    replay = Replay(10, 2, 1, path=tmp_path / "replay.bin")
-    fill(replay, 0, 25)
-    state = replay.state()
-    expected = replay.sample(50).rewards
-    fill(replay, 25, 31)
-    replay.restore(state)
-    assert not torch.equal(replay.sample(50).rewards, expected)
+def test_rows_that_are_not_those_of_a_state_are_refused(tmp_path: Path) -> None:
+    """Written over, for want of spare rows, or damaged on the disk, wherever in the ring; those that count."""
+    path = tmp_path / "replay.bin"
+    replay = Replay(2500, 2, 1, path=path, spare=30)
+    for total in (2000, 6000, 2530 * 3 + 7):  # under one checksum and a part, in the middle, across the ring's end
+        fill(replay, replay.total, total)
+        replay.flush()
+        state, whole = replay.state(), path.read_bytes()
+        counted = [number % 2530 for number in range(total - len(replay), total)]
+        for row in (counted[0], counted[1], counted[len(counted) // 2], counted[-1]):
+            path.write_bytes(whole[: 28 * row] + bytes([whole[28 * row] ^ 1]) + whole[28 * row + 1 :])
+            again = Replay(2500, 2, 1, path=path, spare=30)
+            with pytest.raises(ValueError, match=r"replay.bin is damaged: transitions \d+ to \d+ are not those"):
+                again.restore(state)
+            assert again.total == 0
+        path.write_bytes(whole)
+        again = Replay(2500, 2, 1, path=path, spare=30)
+        again.restore(state)
+        fill(again, total, total + 30)  # no row that counted
+        Replay(2500, 2, 1, path=path, spare=30).restore(state)
+        assert again.state()["sums"] == sums_of(again)
+        again.add(np.zeros(2), np.zeros(1), 0.0, np.zeros(2), False)
+        if total > 2500:
+            with pytest.raises(ValueError, match="is damaged"):
+                replay.restore(state)
+        path.write_bytes(whole)
+        replay = Replay(2500, 2, 1, path=path, spare=30)
+        replay.restore({name: value for name, value in state.items() if name != "sums"})  # as of version 0.1
+        assert replay.state()["sums"] == state["sums"]
+
+
+def sums_of(replay: Replay) -> list[int]:
+    """Checksums of blocks of 1024 transitions, counted from the first that was ever added."""
+    rows = [
+        *map(np.concatenate, zip(*(part.numpy().reshape(len(replay), -1) for part in ordered(replay)), strict=True))
+    ]
+    first, sums = replay.total - len(replay), {}
+    for number, row in enumerate(rows, first):
+        sums[number // 1024] = zlib.crc32(row.tobytes(), sums.get(number // 1024, 0))
+    return [*sums.values()]
+
+
+def ordered(replay: Replay) -> list[Any]:
+    batch = replay.latest(len(replay))
+    return [batch.observations, batch.actions, batch.next_observations, batch.rewards, batch.terminated]
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

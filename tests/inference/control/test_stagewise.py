@@ -293,3 +293,14 @@ def test_steps_may_be_numpys() -> None:
 def test_a_module_that_is_no_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="the Linear is no invertible map"):
         train_stagewise([PointMove], Learner, 5, below=[nn.Linear(2, 2)], embed=LatentActionEnv, learn=Calls())
+
+
+def test_a_folder_belongs_to_one_run_from_the_first_level_to_the_last(tmp_path: Path) -> None:
+    def refused(*given: Any, **options: Any) -> list[Result]:
+        with pytest.raises(BlockingIOError, match="in use by process"):
+            train_stagewise([PointMove()], Learner, 10, embed=LatentActionEnv, learn=calls, out=tmp_path, resume=False)
+        return calls(*given, **options)
+
+    calls = Calls()
+    train_stagewise([PointMove(), PointMaze(0)], Learner, 10, embed=LatentActionEnv, learn=refused, out=tmp_path)
+    assert len(calls.found) == 2 and not list(tmp_path.iterdir())

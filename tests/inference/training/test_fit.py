@@ -106,6 +106,9 @@ class Watched:
     def __len__(self) -> int:
         return len(DATA)
 
+    def fingerprint(self) -> str:
+        return checkpoint.fingerprint(DATA)
+
     def __getitem__(self, indices: Tensor) -> Tensor:
         self.step += 1
         self.look(self.step, indices)
@@ -210,6 +213,16 @@ def test_an_autoguide_made_at_the_first_step_is_resumed(tmp_path):
     assert_same(expected, run(14, tmp_path))
 
 
+def test_fingerprints_of_numbers():
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    array.setflags(write=False)
+    found = [array, array[::-1], array.T, array.astype(np.float64), array[:0], np.array([1, "a"], object), array > 3]
+    found += map(torch.tensor, (array, array.T.copy(), 3.0, True, [1 + 2j]))
+    found.append(torch.ones(3, dtype=torch.bfloat16, requires_grad=True))
+    assert len({checkpoint.fingerprint(one) for one in found}) == len(found)
+    assert checkpoint.fingerprint(torch.tensor(array).T) == checkpoint.fingerprint(torch.tensor(array.T.copy()))
+
+
 def test_every_random_generator_is_restored():
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)
@@ -236,7 +249,8 @@ def test_every_epoch_visits_every_example_in_an_order_of_its_own():
 def test_ctrl_c_saves_the_last_finished_step(how, presses, tmp_path):
     def press(step, indices):
         if step == 6:
-            torch.rand(presses - 1)  # a step that is dropped leaves no trace in the random state
+            if presses == 2:  # a step that is dropped leaves no trace in any random state
+                torch.rand(1), np.random.randn(1), random.gauss(0, 1)
             for _ in range(presses):
                 signal.raise_signal(signal.SIGINT)
 
@@ -244,8 +258,11 @@ def test_ctrl_c_saves_the_last_finished_step(how, presses, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     result = Pair(how).fit(12, tmp_path, data=Watched(press))
     finished = 6 if presses == 1 else 5  # the first press waits for the step, the second drops it
+    Pair(how).fit(finished, tmp_path / "to")
     assert result.interrupted and result.step == finished
     assert signal.getsignal(signal.SIGINT) is handler
+    there, straight = checkpoint.read(tmp_path / "checkpoint.pt"), checkpoint.read(tmp_path / "to" / "checkpoint.pt")
+    assert str(there["random"]) == str(straight["random"])
     resumed = Pair(how)
     assert not resumed.fit(12, tmp_path).interrupted
     assert_same(expected, resumed.state())
@@ -501,6 +518,97 @@ def test_a_checkpoint_made_under_other_settings_is_refused(how, options, message
     with pytest.raises(ValueError, match="at step 3, beyond steps=2"):
         Pair().fit(2, tmp_path)
     assert Pair(how).fit(6, tmp_path, resume=False, **options).step == 6
+
+
+def adam(coin: nn.Module, lr: float = 0.1, **options) -> torch.optim.Optimizer:
+    """The first layer and the rest in groups of their own, one with a rate of its own."""
+    first, *others = coin.prior.parameters()
+    return torch.optim.Adam([{"params": [first]}, {"params": others, "lr": lr, **options}], lr=0.01)
+
+
+def svi_of(optimizer, **options) -> Callable[[Chain, Guide], SVI]:
+    return lambda chain, guide: SVI(chain.model, guide, optimizer, Trace_ELBO(**options))
+
+
+def pair_of(optimizer, how: Callable[[Chain], object] = lambda chain: None) -> Callable[[Chain, Guide], tuple]:
+    def make(chain: Chain, guide: Guide) -> tuple:
+        guide.requires_grad_(False).eval()
+        how(chain)
+        return Trace_ELBO()(chain.model, guide), optimizer(chain)
+
+    return make
+
+
+def falling(gamma: float):
+    return pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": gamma})
+
+
+def stepped(slope: float):
+    given = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "lr_lambda": lambda step: 1 - slope * step}
+    return pyro.optim.LambdaLR(given)
+
+
+def by_name(lr: float):
+    return pyro.optim.Adam(lambda name: {"lr": lr if name.endswith("bias") else 0.01})
+
+
+OTHERS = {
+    "gamma=0.8, not 0.1": [svi_of(falling(gamma)) for gamma in (0.8, 0.1)],
+    "scheduler=ExponentialLR, not LambdaLR": [svi_of(optimizer) for optimizer in (falling(0.8), stepped(0.1))],
+    "lr_lambda.*=0.1, not 0.2": [svi_of(stepped(slope)) for slope in (0.1, 0.2)],
+    "optim_args.*=0.1, not 0.2": [svi_of(by_name(lr)) for lr in (0.1, 0.2)],
+    "clip_norm=1.0, not None": [svi_of(pyro.optim.Adam({"lr": 0.1}, clip)) for clip in ({"clip_norm": 1.0}, None)],
+    "clip_norm=None, not 1.0": [svi_of(pyro.optim.Adam({"lr": 0.1}, clip)) for clip in (None, {"clip_norm": 1.0})],
+    "optimizer=Adam, not SGD": [svi_of(kind({"lr": 0.1})) for kind in (pyro.optim.Adam, pyro.optim.SGD)],
+    r"groups\[1\].lr=0.1, not 0.5": [pair_of(lambda chain, lr=lr: adam(chain, lr)) for lr in (0.1, 0.5)],
+    r"groups\[1\].betas=\[0.9, 0.999\], not \[0.5": [
+        pair_of(adam),
+        pair_of(lambda chain: adam(chain, betas=(0.5, 0.999))),
+    ],
+    r"groups=\[.*Chain.prior.0.weight \[8, 3\]": [
+        pair_of(adam),
+        pair_of(lambda chain: torch.optim.Adam(chain.parameters(), lr=0.01)),
+    ],
+    "frozen.*, not .*Chain.prior.0.bias": [
+        pair_of(adam),
+        pair_of(adam, lambda chain: chain.prior[0].bias.requires_grad_(False)),
+    ],
+    r"prior.2=Dropout\(p=0.2, .*, not Dropout\(p=0.5": [
+        pair_of(adam),
+        pair_of(adam, lambda chain: setattr(chain.prior[2], "p", 0.5)),
+    ],
+    "is of torch.float32, not torch.float64": [pair_of(adam), pair_of(adam, lambda chain: chain.prior.double())],
+    f"data_fingerprint={checkpoint.fingerprint(DATA)}, not": [pair_of(adam)] * 2,
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_whatever_decides_the_result_is_described_and_another_is_refused(message, tmp_path):
+    def train(make, steps: int, data: Tensor = DATA) -> dict[str, Tensor]:
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        chain, guide = Chain(), Guide()
+        before = {name: value.clone() for name, value in chain.state_dict().items()}
+        try:
+            fit(make(chain, guide), data, steps=steps, batch_size=4, out=tmp_path, progress=False)
+        except ValueError:
+            assert_same(before, dict(chain.state_dict()))
+            raise
+        return before
+
+    one, other = OTHERS[message]
+    train(one, 2)
+    train(one, 4)
+    with pytest.raises(ValueError, match=message):
+        train(other, 6, DATA + 1 if message.startswith("data") else DATA)
+    path = tmp_path / "checkpoint.pt"
+    assert load_checkpoint(path, Chain().double()) == 4  # to evaluate, not to train on
+    if message.startswith("gamma"):  # a checkpoint of version 0.1 goes on, as before
+        content = checkpoint.read(path)
+        new = ("optim_args", "clip_args", "scheduler", "scheduler_args", "frozen", "data_fingerprint")
+        settings = {name: value for name, value in content["settings"].items() if name not in new}
+        torch.save({n: v for n, v in content.items() if n != "version"} | {"settings": settings}, path)
+        train(other, 6)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def verify_apart(kind: str, paths: Sequence[Path]) -> None:
             Budget(path.stat().st_size).take(found)
 
 
-_SECONDS, _BYTES_A_SECOND = 6, 5e6  # which it may take: names are a small part of most files
+_SECONDS, _BYTES_A_SECOND, _FILES_A_SECOND = 6, 5e6, 5  # which it may take: names are a small part of most files
 
 
 def _walked(kind: str, paths: Sequence[Path]) -> list[int | str]:
@@ -108,6 +108,7 @@ def _walked(kind: str, paths: Sequence[Path]) -> list[int | str]:
     size = sum(path.stat().st_size for path in paths)
     command = [sys.executable or "", "-P", walk.__file__, kind, str(2**32 + 4 * size)]
     given, seconds = json.dumps([str(path.absolute()) for path in paths]), _SECONDS + size / _BYTES_A_SECOND
+    seconds += (len(paths) - 1) / _FILES_A_SECOND
     try:
         done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=seconds)
         lines, fault = done.stdout, "what looks at it is ended by it" if done.returncode else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +71,7 @@ def from_lerobot(
     folder = existing(folder, folder=True)
     if episodes is not None:
         episodes = list(episodes)
-        if twice := [number for number in episodes if episodes.count(number) > 1]:
+        if twice := [number for number, count in Counter(episodes).items() if count > 1]:
             raise ValueError(f"episodes={episodes} has {twice[0]} twice")
     names = [observations] if isinstance(observations, str) else list(observations)
     info = _info(folder, [*names, action])

@@ -30,6 +30,7 @@ from typing import Any
 import matplotlib
 import pyro
 import torch
+import tyro
 
 import pyrocontrol as pc
 from pyrocontrol.envs import Demonstrations
@@ -216,4 +217,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

@@ -29,6 +29,7 @@ import numpy as np
 import pyro
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
 import pyrocontrol as pc
@@ -236,4 +237,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

@@ -24,6 +24,7 @@ from typing import Any
 import matplotlib
 import pyro
 import torch
+import tyro
 from torch import nn
 
 import pyrocontrol as pc
@@ -392,4 +393,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line(Arguments))
+    main(tyro.cli(Arguments, args=command_line()))

@@ -23,10 +23,12 @@ import ctypes
 import functools
 import gc
 import hashlib
+import importlib
 import os
 import random
 import select
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -435,6 +437,59 @@ def _one_of_two(kind: Kind, folder: Path, refused: Path) -> str:
     except BlockingIOError as error:
         refused.touch()
         return f"refused {error}"
+
+
+# ---------------------------------------------------------------------- campaigns of the tests' helpers
+
+
+@campaign
+def models(count: int = 10_000, first: int = 0) -> Rows:
+    """Compare estimates of random small models, summed over all that can be drawn, with enumeration.
+
+    Args:
+        count: of models.
+        first: number of a model, which it is drawn by.
+    """
+    begun, helper = time.perf_counter(), _helper("random_models")
+    torch.set_default_dtype(torch.float64)
+    try:
+        wrong = sum(helper.is_off(seed) for seed in range(first, first + count))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    yield from counted("models", "random models", begun, seed=first, count=count, off=wrong)
+
+
+@campaign
+def files(count: int = 20_000, first: int = 0) -> Rows:
+    """Read mutated files of every format.
+
+    Args:
+        count: of mutations, over all formats.
+        first: number of a mutation, which it is drawn by.
+    """
+    begun = time.perf_counter()
+    counts = _helper("fuzzing").campaign(count, first)
+    yield from counted("files", "all formats", begun, seed=first, count=count, **counts)
+
+
+@campaign
+def sanitizers(count: int = 300, first: int = 0) -> Rows:
+    """Run the native code on random trees, under the sanitizers of addresses and of undefined behaviour.
+
+    Args:
+        count: of trees.
+        first: number of a tree, which it is drawn by.
+    """
+    begun = time.perf_counter()
+    counts = _helper("sanitized_walks").campaign(count, first)
+    counts.pop("trees")
+    yield from counted("sanitizers", "random trees", begun, seed=first, count=count, **counts)
+
+
+def _helper(name: str) -> Any:
+    """A module that the tests share."""
+    sys.path.append(str(HERE.parent / "tests" / "helpers"))
+    return importlib.import_module(name)
 
 
 # ---------------------------------------------------------------------- memory

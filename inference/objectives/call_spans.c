@@ -88,17 +88,11 @@ static Block block(const Table *t, int64_t s, int64_t then) {
   return b;
 }
 
-static void inside_unit(Table *t, Table *all, int viterbi) {
+static void inside_unit(Table *t, Table *all, int viterbi, double *peak) {
   const Unit *u = &t->u;
   const int64_t n = t->n, R = u->returns;
-  double *peak = NULL;
-  int64_t room = 0;
   for (int64_t s = n; s >= 0; s--) {
     const int64_t w = width(t, s), from = sources(t, s), size = from * w;
-    if (size > room) {
-      free(peak);
-      peak = malloc((room = size) * sizeof *peak);
-    }
     const int64_t steps = u->high[s] > s;  // whether the next action is within reach
     for (int64_t k = 0; k < u->calls; k++) {
       Table *c = all + u->callee[k];
@@ -163,21 +157,14 @@ static void inside_unit(Table *t, Table *all, int viterbi) {
       }
     }
   }
-  free(peak);
 }
 
-static void outside_unit(Table *t, Table *all) {
+static void outside_unit(Table *t, Table *all, double *bar) {
   const Unit *u = &t->u;
   const int64_t n = t->n, R = u->returns;
-  double *bar = NULL;
-  int64_t room = 0;
   for (int64_t s = 0; s <= n; s++) {
     const int64_t w = width(t, s), from = sources(t, s), size = u->calls * R * from * w;
     const int64_t steps = u->high[s] > s;
-    if (size > room) {
-      free(bar);
-      bar = malloc((room = size) * sizeof *bar);
-    }
     memset(bar, 0, size * sizeof *bar);
     for (int64_t tau = 0; tau <= u->taus[s]; tau++) {
       for (int64_t f = tau ? 1 : 0; f <= (tau ? u->frames : 0); f++) {
@@ -240,7 +227,6 @@ static void outside_unit(Table *t, Table *all) {
       }
     }
   }
-  free(bar);
 }
 
 static uint64_t mix(uint64_t *state) {  // splitmix64
@@ -264,6 +250,7 @@ static int64_t draw(Table *all, int64_t root, int64_t result, int64_t *out, int6
                     uint64_t *random) {
   typedef struct { int64_t unit, s, e, r, tau, f, k, given, then; } Frame;
   Frame *stack = malloc((depth + 1) * sizeof *stack);
+  if (!stack) return -1;
   int64_t top = 0, written = 0;
   stack[0] = (Frame){root, 0, all[root].n, result, 0, 0, 0, 0, 0};
   while (top >= 0) {
@@ -330,6 +317,7 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
   Table *all = calloc(units, sizeof *all);
   int failed = !all;
   const int outside = !failed && given[0].count != NULL;
+  int64_t most_at_once = 0;
   for (int64_t i = 0; i < units && !failed; i++) {
     Table *t = all + i;
     t->u = given[i], t->n = n, t->root = i == units - 1;
@@ -343,14 +331,17 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
     for (int64_t s = 0; s <= n; s++) {
       const int64_t w = width(t, s) * t->u.returns;
       t->at[s] = gamma, t->fresh[s] = beta, t->call[s] = kappa;
-      gamma += t->u.frames * t->u.taus[s] * w, beta += w, kappa += t->u.calls * sources(t, s) * w;
+      const int64_t at_once = t->u.calls * sources(t, s) * w;
+      if (at_once > most_at_once) most_at_once = at_once;
+      gamma += t->u.frames * t->u.taus[s] * w, beta += w, kappa += at_once;
     }
     t->gamma = reserve(gamma, &failed), t->beta = reserve(beta, &failed), t->kappa = reserve(kappa, &failed);
     if (outside) t->gamma_bar = reserve(gamma, &failed), t->beta_bar = reserve(beta, &failed);
   }
+  double *scratch = failed ? NULL : reserve(most_at_once, &failed);
   int64_t status = failed;
   if (!failed) {
-    for (int64_t i = 0; i < units; i++) inside_unit(all + i, all, viterbi);
+    for (int64_t i = 0; i < units; i++) inside_unit(all + i, all, viterbi, scratch);
     Table *root = all + units - 1;
     double top = NEVER, total = 0;
     for (int64_t r = 0; r < root->u.returns; r++) top = maximum(top, *beta_of(root, root->beta, 0, r));
@@ -359,7 +350,7 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
     if (outside && top > NEVER) {
       for (int64_t r = 0; r < root->u.returns; r++)
         *beta_of(root, root->beta_bar, 0, r) = fast_exp(*beta_of(root, root->beta, 0, r) - *log_prob);
-      for (int64_t i = units - 1; i >= 0; i--) outside_unit(all + i, all);
+      for (int64_t i = units - 1; i >= 0; i--) outside_unit(all + i, all, scratch);
     }
     uint64_t state = seed;
     for (int64_t d = 0; d < draws && top > NEVER; d++) {
@@ -374,5 +365,6 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
     free(all[i].gamma_bar), free(all[i].beta_bar);
   }
   free(all);
+  free(scratch);
   return status;
 }

@@ -1,10 +1,11 @@
-"""Native walks of random trees under the sanitizers of addresses and of undefined behaviour.
+"""Native walks and sums of random trees under the sanitizers of addresses and of undefined behaviour.
 
     python tests/helpers/sanitized_walks.py --count 300 --first 0      # three hundred trees
 
 A child process, in which the library is compiled with the sanitizers, walks every tree several times: networks of
 random sizes; contexts of no row, of one step, of strided, negated and NaN numbers; actions and tables out of range.
-The first thing that a sanitizer finds ends it.
+It also sums over the call stacks of traces of a random tree, and draws from them, some with NaN. The first thing that a
+sanitizer finds ends it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from small_programs import random_case
 
 import pyrocontrol
 from pyrocontrol import _native
@@ -46,7 +48,8 @@ def campaign(count: int, first: int = 0, source: Path = call_stack_native._SOURC
 
     Returns:
         ``trees``; of their walks, those ``walked``, ``stuck`` without a possible choice, ``refused`` with an error
-        and ``left`` to tensor code; and ``reports`` of the sanitizers, at most 1, as it ends the campaign.
+        and ``left`` to tensor code; traces ``summed`` over, and ``undrawn`` ones, of NaN; and ``reports`` of the
+        sanitizers, at most 1, as it ends the campaign.
     """
     with tempfile.TemporaryDirectory() as cache:
         environment = {
@@ -138,6 +141,21 @@ def random_walk(tree: ProcedureTree, draw: random.Random) -> str:
     return "walked"
 
 
+def random_sum(seed: int, draw: random.Random) -> str:
+    """Sum over the call stacks of two traces, and draw from them; return what came."""
+    spans = random_case(seed, longest=draw.randint(1, 9)).spans()
+    if draw.random() < 0.2:
+        spans.weights[draw.randrange(len(spans.weights))][:] = float("nan")
+    spans.log_prob()
+    spans.counts()
+    try:
+        spans.draw(3)
+        spans.likeliest()
+    except ValueError:
+        return "undrawn"
+    return "summed"
+
+
 def _spoilt(process: CallStack, context: CallStackContext, draw: random.Random) -> CallStackContext:
     """Put one number or shape in the process or its context out of range."""
     fault = draw.randrange(5)
@@ -162,13 +180,17 @@ def _child(count: int, first: int, source: Path) -> None:
     """Print the number of every tree begun, then the counts."""
     _native._FLAGS, call_stack_native._SOURCE = _FLAGS, source
     torch.set_num_threads(1)
-    came: collections.Counter[str] = collections.Counter(trees=0, walked=0, stuck=0, refused=0, left=0)
+    came: collections.Counter[str] = collections.Counter(
+        trees=0, walked=0, stuck=0, refused=0, left=0, summed=0, undrawn=0
+    )
     for seed in range(first, first + count):
         print(seed, flush=True)
         draw = random.Random(seed)
         torch.manual_seed(seed)
         tree = random_tree(draw)
         came.update(random_walk(tree, draw) for _ in range(10))
+        with torch.no_grad():
+            came[random_sum(seed, draw)] += 1
         came["trees"] += 1
     print(json.dumps(came))
 

@@ -48,6 +48,7 @@ from gymnasium import spaces
 import pyrocontrol as pc
 from pyrocontrol.inference import fit, read_rows, row, write_results
 from pyrocontrol.inference.training import checkpoint
+from training_runs import command_line
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "reliability.json"
@@ -562,4 +563,6 @@ def _long_dagger(folder: Path, updates: int, seed: int, mark: Mark) -> None:
 
 if __name__ == "__main__":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # forks cannot use it
-    tyro.extras.subcommand_cli_from_dict({name: recorded(function) for name, function in CAMPAIGNS.items()})
+    tyro.extras.subcommand_cli_from_dict(
+        {name: recorded(function) for name, function in CAMPAIGNS.items()}, args=command_line()
+    )

@@ -116,7 +116,7 @@ class ProcedureNetworks(Saved, nn.Module):
 
     def forward(self, x: Tensor, procedure: Tensor) -> Tensor:
         """Return ``[..., output]`` for inputs ``[..., input]`` of procedures (long) ``[...]``."""
-        own = F.one_hot(procedure, self.procedures).to(x.dtype)
+        own = _one_hot(procedure, self.procedures, x)
         blocks = x.unsqueeze(-2)  # [..., 1, input]: the first layer sees the same input in every block
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             last = layer == len(self.weights) - 1
@@ -468,7 +468,7 @@ class CallStack(Process):
             [
                 context.features[trace, time],
                 (counter * counts.to(frame.dtype)).unsqueeze(-1),
-                F.one_hot(last, len(self.tree.choices)).to(frame.dtype),
+                _one_hot(last, len(self.tree.choices), frame),
                 frame[..., 3:],
             ],
             -1,
@@ -582,6 +582,11 @@ class CallStack(Process):
         """A frame that has taken no step."""
         head = torch.stack([procedure, torch.zeros_like(procedure), torch.full_like(procedure, self.tree.null)], -1)
         return torch.cat([head.to(argument.dtype), argument, torch.zeros_like(argument)], -1)
+
+
+def _one_hot(index: Tensor, size: int, like: Tensor) -> Tensor:
+    # torch's own looks for the least and the greatest index first, which takes longer than all the rest.
+    return F.embedding(index, torch.eye(size, dtype=like.dtype, device=like.device))
 
 
 def _gumbel_argmax(logits: Tensor) -> Tensor:

@@ -195,7 +195,8 @@ class ControlProgram(Saved, nn.Module):
         actions = rows.new_full((len(rows), steps + 1), null - procedures)
         actions = actions.scatter(1, column, rows[..., 0] - procedures)[:, :steps]
         arguments = rows.new_zeros(len(rows), steps + 1, width)
-        arguments = arguments.scatter(1, column.unsqueeze(-1).expand(-1, -1, width), rows[..., 1 : 1 + width])
+        if width:
+            arguments = arguments.scatter(1, column.unsqueeze(-1).expand(-1, -1, width), rows[..., 1 : 1 + width])
         batch = calls.shape[:-2]
         return actions.reshape(batch + (steps,)), arguments[:, :steps].reshape(batch + (steps, width))
 

@@ -48,7 +48,7 @@ def test_uncommitted_changes_are_refused_unless_allowed(benchmark: ModuleType, m
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_every_benchmark_asks_for_a_clean_tree(script: Path) -> None:
     text = script.read_text()
-    assert ("args=command_line())" in text) == ("tyro" in text)
+    assert ("args=command_line()" in text) == ("tyro" in text)
 
 
 def test_runs_from_uncommitted_changes_are_named(benchmark: ModuleType) -> None:

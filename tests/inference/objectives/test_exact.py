@@ -142,7 +142,9 @@ def test_no_length_underflows() -> None:
 
 def test_the_loss_has_all_that_the_model_observes() -> None:
     traces = demonstrations(6, 0, max_length=3, annotate=True)
-    traces.calls[3:] = torch.tensor([-1.0, 0.0])
+    calls = traces.calls.clone()
+    calls[3:] = torch.tensor([-1.0, 0.0])
+    traces = traces.replace(calls=calls)
     program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22, sparsity=2.0, num_traces=12)
     expected = 0.5 * 2.0 * program.process.group_norms(program.groups).sum()
     expected = expected - pc.inference.CallStackPosterior(program, traces[torch.arange(3, 6)]).log_likelihood.sum()

@@ -29,7 +29,7 @@ help:
 
 demo: $(READY)
 	$(call heading,Learning to sort from 40 demonstrations)
-	$(BIN)/python examples/bubble_sort.py --method hvil --demos 40 --updates 9000 --demo --out out/demo
+	$(BIN)/python examples/bubble_sort.py --demos 40 --starts 4 --trial 300 --updates 2000 --demo --out out/demo
 
 test: lint types docs unit
 

@@ -76,6 +76,38 @@ static inline const double *weights_of(const Unit *u, const double *w, int64_t s
   return w + (f ? u->row[s] + (tau - 1) * u->frames + f - 1 : s) * u->columns;
 }
 
+// A unit that calls nothing has one way through a span: it acts until it returns. So it needs beta alone.
+static void inside_leaf(Table *t) {
+  const Unit *u = &t->u;
+  for (int64_t s = 0; s <= t->n; s++) {
+    double *beta = beta_of(t, t->beta, s, 0), taken = 0;
+    for (int64_t i = 0; i < u->returns * width(t, s); i++) beta[i] = NEVER;
+    for (int64_t e = s + 1; e <= u->high[s]; e++) {
+      taken += weights_of(u, u->weight, e - 1, e - 1 > s, u->counts ? e - 1 - s : 1)[0];
+      const double *stop = weights_of(u, u->weight, e, 1, u->counts ? e - s : 1) + 1;
+      if (e < low(t, s)) continue;
+      for (int64_t r = 0; r < u->returns; r++)
+        beta_of(t, t->beta, s, r)[e - low(t, s)] = maximum(taken + stop[r], NEVER);
+    }
+  }
+}
+
+static void outside_leaf(Table *t) {
+  const Unit *u = &t->u;
+  for (int64_t s = 0; s <= t->n; s++) {
+    double later = 0;
+    for (int64_t e = u->high[s]; e > s; e--) {
+      double *stop = (double *)weights_of(u, u->count, e, 1, u->counts ? e - s : 1) + 1;
+      for (int64_t r = 0; r < u->returns && e >= low(t, s); r++) {
+        const double g = beta_of(t, t->beta_bar, s, r)[e - low(t, s)];
+        stop[r] += g;
+        later += g;
+      }
+      ((double *)weights_of(u, u->count, e - 1, e - 1 > s, u->counts ? e - 1 - s : 1))[0] += later;
+    }
+  }
+}
+
 // How a span recursion runs over its ends: for every source tau a row of ends, whose lengths differ between s and s'.
 typedef struct { int64_t rows, length, stride_to, stride_from, skip; } Block;
 
@@ -264,8 +296,9 @@ static int64_t draw(Table *all, int64_t root, int64_t result, int64_t *out, int6
     }
     const double *weight = weights_of(u, u->weight, s, now->f, now->tau);
     Pick pick = {-HUGE_VAL, -1, 0, random};
-    if (now->f && now->e == s) offer(&pick, weight[1 + u->calls + now->r], 2, now->r);
-    if (u->high[s] > s && now->e > s) {
+    if (!u->calls) pick = now->e == s ? (Pick){0, 2, now->r, random} : (Pick){0, 0, 0, random};
+    else if (now->f && now->e == s) offer(&pick, weight[1 + u->calls + now->r], 2, now->r);
+    if (u->calls && u->high[s] > s && now->e > s) {
       if (u->acts)
         offer(&pick, weight[0] + gamma_of(t, t->gamma, s + 1, 1, now->r, source + 1)[now->e - low(t, s + 1)], 0, 0);
       for (int64_t k = 0; k < u->calls; k++)
@@ -333,7 +366,7 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
       t->at[s] = gamma, t->fresh[s] = beta, t->call[s] = kappa;
       const int64_t at_once = t->u.calls * sources(t, s) * w;
       if (at_once > most_at_once) most_at_once = at_once;
-      gamma += t->u.frames * t->u.taus[s] * w, beta += w, kappa += at_once;
+      gamma += t->u.calls ? t->u.frames * t->u.taus[s] * w : 0, beta += w, kappa += at_once;
     }
     t->gamma = reserve(gamma, &failed), t->beta = reserve(beta, &failed), t->kappa = reserve(kappa, &failed);
     if (outside) t->gamma_bar = reserve(gamma, &failed), t->beta_bar = reserve(beta, &failed);
@@ -341,7 +374,10 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
   double *scratch = failed ? NULL : reserve(most_at_once, &failed);
   int64_t status = failed;
   if (!failed) {
-    for (int64_t i = 0; i < units; i++) inside_unit(all + i, all, viterbi, scratch);
+    for (int64_t i = 0; i < units; i++) {
+      if (all[i].u.calls) inside_unit(all + i, all, viterbi, scratch);
+      else inside_leaf(all + i);
+    }
     Table *root = all + units - 1;
     double top = NEVER, total = 0;
     for (int64_t r = 0; r < root->u.returns; r++) top = maximum(top, *beta_of(root, root->beta, 0, r));
@@ -350,7 +386,10 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
     if (outside && top > NEVER) {
       for (int64_t r = 0; r < root->u.returns; r++)
         *beta_of(root, root->beta_bar, 0, r) = fast_exp(*beta_of(root, root->beta, 0, r) - *log_prob);
-      for (int64_t i = units - 1; i >= 0; i--) outside_unit(all + i, all, scratch);
+      for (int64_t i = units - 1; i >= 0; i--) {
+        if (all[i].u.calls) outside_unit(all + i, all, scratch);
+        else outside_leaf(all + i);
+      }
     }
     uint64_t state = seed;
     for (int64_t d = 0; d < draws && top > NEVER; d++) {

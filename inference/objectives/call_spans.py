@@ -15,9 +15,9 @@ are finite: procedures are taken callees first, times last first. The root's onl
 :math:`\log p(x) = \log \sum_r \beta_\text{root}[0, r, T]`. The derivatives of log p(x) by the log-probabilities of
 choices are the posterior's expected numbers of these choices.
 
-All is in logarithms and in double precision, so that no length under- or overflows. Of T actions, a procedure that calls
-nothing takes O(T W) sums, one that does not count O(T W^2), and one that counts its steps and calls others O(T W^3),
-where W is how far it can go on (the longest run of actions within its reach); the root takes O(T^2) or O(T^3).
+All is in logarithms and in double precision, so that no length under- or overflows. Of T actions, a procedure that
+calls nothing takes O(T W) sums, one that does not count O(T W^2), and one that counts its steps and calls others
+O(T W^3), where W is how far it can go on (the longest run of actions within its reach); the root takes O(T^2) or O(T^3).
 
 Shapes: N actions of a trace before its null, H procedures, U values of an argument, R of a return value.
 """

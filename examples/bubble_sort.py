@@ -281,7 +281,7 @@ def plot_call_stacks(path: Path, program: Any, task: str) -> None:
     posterior, teacher = pc.inference.CallStackPosterior(program, test), teacher_calls(program, test)[0]
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(11, 7), sharex=True, layout="constrained")
     actions = int(test.lengths[0]) - 1
-    pc.models.plot_posterior(top, program.tree, posterior.running[0, :actions])
+    pc.models.plot_posterior(top, program.tree, posterior.on_stack[0, :actions])
     top.set_title("how probable it is that a procedure runs, given observations and actions alone", loc="left")
     pc.models.plot_call_stack(middle, posterior.likeliest()[0], title="the likeliest call stack", legend=False)
     pc.models.plot_call_stack(bottom, teacher, title="the teacher's own")

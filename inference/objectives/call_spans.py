@@ -17,7 +17,8 @@ choices are the posterior's expected numbers of these choices.
 
 All is in logarithms and in double precision, so that no length under- or overflows. Of T actions, a procedure that
 calls nothing takes O(T W) sums, one that does not count O(T W^2), and one that counts its steps and calls others
-O(T W^3), where W is how far it can go on (the longest run of actions within its reach); the root takes O(T^2) or O(T^3).
+O(T W^3), where W is how far it can go on (the longest run of actions within its reach); the root takes O(T^2) or
+O(T^3).
 
 Shapes: N actions of a trace before its null, H procedures, U values of an argument, R of a return value.
 """
@@ -25,6 +26,7 @@ Shapes: N actions of a trace before its null, H procedures, U values of an argum
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence as Several
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -41,6 +43,8 @@ from .call_spans_kernel import NEVER, KernelUnit, spans
 
 __all__ = ["CallSpans", "Choices", "Grammar", "Unit"]
 
+_MOST_VALUES = 1000  # of an argument, or of a return value
+_LARGE = 200_000  # rows, above which a layout is not kept for the next call
 _IMPOSSIBLE = -1e8  # masked choices have finite log-probabilities below it
 
 
@@ -119,13 +123,22 @@ def grammar_of(tree: ProcedureTree) -> Grammar:
 
 
 def _values(tree: ProcedureTree, procedure: str, what: str, fields: Several[Field]) -> Tensor:
-    """All values ``[n, W]`` of one-hot fields; the zero vector for none."""
+    """All values ``[n, W]`` of one-hot fields; the zero vector for none.
+
+    Raises:
+        ValueError: for a real vector, or too many values.
+    """
     for field in fields:
         if field.kind != "onehot":
             raise ValueError(
                 f"procedure {procedure!r}: its {what} {field.name!r} is a real vector, over which no exact sum is "
                 f"possible: make it onehot[k], or use StepwiseKL_ELBO"
             )
+    if (count := math.prod(field.size for field in fields)) > _MOST_VALUES:
+        raise ValueError(
+            f"procedure {procedure!r}: its {what} has {count} values, more than the {_MOST_VALUES} that are summed "
+            "over: use StepwiseKL_ELBO"
+        )
     rows = [
         torch.cat(parts) if parts else torch.zeros(0)
         for parts in itertools.product(*(torch.eye(field.size) for field in fields))
@@ -151,29 +164,45 @@ class _Layout(NamedTuple):
     frame: NDArray[np.int64]
 
 
+class _Extent(NamedTuple):
+    """How far a procedure can go along a trace: see :class:`_Layout`."""
+
+    high: NDArray[np.int64]
+    taus: NDArray[np.int64]
+
+
 @lru_cache(maxsize=4096)
-def _layout(within: bytes, counts: bool, frames: int) -> _Layout:
-    """Return the layout for a procedure of so many frames, given which actions (bytes 0 or 1) are within its reach."""
+def _extent(within: bytes, counts: bool) -> _Extent:
+    """Return the extent of a procedure, given which actions (bytes 0 or 1) are within its reach."""
     reach = np.frombuffer(within, np.uint8)
-    n = len(reach)
-    time = np.arange(n + 1)
+    time = np.arange(len(reach) + 1)
     blocked = np.flatnonzero(reach == 0)
-    after = np.append(blocked, n)
-    high = after[np.searchsorted(blocked, time)]  # the first action out of reach at or after s
-    before = np.concatenate([[0], blocked + 1])
-    start = before[np.searchsorted(blocked, time)]  # one beyond the last one before s
-    taus = time - start if counts else np.minimum(time - start, 1)
-    row = n + 1 + np.concatenate([[0], np.cumsum(taus * frames)[:-1]])
-    size = taus * frames
-    late = np.repeat(time, size)
+    place = np.searchsorted(blocked, time)
+    high = np.append(blocked, len(reach))[place]  # the first action out of reach at or after s
+    start = np.concatenate([[0], blocked + 1])[place]  # one beyond the last one before s
+    return _Extent(high, time - start if counts else np.minimum(time - start, 1))
+
+
+def _layout(within: bytes, counts: bool, frames: int) -> _Layout:
+    """Return the layout for a procedure of so many frames, given which actions are within its reach."""
+    large = int(_extent(within, counts).taus.sum()) * frames > _LARGE
+    return (_layout_of.__wrapped__ if large else _layout_of)(within, counts, frames)
+
+
+@lru_cache(maxsize=1024)
+def _layout_of(within: bytes, counts: bool, frames: int) -> _Layout:
+    high, taus = _extent(within, counts)
+    time, size = np.arange(len(high)), taus * frames
+    row = len(high) + np.cumsum(size) - size
     place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    fresh = np.zeros(len(high), np.int64)
     return _Layout(
         high,
         taus,
         row,
-        np.concatenate([time, late]),
-        np.concatenate([np.zeros(n + 1, np.int64), place // max(frames, 1) + 1]),
-        np.concatenate([np.zeros(n + 1, np.int64), place % max(frames, 1) + 1]),
+        np.concatenate([time, np.repeat(time, size)]),
+        np.concatenate([fresh, place // max(frames, 1) + 1]),
+        np.concatenate([fresh, place % max(frames, 1) + 1]),
     )
 
 
@@ -208,19 +237,21 @@ class CallSpans:
         most_memory: float = 4e9,
     ):
         self.process, self.tree, self.grammar = process, process.tree, grammar_of(process.tree)
+        self.most_memory = most_memory
         numbers = actions.cpu().numpy()
         null = len(self.tree.actions)
         self.lengths = (numbers != null).sum(1)
         reach = self.tree.reachable.numpy()
         self._verify_reached(numbers, reach[0])
-        self.layouts = [
-            [
-                _layout(reach[h, numbers[b, :n]].astype(np.uint8).tobytes(), procedure.counts, len(choices.frames))
-                for h, (procedure, choices) in enumerate(zip(self.tree.procedures, self.grammar.choices, strict=True))
-            ]
+        within = [
+            [reach[h, numbers[b, :n]].astype(np.uint8).tobytes() for h in range(len(reach))]
             for b, n in enumerate(self.lengths)
         ]
+        counts = [procedure.counts for procedure in self.tree.procedures]
+        self._extents = [[_extent(*one) for one in zip(row, counts, strict=True)] for row in within]
         self._verify_memory(most_memory)
+        frames = [len(choices.frames) for choices in self.grammar.choices]
+        self.layouts = [[_layout(*one) for one in zip(row, counts, frames, strict=True)] for row in within]
         self.weights: list[Tensor] = []
         self.offsets: list[NDArray[np.int64]] = []
         self.rows: list[tuple[Tensor, Tensor]] = []
@@ -246,15 +277,17 @@ class CallSpans:
                 )
 
     def table_bytes(self, trace: int) -> int:
-        """Return how many bytes the tables of a trace take, the posterior's included."""
+        """Return how many bytes a trace takes: the tables, the posterior's included, and the choices."""
         total = 0
-        for unit in self.grammar.units:
-            layout, choices = self.layouts[trace][unit.procedure], self.grammar.choices[unit.procedure]
-            width = 1 if unit.procedure == 0 else layout.high - np.arange(len(layout.high)) + 1
-            sources = layout.taus + 1 if self.tree.procedures[unit.procedure].counts else 1
-            frames = layout.taus * len(choices.frames) if choices.callees else 0
-            cells = width * (2 * frames + 2 + sources * len(choices.callees))
-            total += 8 * len(choices.returns) * int(cells.sum())
+        for h, value in self.grammar.units:
+            (high, taus), choices = self._extents[trace][h], self.grammar.choices[h]
+            width = 1 if h == 0 else high - np.arange(len(high)) + 1
+            sources = taus + 1 if self.tree.procedures[h].counts else 1
+            frames = taus * len(choices.frames) if choices.callees else 0
+            cells = len(choices.returns) * width * (2 * frames + 2 + sources * len(choices.callees))
+            inputs = self.process.choose.weights[0].shape[1] if value == 0 else 0
+            rows = (1 + taus * len(choices.frames)) * (2 * choices.columns + inputs)
+            total += 8 * int(np.sum(cells) + np.sum(rows))
         return total
 
     # -- the weights --------------------------------------------------------------------------------------------
@@ -372,11 +405,17 @@ class CallSpans:
     def _sum(
         self, *, counts: bool = False, draws: int = 0, likeliest: bool = False
     ) -> tuple[Tensor, list[Tensor], list[list[NDArray[np.int64]]]]:
-        """Run the recursion on every trace, on the CPU."""
+        """Run the recursion on every trace, on the CPU; what it returns is in double precision.
+
+        Raises:
+            ValueError: where call traces are to be drawn and there are none; see :meth:`verify_possible`.
+        """
         weights = [w.detach().to("cpu", torch.float64).contiguous().numpy() for w in self.weights]
         counted = [np.zeros_like(w) for w in weights]
         values, drawn = [], []
-        seeds = torch.randint(2**62, self.lengths.shape).tolist() if draws else [0] * len(self.lengths)
+        seeds = (
+            torch.randint(2**62, self.lengths.shape).tolist() if draws and not likeliest else [0] * len(self.lengths)
+        )
         for b, n in enumerate(self.lengths):
             units, views = [], []
             for h, value in self.grammar.units:
@@ -398,26 +437,48 @@ class CallSpans:
                     )
                 )
                 views.append(counted[h][value, rows])
-            log_prob, found, traces = spans(
-                int(n),
-                units,
-                self.tree.depth,
-                self.tree.max_steps(int(n)),
-                counts=counts,
-                likeliest=likeliest,
-                draws=draws,
-                seed=seeds[b],
-            )
-            for view, one in zip(views, found or (), strict=False):
-                view[:] = one
+            log_prob, found, traces = math.nan, None, list[NDArray[np.int64]]()
+            if not any(np.isnan(unit.weight).any() for unit in units):
+                log_prob, found, traces = spans(
+                    int(n),
+                    units,
+                    self.tree.depth,
+                    self.tree.max_steps(int(n)),
+                    counts=counts,
+                    likeliest=likeliest,
+                    draws=draws,
+                    seed=seeds[b],
+                )
+            for number, view in enumerate(views):
+                view[:] = math.nan if found is None else found[number]
             values.append(log_prob)
             drawn.append(traces)
-        device, dtype = self.weights[0].device, self.weights[0].dtype
+        if draws:
+            self.verify_possible(torch.tensor(values))
+        device = self.weights[0].device
         return (
-            torch.tensor(values, dtype=dtype, device=device),
-            [torch.from_numpy(one).to(device, dtype) for one in counted] if counts else [],
+            torch.tensor(values, dtype=torch.float64, device=device),
+            [torch.from_numpy(one).to(device) for one in counted] if counts else [],
             drawn,
         )
+
+    def verify_possible(self, log_prob: Tensor) -> None:
+        """Refuse traces that no call stack explains.
+
+        Raises:
+            ValueError: naming the trace and the step, if its probability is zero, or the networks gave NaN.
+        """
+        for b in (~log_prob.isfinite()).nonzero()[:, 0].tolist():
+            if math.isnan(log_prob[b]):
+                raise ValueError(f"trace {b}: the networks gave NaN")
+            for t in range(int(self.lengths[b])):
+                here = [
+                    weights[:, (trace == b) & (time == t), 0]
+                    for weights, (trace, time) in zip(self.weights, self.rows, strict=True)
+                ]
+                if all((one <= NEVER).all() for one in here):
+                    raise ValueError(f"trace {b}, step {t}: no procedure can take this action, its probability is zero")
+            raise ValueError(f"trace {b}: no call stack can take its actions, its probability is zero")
 
 
 class _Summed(torch.autograd.Function):
@@ -425,14 +486,16 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spans: CallSpans, *weights: Tensor) -> Tensor:
-        needed = any(ctx.needs_input_grad)
+        needed, dtype = any(ctx.needs_input_grad), weights[0].dtype
         values, counts, _ = spans._sum(counts=needed)
         ctx.traces = [trace for trace, _ in spans.rows]
-        ctx.save_for_backward(*counts)
-        return values
+        ctx.save_for_backward(*(count.to(dtype) for count in counts))
+        return values.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # expected numbers would be taken for constants
+            raise RuntimeError("the exact likelihood of call stacks has no second derivatives (create_graph=True)")
         (gradient,) = gradients
         counts = ctx.saved_tensors
         return None, *(count * gradient[trace].unsqueeze(-1) for count, trace in zip(counts, ctx.traces, strict=True))

@@ -6,17 +6,20 @@ Where :class:`~pyrocontrol.inference.StepwiseKL_ELBO` bounds :math:`\log p(x)` b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBO, ELBOModule
 from pyro.infer.util import torch_item
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from ..._verify import verify_least
 from ...guides.call_stack import CallStackGuide
 from ...models.process import Sequence
 from ...models.programs.call_stack import CallStack
@@ -38,8 +41,8 @@ class ExactLikelihood(ELBO):
 
     Args:
         temperature: T of :math:`T \log \sum_z p(z, x)^{1/T}`, whose gradient is an expectation under the posterior to
-            the power 1/T: 1 is the likelihood, less is nearer to the likeliest call trace alone (0 is not reached),
-            more flattens the posterior, as deterministic annealing does at first. It may be changed between updates.
+            the power 1/T. 1 is the likelihood. Below 1 it approaches that of the likeliest call trace; above 1 the
+            posterior is flattened.
         most_memory: bytes that the tables of a trace may take.
 
     Raises:
@@ -55,8 +58,8 @@ class ExactLikelihood(ELBO):
     """
 
     def __init__(self, *, temperature: float = 1.0, most_memory: float = 4e9):
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
         super().__init__()
         self.temperature, self.most_memory = temperature, most_memory
 
@@ -89,7 +92,9 @@ class ExactLikelihood(ELBO):
             summed |= {name, *observed}
             spans = _spans(sequence, observed["actions"], observed.get("arguments"), self.most_memory)
             spans.weights = [weights / self.temperature for weights in spans.weights]
-            total = total + (trace.nodes[name]["scale"] * self.temperature * spans.log_prob()).sum()
+            site = trace.nodes[name]
+            log_p = self.temperature * spans.log_prob()
+            total = total + scale_and_mask(log_p, site["scale"], site["mask"]).sum()
         trace.compute_log_prob(lambda name, _: name not in summed)
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or name in summed or "log_prob_sum" not in site:
@@ -121,32 +126,39 @@ class _Unsampled(Messenger):
 def _spans(sequence: Sequence, actions: Tensor, arguments: Tensor | None, most_memory: float) -> CallSpans:
     process, context = sequence.process, sequence.context
     assert isinstance(process, CallStack)
+    most = process.tree.max_steps(int((actions < len(process.tree.actions)).sum(-1).max()))
+    if sequence.horizon < most:
+        raise ValueError(
+            f"call stacks may take {most} steps, the horizon is {sequence.horizon}: exact sums have no horizon"
+        )
     given = actions.new_zeros(*actions.shape, 0) if arguments is None else arguments
     padded = F.pad(given.to(context.features.dtype), (0, process.tree.arg_size - given.shape[-1]))
     return CallSpans(process, context, actions.long(), padded, most_memory=most_memory)
 
 
 class CallStackPosterior:
-    """The exact posterior p(z | x) over the call stacks of some traces; nothing of it carries a gradient.
+    """The exact posterior p(z | x) over the call stacks of some traces, in double precision and without a gradient.
 
     Args:
         program: the program.
-        traces: what it is to explain.
+        traces: whose actions it is to explain; annotated calls are not looked at.
         most_memory: bytes that the tables of a trace may take.
 
     Attributes:
         log_likelihood: ``log p(x)`` of every trace, ``[B]`` in nats.
 
     Raises:
-        ValueError: see :class:`ExactLikelihood`, or for traces that are not the program's.
+        ValueError: see :class:`ExactLikelihood`; or naming a trace, for one that is not the program's, or has
+            probability zero.
     """
 
     @torch.no_grad()
     def __init__(self, program: ControlProgram, traces: Traces, *, most_memory: float = 4e9):
         program.check(traces)
         self.program, self.traces = program, traces
-        self._spans = _spans(program.prior(traces), traces.actions, traces.arguments, most_memory)
+        self._spans = self._summed(program.prior(traces), most_memory)
         self.log_likelihood, self._counts, _ = self._spans._sum(counts=True)
+        self._spans.verify_possible(self.log_likelihood)
 
     @property
     def entropy(self) -> Tensor:
@@ -156,7 +168,7 @@ class CallStackPosterior:
     # -- marginals ----------------------------------------------------------------------------------------------
 
     @property
-    def calls(self) -> Tensor:
+    def expected_calls(self) -> Tensor:
         """Expected number of calls of every procedure at every time, ``[B, T, H]``; the root's is at time 0."""
         grammar = self._spans.grammar
         found = self._blank()
@@ -168,7 +180,7 @@ class CallStackPosterior:
         return found
 
     @property
-    def returns(self) -> Tensor:
+    def expected_returns(self) -> Tensor:
         """Expected number of returns from every procedure at every time, ``[B, T, H]``."""
         found = self._blank()
         for h, (counts, place) in enumerate(zip(self._counts, self._spans.rows, strict=True)):
@@ -177,12 +189,9 @@ class CallStackPosterior:
         return found
 
     @property
-    def running(self) -> Tensor:
-        """Probability that every procedure is on the stack while an action is taken, ``[B, T, H]``; 0 after the end.
-
-        A procedure that is on the stack twice, in another's call and on its own, counts twice.
-        """
-        return (self.calls.cumsum(1) - self.returns.cumsum(1)).clamp(min=0)
+    def on_stack(self) -> Tensor:
+        """Probability that every procedure is on the stack while an action is taken, ``[B, T, H]``; 0 after the end."""
+        return (self.expected_calls.cumsum(1) - self.expected_returns.cumsum(1)).clamp(0, 1)
 
     def _blank(self) -> Tensor:
         weights = self._spans.weights[0]
@@ -199,6 +208,7 @@ class CallStackPosterior:
 
         What stands after a trace's end is zero. Random numbers come from torch's generator.
         """
+        verify_least(1, number=number)
         drawn = self._spans.draw(number)
         flat = self._calls([one for traces in zip(*drawn, strict=True) for one in traces])
         return flat.reshape(number, -1, *flat.shape[1:])
@@ -207,8 +217,7 @@ class CallStackPosterior:
         """Return what was drawn, trace after trace and again, as rows (choice, argument)."""
         tree, grammar, traces = self.program.tree, self._spans.grammar, self.traces
         count = len(tree.procedures)
-        weights = self._spans.weights[0]
-        calls = weights.new_zeros(len(drawn), max(len(one) for one in drawn), 1 + tree.arg_size)
+        calls = traces.arguments.new_zeros(len(drawn), max(len(one) for one in drawn), 1 + tree.arg_size)
         width = traces.arguments.shape[-1]
         for number, one in enumerate(drawn):
             b, stack = number % len(traces.lengths), [0]
@@ -248,7 +257,15 @@ class CallStackPosterior:
         return -self.entropy - self._expected(self._counts, theirs.weights)
 
     def _guided(self, guide: CallStackGuide) -> CallSpans:
-        return _spans(guide.posterior(self.traces), self.traces.actions, self.traces.arguments, 4e9)
+        process = getattr(guide, "process", None)
+        if not isinstance(process, CallStack) or not process.posterior or process.tree != self.program.tree:
+            raise ValueError("the guide must have a posterior CallStack over the program's own tree")
+        return self._summed(guide.posterior(self.traces), self._spans.most_memory)
+
+    def _summed(self, sequence: Sequence, most_memory: float) -> CallSpans:
+        spans = _spans(sequence, self.traces.actions, self.traces.arguments, most_memory)
+        spans.weights = [weights.double() for weights in spans.weights]
+        return spans
 
     def _expected(self, counts: list[Tensor], values: list[Tensor]) -> Tensor:
         """Sum what every choice is worth, as often as it is expected, ``[B]``."""

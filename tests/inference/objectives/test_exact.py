@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from small_programs import Case, random_case
 from torch import Tensor
 
@@ -67,10 +68,10 @@ def test_expected_calls_are_those_of_all_stacks(seed: int) -> None:
         fresh = (state.depth > 0) & (state.frame[:, 1] == 0)
         expected.index_put_((state.time[fresh], state.frame[fresh, 0].long()), marginal[fresh], accumulate=True)
     found = posterior(case)
-    torch.testing.assert_close(found.calls[0], expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(found.calls.sum(1), found.returns.sum(1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.expected_calls[0], expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.expected_calls.sum(1), found.expected_returns.sum(1), rtol=0, atol=1e-10)
     # The root runs from the first action to the last.
-    torch.testing.assert_close(found.running[..., 0], (case.actions < len(tree.actions)).double(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.on_stack[..., 0], (case.actions < len(tree.actions)).double(), rtol=0, atol=1e-10)
 
 
 @pytest.mark.usefixtures("float64")
@@ -111,7 +112,7 @@ def test_a_guide_is_compared_with_the_posterior() -> None:
     guide = pc.guides.CallStackGuide(program)
     found = pc.inference.CallStackPosterior(program, traces)
     # What a guide says of x is certain: it can only explain x.
-    torch.testing.assert_close(found._guided(guide).log_prob(), torch.zeros(6), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found._guided(guide).log_prob(), torch.zeros(6).double(), rtol=0, atol=1e-4)
     elbo = pc.inference.StepwiseKL_ELBO()
     sampled = torch.tensor([-elbo.loss(program.model, guide, traces) for _ in range(400)])
     assert abs(sampled.mean() - found.elbo(guide).sum()) < 4.5 * sampled.std() / 20
@@ -134,7 +135,7 @@ def test_no_length_underflows() -> None:
     found = pc.inference.CallStackPosterior(program, traces)
     assert (found.log_likelihood < -2000).all()
     assert found.log_likelihood.isfinite().all()
-    torch.testing.assert_close(found.running[..., 0].sum(1), (traces.lengths - 1).float(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.on_stack[..., 0].sum(1), (traces.lengths - 1).double(), rtol=1e-4, atol=0)
 
 
 # -- as a loss ------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def test_the_loss_has_all_that_the_model_observes() -> None:
     expected = expected - pc.inference.CallStackPosterior(program, traces[torch.arange(3, 6)]).log_likelihood.sum()
     expected = expected - program.prior(traces[torch.arange(3)]).log_prob(traces.calls[:3].clamp(min=0)).sum()
     loss = pc.inference.ExactLikelihood()(program)
-    torch.testing.assert_close(loss(traces), expected)
+    torch.testing.assert_close(loss(traces), expected.float())
     assert set(map(id, loss.parameters())) == set(map(id, program.parameters()))
 
 
@@ -200,7 +201,7 @@ def test_what_cannot_be_summed_is_refused() -> None:
     program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
     with pytest.raises(ValueError, match=r"trace \d: exact sums over its \d+ actions take tables of"):
         pc.inference.ExactLikelihood(most_memory=1e3)(program)(traces)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
         pc.inference.ExactLikelihood(temperature=0)
 
     def more(batch: Any) -> None:
@@ -209,3 +210,64 @@ def test_what_cannot_be_summed_is_refused() -> None:
 
     with pytest.raises(ValueError, match="'more' is latent as well"):
         pc.inference.ExactLikelihood().loss(more, None, traces)
+
+
+def test_a_mask_and_a_scale_count() -> None:
+    traces = demonstrations(4, 0, max_length=3)
+    program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
+    exact = pc.inference.CallStackPosterior(program, traces).log_likelihood
+    mask = torch.tensor([True, False, True, False])
+    loss = pc.inference.ExactLikelihood().loss(poutine.mask(program.model, mask=mask), None, traces)
+    assert loss == pytest.approx(-float(exact[mask].sum()), rel=1e-5)
+    loss = pc.inference.ExactLikelihood().loss(poutine.scale(program.model, scale=0.5), None, traces)
+    assert loss == pytest.approx(-float(0.5 * exact.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_nan_is_not_taken_for_impossible(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(call_spans_kernel, "library", lambda source: None)
+    traces = demonstrations(4, 0, max_length=2)
+    program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
+    program.process.choose.biases[-1].data[4] = torch.nan  # of lshift alone
+    loss = pc.inference.ExactLikelihood()(program)
+    assert loss(traces).isnan()
+    with pytest.raises(ValueError, match="trace 0: the networks gave NaN"):
+        pc.inference.CallStackPosterior(program, traces)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    with pytest.raises(FloatingPointError):
+        pc.inference.fit((loss, optimizer), traces, steps=1, batch_size=2, progress=False)
+
+
+def test_what_is_not_summed_is_said() -> None:
+    traces = demonstrations(2, 0, max_length=3)
+    short = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22, horizon=200)
+    with pytest.raises(ValueError, match="exact sums have no horizon"):
+        pc.inference.CallStackPosterior(short, demonstrations(1, 0, min_length=5, max_length=5))
+    wide = "actions: a, b, c, d, e\nroot(n: real[1]) -> part\npart(x: onehot[40], y: onehot[40]) -> a, b, c, d, e"
+    with pytest.raises(ValueError, match="procedure 'part': its argument has 1600 values, more than the 1000"):
+        pc.inference.ExactLikelihood()(pc.models.ControlProgram(wide, obs_size=22))(traces)
+    program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
+    found = pc.inference.CallStackPosterior(program, traces)
+    other = pc.models.ControlProgram(BUBBLE_SORT_MOVE_TREE, obs_size=22)
+    with pytest.raises(ValueError, match="over the program's own tree"):
+        found.kl(pc.guides.CallStackGuide(other))
+    with pytest.raises(ValueError, match="number must be at least 1"):
+        found.sample(0)
+    loss = pc.inference.ExactLikelihood()(program)(traces)
+    with pytest.raises(RuntimeError, match="has no second derivatives"):
+        torch.autograd.grad(loss, program.process.choose.biases[-1], create_graph=True)
+
+
+def test_the_posterior_is_in_double_precision() -> None:
+    # One stack alone explains these actions, so there is nothing to be uncertain of.
+    program = pc.models.ControlProgram("actions: a\nroot -> a", obs_size=3)
+    seen = [torch.randn(1001, 3).numpy()]
+    traces = pc.envs.from_arrays(seen, [[0] * 1000], action_space=1)
+    found = pc.inference.CallStackPosterior(program, traces)
+    assert found.on_stack.dtype == torch.float64
+    assert abs(float(found.entropy)) < 1e-9
+    double = program.double()
+    assert pc.inference.CallStackPosterior(double, traces).log_likelihood.isfinite().all()
+    mixed = pc.inference.CallStackPosterior(pc.models.ControlProgram(BUBBLE_SORT_TREE, 22), demonstrations(8, 0))
+    assert mixed.on_stack.max() <= 1

@@ -396,6 +396,9 @@ def read_content(path: str | os.PathLike[str], what: str, *formats: str) -> dict
             with zipfile.ZipFile(file) as parts:
                 if sum(part.file_size for part in parts.infolist()) > size:
                     raise ValueError("it claims to hold more than it does")
+                # torch takes what is marked as a folder for empty, and returns memory that nobody has written.
+                if any(part.is_dir() or part.external_attr & 0x10 for part in parts.infolist()):
+                    raise ValueError("a part of it is marked as a folder")
                 if (damaged := parts.testzip()) is not None:
                     raise ValueError(f"{damaged} in it is damaged")
                 pickles = [name for name in parts.namelist() if name.endswith("/data.pkl")]

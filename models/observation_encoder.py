@@ -149,6 +149,9 @@ def make_observation_encoder(encoder: str | nn.Module | None, space: Space) -> t
         raise ValueError(f"the encoder does not take observations of width {size}: {error}") from None
 
 
+_LARGEST = 2**24  # numbers of an observation
+
+
 def as_floats(observations: Tensor, like: Tensor) -> Tensor:
     """Return whole numbers, such as bytes, as floats of the type of ``like``; floats as they are."""
     return observations if observations.is_floating_point() else observations.to(like.dtype)
@@ -158,11 +161,13 @@ def observed(size: int | None, space: Space | None) -> Space:
     """Return the space of observations, given itself, or as that of all vectors of ``size`` numbers.
 
     Raises:
-        ValueError: if neither is given, or they disagree.
+        ValueError: if neither is given, they disagree, or the size is beyond any observation's.
     """
     if space is None:
         if size is None:
             raise ValueError("give obs_size, or the observation_space")
+        if not 0 <= size <= _LARGEST:
+            raise ValueError(f"obs_size must be between 0 and {_LARGEST}, got {size}")
         return spaces.Box(-np.inf, np.inf, (size,), np.float32)
     if size not in (None, found := observation_size(space)):
         raise ValueError(f"obs_size={size}, but the observation space has {found}")

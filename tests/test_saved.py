@@ -818,3 +818,22 @@ def test_what_version_0_1_wrote_is_loaded_or_refused_in_a_line(tmp_path: Path) -
         pc.load(tmp_path / "levels.pt")
     with pytest.raises(ValueError, match=r"does not say how its ReactivePolicy was made .*load_checkpoint\(path, it\)"):
         pc.load(OLD / "clone" / "checkpoint.pt", "ReactivePolicy")
+
+
+def test_a_part_that_is_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
+    # torch would take it for empty, and return memory that nobody has written.
+    path = tmp_path / "policy.pt"
+    pc.guides.FlowPolicy(3, 2, hidden=(4,)).save(path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    while b"/data/" not in content[entry + 46 : entry + 46 + 40].split(b"PK")[0]:
+        entry = content.index(b"PK\x01\x02", entry + 1)
+    content[entry + 38] = 0x10
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"policy\.pt .*a part of it is marked as a folder"):
+        pc.load(path)
+
+
+def test_a_size_that_no_observation_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="obs_size must be between 0 and 16777216, got 2147483647"):
+        pc.models.ControlProgram("actions: a\nroot -> a", obs_size=2**31 - 1)

@@ -291,7 +291,7 @@ def build(domain: Domain, method: Method, run: Run, return_bias: float) -> tuple
         activation="tanh",
         encoder=domain.encoder(),
         sparsity=run.shared.sparsity,
-        unpriced=("last",),
+        unpenalized=("last",),
         num_traces=run.demos,
         return_bias=return_bias,
     )

@@ -34,7 +34,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 OBSERVATION = (("digit", 10), (None, 1), ("digit", 10), (None, 1))
 NAMES = ("digit 1", "edge 1", "digit 2", "edge 2")
 SPARSITY = {"hvil": 0.3, "hvil-exact": 3.0}
-UNPRICED = {"hvil": (), "hvil-exact": ("last",)}
+UNPENALIZED = {"hvil": (), "hvil-exact": ("last",)}
 RETURN_BIAS = {"hvil": 0.0, "hvil-exact": 2.0}
 # Of the digits' table and of the rest. Exact gradients have no noise of sampled calls, and bear larger steps.
 RATES = {"hvil": (4e-3, 1e-3), "hvil-exact": (1e-2, 3e-3)}
@@ -184,7 +184,7 @@ def build(arguments: Arguments) -> Any:
                 activation="tanh",
                 encoder=pc.models.FieldEncoder(OBSERVATION),
                 sparsity=SPARSITY[arguments.method],
-                unpriced=UNPRICED[arguments.method],
+                unpenalized=UNPENALIZED[arguments.method],
                 num_traces=arguments.demos,
                 return_bias=RETURN_BIAS[arguments.method],
             )

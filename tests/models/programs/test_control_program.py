@@ -446,10 +446,10 @@ def test_execution_in_double_precision() -> None:
     assert program.execute(BubbleSortEnv(), task=torch.tensor([3.0]), seed=0, max_steps=10).calls.steps
 
 
-def test_unpriced_inputs_are_free() -> None:
-    program = ControlProgram(BUBBLE_SORT_TREE, 22, sparsity=1.0, num_traces=10, unpriced=("last",))
+def test_unpenalized_inputs_are_free() -> None:
+    program = ControlProgram(BUBBLE_SORT_TREE, 22, sparsity=1.0, num_traces=10, unpenalized=("last",))
     norms = program.process.group_norms(program.groups)  # 22 observed numbers, counter, last, argument, returned
-    torch.testing.assert_close(program.price(), norms.sum() - norms[:, 23].sum())
-    assert "unpriced" in program.signature()
-    with pytest.raises(ValueError, match="unpriced inputs are some of counter, last, argument, returned, got digits"):
-        ControlProgram(BUBBLE_SORT_TREE, 22, unpriced=("digits",))
+    torch.testing.assert_close(program.penalty(), norms.sum() - norms[:, 23].sum())
+    assert "unpenalized" in program.signature()
+    with pytest.raises(ValueError, match="unpenalized inputs are some of counter, last, argument, returned, got digits"):
+        ControlProgram(BUBBLE_SORT_TREE, 22, unpenalized=("digits",))

@@ -143,14 +143,14 @@ def learn(arguments: Arguments, train: pc.envs.Demonstrations) -> tuple[Any, Any
     if arguments.starts == 1:
         pair = make(arguments.seed)
         return pc.inference.fit(pair, train, **given), pair
-    shorter = train[train.lengths.argsort()[: (len(train) + 1) // 2]]
+    shorter = train[train.lengths.argsort()[: max((len(train) + 1) // 2, given["batch_size"])]]
     given |= {"starts": arguments.starts, "trial_steps": arguments.trial, "trial_data": shorter}
     best = pc.inference.fit_best(make, train, **given)
-    losses = ", ".join(f"{one:.2f}" for one in best.objectives)
+    losses = ", ".join(f"{one:.2f}" for one in best.losses)
     print(
-        f"start {best.start} of {arguments.starts} goes on; losses of a trace after {arguments.trial} updates: {losses}"
+        f"start {best.start} of {arguments.starts} goes on; losses per trace after {arguments.trial} updates: {losses}"
     )
-    return best.result, best.svi
+    return best.result, best.trained
 
 
 def training_traces(arguments: Arguments) -> pc.envs.Demonstrations:

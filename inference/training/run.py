@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,13 +26,23 @@ from . import checkpoint
 from .interrupts import Interrupts
 from .updates import all_finite
 
-__all__ = ["Evaluate", "History", "Log", "Run", "RunOptions", "Training"]
+__all__ = ["Evaluate", "History", "Log", "Run", "RunOptions", "Training", "lock_of", "to_device"]
 
 Evaluate = Callable[[int], dict[str, float]]
 """Given the number of finished steps, returns named numbers."""
 
 Log = Callable[[int, dict[str, float]], object]
 """Told the number of finished steps, and named numbers."""
+
+
+def lock_of(folder: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """The lock by which a folder belongs to one run; see `locked`."""
+    return locked(Path(folder) / ".lock")
+
+
+def to_device(batch: Any, device: str | torch.device | None) -> Any:
+    """A batch where the modules are, if it can be moved."""
+    return batch.to(device) if device is not None and hasattr(batch, "to") else batch
 
 
 class RunOptions(TypedDict, total=False):
@@ -305,12 +315,13 @@ class Training:
         if self.evaluate_every and any(run.evaluate is None for run in self.runs):
             raise ValueError(f"evaluate_every is {self.evaluate_every}, but there is no evaluate to call")
 
-    def train(self, advance: Callable[[], bool], seed: int) -> None:
+    def train(self, advance: Callable[[], bool], seed: int, *, held: bool = False) -> None:
         """Go on from the checkpoints, if there are any, to the last step, or until Ctrl-C.
 
         Args:
             advance: takes a step of all runs, which their histories count; returns whether it was taken, not dropped.
             seed: of the random numbers, where there is no checkpoint.
+            held: whether the caller holds the folders' locks.
 
         Raises:
             ValueError: for a checkpoint that cannot be gone on from, or several that are not at one step; nothing has
@@ -321,8 +332,8 @@ class Training:
         """
         with ExitStack() as stack:
             paths = [run.path for run in self.runs if run.path is not None]
-            for path in paths:
-                stack.enter_context(locked(path.with_name(".lock")))
+            for path in () if held else paths:
+                stack.enter_context(lock_of(path.parent))
             settle(*paths)
             self._train(advance, seed)
 

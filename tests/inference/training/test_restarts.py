@@ -36,8 +36,8 @@ def best(**given: Any) -> BestFit:
 def test_the_start_of_the_least_loss_goes_on() -> None:
     found = best()
     assert found.start == 1
-    assert found.objectives[1] < min(found.objectives[0], found.objectives[2])
-    assert float(found.svi[0].x.detach()) == pytest.approx(-1, abs=0.05)  # type: ignore[index]
+    assert found.losses[1] < min(found.losses[0], found.losses[2])
+    assert float(found.trained[0].x.detach()) == pytest.approx(-1, abs=0.05)  # type: ignore[index]
     assert found.result.step == 20
 
 
@@ -45,8 +45,8 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     whole = best(out=tmp_path / "whole")
     best(out=tmp_path / "stopped", steps=10)
     again = best(out=tmp_path / "stopped")
-    assert torch.equal(again.svi[0].x, whole.svi[0].x)  # type: ignore[index]
-    assert again.objectives == whole.objectives
+    assert torch.equal(again.trained[0].x, whole.trained[0].x)  # type: ignore[index]
+    assert again.losses == whole.losses
     assert sorted(path.name for path in tmp_path.glob("whole/trial-*")) == ["trial-0", "trial-1", "trial-2"]
 
 

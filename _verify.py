@@ -16,7 +16,15 @@ import torch
 
 from ._files import locked, writing
 
-__all__ = ["claim_folder", "verify_device", "verify_finite", "verify_folder", "verify_least", "verify_positive", "verify_seed"]
+__all__ = [
+    "claim_folder",
+    "verify_device",
+    "verify_finite",
+    "verify_folder",
+    "verify_least",
+    "verify_positive",
+    "verify_seed",
+]
 
 
 def verify_device(device: str | torch.device | None) -> None:

@@ -13,8 +13,8 @@ the program's own greedy calls (`own`) and of the guide's (`guide`). Methods:
 * `hvil-exact-after-teacher`: from a program fitted to annotated traces (`annotated`), the exact likelihood without
   annotations: whether the teacher's program is an optimum of it, prior included;
 * `hvil-exact-` and what is otherwise: `hot`, the temperature falls from 4 to 1 in the first half of training; `cold`,
-  it rises from 1/2; `all-penalized`, the sparsity prior is on the last call too; `no-bias`, no procedure begins as a short
-  one.
+  it rises from 1/2; `all-penalized`, the sparsity prior is on the last call too; `no-bias`, no procedure begins as a
+  short one.
 """
 
 from __future__ import annotations

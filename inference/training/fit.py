@@ -75,8 +75,10 @@ def fit(
     Saved are the modules' state, loose ``pyro.param`` values, the optimiser, the random state and the
     learning curve; what a model keeps in plain Python attributes is not. A checkpoint also describes what else decides
     the result: the objective, the optimiser with its groups, schedule and clipping, ``clip``, ``batch_size``, ``seed``,
-    the data and the parts of the modules. A call that differs in one of them is refused, and told in which. The folder
-    belongs to the run as long as it lasts.
+    the data and the parts of the modules, with the plain attributes of your own: numbers, strings, tuples and tensors
+    that do not change in training. A call that differs in one of them is refused, and told in which. Begin the name of
+    an attribute with an underscore if the result does not depend on it. The folder belongs to the run as long as it
+    lasts.
 
     The first Ctrl-C lets the step finish, saves, and returns; a second one drops the step that is under way.
     SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
@@ -146,6 +148,7 @@ def fit_described(
         raise ValueError(f"clip must be positive, not {clip}")
     update = update_of(svi)
     data = in_precision(data, update.modules, stacklevel=4)
+    constants = {} if out is None else checkpoint.constants(update.modules)
     for module in update.modules:
         _verify_data(module, data)
     settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
@@ -153,6 +156,7 @@ def fit_described(
         settings |= {"data_fingerprint": fingerprint(data), "frozen": checkpoint.frozen(*update.modules)}
     settings |= update.settings() | (origin or {})
     run = _Fitting(update, data, options.get("device"), settings, out, evaluate)
+    run.constants = constants  # from before a check of theirs counted itself
     usual: RunOptions = {"checkpoint_every": 1000, "log_every": 50}
     training = Training(runs=[run], steps=steps, **usual | options)
     interrupts = training.interrupts

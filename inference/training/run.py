@@ -118,6 +118,7 @@ class Run:
         path: of the checkpoint.
         content: of the checkpoint that the run goes on from, if there is one.
         history: where the run is.
+        constants: see `checkpoint.constants`; those of the checkpoint if the run goes on from one.
         numbers: of the last step, logged beside the mean loss; tensors are read only then.
         values: to log when this step is over.
         room: steps that may pass without a checkpoint.
@@ -142,6 +143,7 @@ class Run:
             raise TypeError(f"evaluate must be a function of the number of steps, got {evaluate!r}")
         verify_folder(out)
         self.modules, self.settings, self.out, self.evaluate = modules, settings, out, evaluate
+        self.constants = {} if out is None else checkpoint.constants(modules)
         self.path = None if out is None else Path(out) / "checkpoint.pt"
         self.content: dict[str, Any] | None = None
         self.history = History()
@@ -185,6 +187,7 @@ class Run:
         if self.path is not None and self.path.exists():
             content = checkpoint.read(self.path, "step", "modules", "history", "random", "settings", *self.needs)
             checkpoint.verify_settings(self.path, content, self.settings, steps)
+            self.constants = checkpoint.verify_constants(self.path, content, self.constants)
             self.verify_content(content)
             self.content = content
 
@@ -256,6 +259,7 @@ class Run:
         window = float(self.history.window)
         if not (math.isfinite(window) and self.finite()):
             raise self.not_finite(f"loss or a parameter is not finite at step {self.history.step}")
+        now = checkpoint.constants(self.modules)
         content = {
             "version": __version__,
             "step": self.history.step,
@@ -264,6 +268,7 @@ class Run:
             "history": {**vars(self.history), "window": window},
             "random": random_state(),
             "settings": self.settings,
+            "constants": {name: value for name, value in self.constants.items() if now.get(name) == value},
         }
         return {self.path: content}
 

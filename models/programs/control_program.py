@@ -83,8 +83,8 @@ class ControlProgram(Saved, nn.Module):
 
     Raises:
         TypeError: if a number that should be whole is not, or ``unpenalized`` is one name.
-        ValueError: if the tree cannot be read, ``arg_size`` is not the tree's, a number is out of range, or ``sparsity``
-            lacks ``num_traces``.
+        ValueError: if the tree cannot be read, ``arg_size`` is not the tree's, a number is out of range, or
+            ``sparsity`` lacks ``num_traces``.
 
     Example:
         >>> program = ControlProgram("actions: left, right\nwalk -> left, right", obs_size=3)

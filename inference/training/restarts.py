@@ -34,7 +34,7 @@ class BestFit(NamedTuple):
         trained: what was made for the best start, trained.
         start: its number.
         losses: the loss per example of the trial data, after the trial of every start; of an interrupted call, of
-            those up to then.
+            those whose trials were over.
         result: of the best start's training, or of the trial that was interrupted.
     """
 
@@ -103,7 +103,11 @@ def fit_best(
                         _verify_origin(Path(out) / "checkpoint.pt", origin)
             folder = None if out is None else Path(out) / f"trial-{start}"
             result = fit(made[start], tried, steps=trial_steps, out=folder, **given)
-            losses.append(_loss(made[start], tried, batch_size, seed, options.get("device")))
+            try:
+                if not result.interrupted:
+                    losses.append(_loss(made[start], tried, batch_size, seed, options.get("device")))
+            except KeyboardInterrupt:  # the trial is saved
+                result = result._replace(interrupted=True)
             if result.interrupted:
                 return BestFit(made[start], start, losses, result)
         best = min(range(starts), key=lambda start: losses[start])

@@ -141,3 +141,20 @@ def test_losses_are_computed_as_in_training_and_of_several_samples() -> None:
     # The same noise for both starts, of three batches: sqrt(3) 10 / 5, over sqrt(8) for as many samples.
     assert noisy[0] - noisy[1] == pytest.approx(exact[0] - exact[1], abs=1e-5)
     assert 0 < abs(noisy[0] - exact[0]) < 4 * 1.23
+
+
+def test_ctrl_c_while_the_loss_is_computed_ends_the_call_and_loses_nothing(tmp_path: Path) -> None:
+    class Interrupted(Well):
+        def forward(self, batch: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                raise KeyboardInterrupt
+            return super().forward(batch)
+
+    def make(seed: int) -> Any:
+        well = (Interrupted if seed == 1 else Well)(0.0)
+        return well, torch.optim.SGD(well.parameters(), lr=1e-2)
+
+    given: Any = {"starts": 3, "trial_steps": 5, "steps": 20, "batch_size": 2, "out": tmp_path, "progress": False}
+    found = fit_best(make, torch.zeros(4, 1), **given)
+    assert found.result.interrupted and found.result.step == 5 and len(found.losses) == found.start == 1
+    assert (tmp_path / "trial-1" / "checkpoint.pt").exists() and not (tmp_path / "trial-2").exists()

@@ -91,6 +91,8 @@ def mismatch(module: nn.Module, saved: dict[str, Any], to_train: bool = False) -
     own = _compared(module)
     if own["class"] != saved["class"]:
         return f"it holds a {saved['class']}, not a {own['class']}"
+    if own["class"] == "ControlProgram" and "parts" not in saved:  # before version 0.3, which did not tell its horizon
+        own["signature"] = re.sub(r", horizon=\d+", "", own["signature"])
     if own["signature"] != saved["signature"]:
         theirs_is, mine_is = _differing(str(saved["signature"]), str(own["signature"]))
         return f"its {own['class']} is\n{theirs_is}\nand this one is\n{mine_is}"
@@ -218,15 +220,15 @@ def constants(modules: Sequence[nn.Module]) -> dict[str, Any]:
     """Return the plain attributes by which a user's own modules are told apart, by their names.
 
     They are numbers, strings, tuples of those, tensors and arrays, for which a hash stands. Names that begin with an
-    underscore do not count, nor do modules that say what they are themselves: those with a ``signature()``, and those of
-    this package, torch and Pyro.
+    underscore do not count, nor do modules that say what they are themselves: those with a ``signature()``, and those
+    of this package, torch and Pyro.
     """
     found: dict[str, Any] = {}
     kinds = [type(module).__name__ for module in modules]
     for number, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
         for path, part in module.named_modules(prefix=kind + (f"[{number}]" if kind in kinds[:number] else "")):
             ours = type(part).__module__.split(".")[0] in (__name__.split(".")[0], "torch", "pyro")
-            if not (ours or hasattr(part, "signature")):
+            if not (ours or callable(getattr(part, "signature", None))):
                 held = {name: value for name, value in vars(part).items() if name != "training" and name[0] != "_"}
                 found |= {f"{path}.{name}": told(value) for name, value in held.items() if _is_plain(value)}
     return found

@@ -16,7 +16,15 @@ import torch
 
 from ._files import locked, writing
 
-__all__ = ["claim_folder", "verify_device", "verify_folder", "verify_least", "verify_positive", "verify_seed"]
+__all__ = [
+    "claim_folder",
+    "verify_device",
+    "verify_finite",
+    "verify_folder",
+    "verify_least",
+    "verify_positive",
+    "verify_seed",
+]
 
 
 def verify_device(device: str | torch.device | None) -> None:
@@ -56,6 +64,17 @@ def verify_least(least: int, **arguments: int) -> None:
             raise TypeError(f"{name} must be a whole number, not {value}") from error
         if isinstance(value, bool):
             raise TypeError(f"{name} must be a whole number, not {value}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def verify_finite(least: float = -math.inf, /, **numbers: Any) -> None:
+    """Refuse numbers that are not finite, or less than ``least``, by their names."""
+    for name, value in numbers.items():
+        if not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} must be a number, not {value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, not {value}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 

@@ -13,8 +13,8 @@ the program's own greedy calls (`own`) and of the guide's (`guide`). Methods:
 * `hvil-exact-after-teacher`: from a program fitted to annotated traces (`annotated`), the exact likelihood without
   annotations: whether the teacher's program is an optimum of it, prior included;
 * `hvil-exact-` and what is otherwise: `hot`, the temperature falls from 4 to 1 in the first half of training; `cold`,
-  it rises from 1/2; `all-priced`, the sparsity prior is on the last call too; `no-bias`, no procedure begins as a short
-  one.
+  it rises from 1/2; `all-penalized`, the sparsity prior is on the last call too; `no-bias`, no procedure begins as a
+  short one.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
             values["elbo"] = float(posterior.elbo(guide).mean())
             values["gap"] = values["log_likelihood"] - values["elbo"]
             values["inclusive_kl"] = float(posterior.inclusive_kl(guide).mean())
-        prior = SPARSITY / DEMOS * float(program.price().detach())
+        prior = SPARSITY / DEMOS * float(program.penalty().detach())
         values["objective"] = prior - values["log_likelihood"]
         values["exact_match"] = pc.inference.exact_match(program, plain)
         setting = {"step": step, "demos": DEMOS, "max_length": LONGEST, "sparsity": SPARSITY}
@@ -134,7 +134,7 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
 
     def program_and_guide(**changes: Any) -> tuple[Any, Any]:
         pyro.set_rng_seed(seed)
-        given: dict[str, Any] = {"sparsity": SPARSITY, "unpriced": ("last",), "return_bias": RETURN_BIAS} | changes
+        given: dict[str, Any] = {"sparsity": SPARSITY, "unpenalized": ("last",), "return_bias": RETURN_BIAS} | changes
         program = pc.models.ControlProgram(
             BUBBLE_SORT_TREE,
             obs_size=22,
@@ -160,7 +160,7 @@ def train(arguments: Arguments) -> list[dict[str, Any]]:
     for name, changes, hot in (
         ("hot", {}, 4.0),
         ("cold", {}, 0.5),
-        ("all-priced", {"unpriced": ()}, 1.0),
+        ("all-penalized", {"unpenalized": ()}, 1.0),
         ("no-bias", {"return_bias": 0.0}, 1.0),
     ):
         program, _ = program_and_guide(**changes)

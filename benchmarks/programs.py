@@ -231,7 +231,7 @@ def make(run: Run) -> list[dict[str, Any]]:
         out=shared.runs / "-".join(map(str, run.key)),
         progress=False,
     )
-    result, pair = best.result, best.svi
+    result, pair = best.result, best.trained
     assert isinstance(pair, tuple)
     policy: Any = pair[0].model
     if result.interrupted:
@@ -291,7 +291,7 @@ def build(domain: Domain, method: Method, run: Run, return_bias: float) -> tuple
         activation="tanh",
         encoder=domain.encoder(),
         sparsity=run.shared.sparsity,
-        unpriced=("last",),
+        unpenalized=("last",),
         num_traces=run.demos,
         return_bias=return_bias,
     )

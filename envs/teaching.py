@@ -7,27 +7,46 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 from ..models.programs.procedure_tree import ProcedureTree
 from .data.demonstrations import Demonstrations, Episode
 from .machine import Machine
 
-__all__ = ["STREAMS", "CallRecorder", "taught"]
+__all__ = ["STREAMS", "CallRecorder", "RunningProcedure", "taught"]
 
 STREAMS = {"train": 0, "validation": 1, "test": 2}
 
 _parsed = lru_cache(ProcedureTree.parse)
 
 
+class RunningProcedure:
+    """A procedure that a teacher runs: what it has to hand back when it returns."""
+
+    def __init__(self, index: int) -> None:
+        self.index, self.steps = index, 0
+        self.value: Sequence[float] | np.ndarray = ()
+
+    def returns(self, value: Sequence[float] | np.ndarray) -> None:
+        """Return this value, the numbers of all fields, at the end of the block."""
+        self.value = value
+
+
 class CallRecorder:
     """Writes down what a teacher sees, does and calls while it runs its program on a machine.
 
     A teacher is written as its program is: `with run.call("bubble"): run.act("ptr2right")`. Leaving the block is the
-    return from the procedure; `episode` returns from the root.
+    return from the procedure; `episode` returns from the root. A procedure with a return value hands it back by
+    `with run.call("look") as look: ...; look.returns([0, 1])`.
 
     Args:
         tree: the teacher's procedures, in text form.
         machine: what it controls.
+
+    Raises:
+        ValueError: from its methods, naming the procedure or action, for what the running procedure does not call or is
+            of the other kind, for an argument or return value that its fields cannot hold, and for a return before
+            anything was done.
     """
 
     def __init__(self, tree: str, machine: Machine) -> None:
@@ -36,13 +55,18 @@ class CallRecorder:
         self.actions: list[int] = []
         self.arguments: list[np.ndarray] = []
         self.calls: list[np.ndarray] = []
+        self._slots: list[int] = []  # that the calls fill
+        self._stack = [RunningProcedure(0)]
 
     @contextmanager
-    def call(self, procedure: str, argument: Sequence[float] | np.ndarray = ()) -> Iterator[None]:
+    def call(self, procedure: str, argument: Sequence[float] | np.ndarray = ()) -> Iterator[RunningProcedure]:
         """Run a procedure."""
-        self._record(self.tree.index(procedure), argument)
-        yield
-        self._record(self.tree.null)
+        if (index := self._index(procedure)) >= len(self.tree.procedures):
+            raise ValueError(f"{procedure!r} is an action: act({procedure!r})")
+        self._record(index, argument)
+        self._stack.append(running := RunningProcedure(index))
+        yield running
+        self._return(running)
 
     def act(self, action: str, argument: Sequence[float] | np.ndarray = (), *, primitive: int | None = None) -> None:
         """Take an action.
@@ -52,16 +76,30 @@ class CallRecorder:
             argument: of the action.
             primitive: the machine's number for both; by default the action's own.
         """
-        number = self.tree.index(action) - len(self.tree.procedures)
-        self._record(self.tree.index(action), argument)
+        number = (index := self._index(action)) - len(self.tree.procedures)
+        if number < 0:
+            raise ValueError(f"{action!r} is a procedure: with call({action!r})")
+        self._record(index, argument)
         self.machine.apply(number if primitive is None else primitive)
         self.actions.append(number)
         self.arguments.append(self.calls[-1][1 : 1 + self.tree.action_arg_size])
         self.observations.append(self.machine.observe())
 
-    def episode(self, task: Sequence[float] | None = None) -> Episode:
-        """Return from the root, and return what was recorded; `task` is the root's argument."""
-        self._record(self.tree.null)
+    def episode(
+        self, task: Sequence[float] | np.ndarray | None = None, returns: Sequence[float] | np.ndarray = ()
+    ) -> Episode:
+        """Return from the root, and return what was recorded.
+
+        Args:
+            task: the root's argument.
+            returns: the root's return value.
+        """
+        argument, root = self._row(0, () if task is None else task), self._stack[0]
+        root.returns(returns)
+        self._return(root)
+        filled = np.stack([argument, *self.calls])[:, 1:]
+        if fault := self.tree.fault(torch.tensor([0, *self._slots]), torch.from_numpy(filled)):
+            raise ValueError(fault[1])
         return Episode(
             observations=np.stack(self.observations),
             actions=np.array(self.actions),
@@ -70,11 +108,37 @@ class CallRecorder:
             calls=np.stack(self.calls),
         )
 
-    def _record(self, choice: int, argument: Sequence[float] | np.ndarray = ()) -> None:
-        row = np.zeros(1 + self.tree.arg_size, dtype=np.float32)
-        row[0] = choice
-        row[1 : 1 + len(argument)] = argument
-        self.calls.append(row)
+    def _index(self, name: str) -> int:
+        """The number of a choice that the running procedure has."""
+        running, index = self.tree.procedures[self._stack[-1].index], self.tree.index(name)
+        if name not in running.calls:
+            raise ValueError(f"{running.name!r} does not call {name!r}")
+        return index
+
+    def _record(self, slot: int, values: Sequence[float] | np.ndarray) -> None:
+        self.calls.append(self._row(slot, values))
+        self._slots.append(slot)
+        self._stack[-1].steps += 1
+
+    def _return(self, running: RunningProcedure) -> None:
+        name = self.tree.procedures[running.index].name
+        if running is not self._stack[-1]:
+            raise ValueError(f"{self.tree.procedures[self._stack[-1].index].name!r} has not returned to {name!r} yet")
+        if not running.steps:
+            raise ValueError(f"{name!r} returns before it has done anything")
+        self._record(self.tree.null + running.index, running.value)
+        self._stack.pop()
+
+    def _row(self, slot: int, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """A step of the call trace that fills a slot of the tree."""
+        tree, given = self.tree, np.asarray(values, dtype=np.float32)
+        name = tree.choices[slot] if slot < tree.null else tree.procedures[slot - tree.null].name
+        width, what = sum(field.size for field in tree.slots[slot]), "argument" if slot < tree.null else "return value"
+        if given.shape != (width,):
+            raise ValueError(f"the {what} of {name!r} is {width} numbers, got {given.tolist()}")
+        row = np.zeros(1 + tree.arg_size, dtype=np.float32)
+        row[0], row[1 : 1 + width] = min(slot, tree.null), given
+        return row
 
 
 def taught(

@@ -34,7 +34,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 OBSERVATION = (("digit", 10), (None, 1), ("digit", 10), (None, 1))
 NAMES = ("digit 1", "edge 1", "digit 2", "edge 2")
 SPARSITY = {"hvil": 0.3, "hvil-exact": 3.0}
-UNPRICED = {"hvil": (), "hvil-exact": ("last",)}
+UNPENALIZED = {"hvil": (), "hvil-exact": ("last",)}
 RETURN_BIAS = {"hvil": 0.0, "hvil-exact": 2.0}
 # Of the digits' table and of the rest. Exact gradients have no noise of sampled calls, and bear larger steps.
 RATES = {"hvil": (4e-3, 1e-3), "hvil-exact": (1e-2, 3e-3)}
@@ -143,14 +143,14 @@ def learn(arguments: Arguments, train: pc.envs.Demonstrations) -> tuple[Any, Any
     if arguments.starts == 1:
         pair = make(arguments.seed)
         return pc.inference.fit(pair, train, **given), pair
-    shorter = train[train.lengths.argsort()[: (len(train) + 1) // 2]]
+    shorter = train[train.lengths.argsort()[: max((len(train) + 1) // 2, given["batch_size"])]]
     given |= {"starts": arguments.starts, "trial_steps": arguments.trial, "trial_data": shorter}
     best = pc.inference.fit_best(make, train, **given)
-    losses = ", ".join(f"{one:.2f}" for one in best.objectives)
+    losses = ", ".join(f"{one:.2f}" for one in best.losses)
     print(
-        f"start {best.start} of {arguments.starts} goes on; losses of a trace after {arguments.trial} updates: {losses}"
+        f"start {best.start} of {arguments.starts} goes on; losses per trace after {arguments.trial} updates: {losses}"
     )
-    return best.result, best.svi
+    return best.result, best.trained
 
 
 def training_traces(arguments: Arguments) -> pc.envs.Demonstrations:
@@ -184,7 +184,7 @@ def build(arguments: Arguments) -> Any:
                 activation="tanh",
                 encoder=pc.models.FieldEncoder(OBSERVATION),
                 sparsity=SPARSITY[arguments.method],
-                unpriced=UNPRICED[arguments.method],
+                unpenalized=UNPENALIZED[arguments.method],
                 num_traces=arguments.demos,
                 return_bias=RETURN_BIAS[arguments.method],
             )

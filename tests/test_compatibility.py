@@ -46,7 +46,11 @@ def test_a_clone(expected: dict[str, np.ndarray]) -> None:
 
 
 def test_a_program(expected: dict[str, np.ndarray]) -> None:
-    program = pc.models.ControlProgram(bubble_sort.BUBBLE_SORT_TREE, obs_size=22, arg_size=1, hidden=(4,))
+    # A file of version 0.1 does not tell the horizon, and there was no bias of the return.
+    given: dict[str, Any] = {"obs_size": 22, "arg_size": 1, "hidden": (4,)}
+    program = pc.models.ControlProgram(bubble_sort.BUBBLE_SORT_TREE, horizon=500, **given)
+    pc.inference.load_checkpoint(OLD / "hvil" / "checkpoint.pt", program, pc.guides.CallStackGuide(program))
+    program = pc.models.ControlProgram(bubble_sort.BUBBLE_SORT_TREE, **given)
     pc.inference.load_checkpoint(OLD / "hvil" / "checkpoint.pt", program, pc.guides.CallStackGuide(program))
     assert np.allclose(torch.cat([p.detach().flatten() for p in program.parameters()])[:20], expected["program"])
 

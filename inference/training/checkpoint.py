@@ -19,6 +19,7 @@ from ..._saved import Saved, objects_of, readable
 __all__ = [
     "ANEW",
     "apply",
+    "constants",
     "described",
     "difference",
     "fingerprint",
@@ -29,6 +30,7 @@ __all__ = [
     "read",
     "snapshot",
     "told",
+    "verify_constants",
     "verify_settings",
     "write_all",
 ]
@@ -89,6 +91,8 @@ def mismatch(module: nn.Module, saved: dict[str, Any], to_train: bool = False) -
     own = _compared(module)
     if own["class"] != saved["class"]:
         return f"it holds a {saved['class']}, not a {own['class']}"
+    if own["class"] == "ControlProgram" and "parts" not in saved:  # before version 0.3, which did not tell its horizon
+        own["signature"] = re.sub(r", horizon=\d+", "", own["signature"])
     if own["signature"] != saved["signature"]:
         theirs_is, mine_is = _differing(str(saved["signature"]), str(own["signature"]))
         return f"its {own['class']} is\n{theirs_is}\nand this one is\n{mine_is}"
@@ -212,6 +216,31 @@ def described(value: Any, depth: int = 3) -> str:
     return _placeless(repr(value))
 
 
+def constants(modules: Sequence[nn.Module]) -> dict[str, Any]:
+    """Return the plain attributes by which a user's own modules are told apart, by their names.
+
+    They are numbers, strings, tuples of those, tensors and arrays, for which a hash stands. Names that begin with an
+    underscore do not count, nor do modules that say what they are themselves: those with a ``signature()``, and those
+    of this package, torch and Pyro.
+    """
+    found: dict[str, Any] = {}
+    kinds = [type(module).__name__ for module in modules]
+    for number, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
+        for path, part in module.named_modules(prefix=kind + (f"[{number}]" if kind in kinds[:number] else "")):
+            ours = type(part).__module__.split(".")[0] in (__name__.split(".")[0], "torch", "pyro")
+            if not (ours or callable(getattr(part, "signature", None))):
+                held = {name: value for name, value in vars(part).items() if name != "training" and name[0] != "_"}
+                found |= {f"{path}.{name}": told(value) for name, value in held.items() if _is_plain(value)}
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    dense = type(value) is torch.Tensor and value.layout is torch.strided
+    return dense or type(value) in (bool, int, float, str, np.ndarray)
+
+
 def frozen(*modules: nn.Module) -> list[str]:
     """Names of the parameters that are not trained."""
     return [f"{type(m).__name__}.{name}" for m in modules for name, p in m.named_parameters() if not p.requires_grad]
@@ -304,6 +333,25 @@ def verify_settings(path: Path, content: dict[str, Any], settings: dict[str, Any
         raise ValueError(f"{path} was made with {unlike}; {ANEW}")
     if content["step"] > steps:
         raise ValueError(f"{path} is at step {content['step']}, beyond steps={steps}; {ANEW}")
+
+
+def verify_constants(path: Path, content: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a checkpoint of modules with other `constants`.
+
+    A checkpoint holds those that have not changed in training. Counters and annealed weights do, so that they need not
+    be what they were.
+
+    Returns:
+        Of ``own`` those that have not changed.
+
+    Raises:
+        ValueError: the first difference, and what to do about it.
+    """
+    saved = content.get("constants", own)
+    kept = {name: value for name, value in own.items() if name in saved}
+    if unlike := difference({name: saved[name] for name in kept}, kept):
+        raise ValueError(f"{path} was made with {unlike}; {ANEW}")
+    return kept
 
 
 def load_checkpoint(path: str | os.PathLike[str], *modules: nn.Module) -> int:

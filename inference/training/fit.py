@@ -18,10 +18,10 @@ from ..._random_state import keep_random_state
 from ..._verify import verify_least, verify_seed
 from . import checkpoint
 from .interrupts import Interrupts
-from .run import Evaluate, Run, RunOptions, Training
+from .run import Evaluate, Run, RunOptions, Training, to_device
 from .updates import SVIUpdate, TorchUpdate, update_of
 
-__all__ = ["Examples", "FitResult", "fit"]
+__all__ = ["Examples", "FitResult", "fit", "fit_described", "fingerprint", "in_precision"]
 
 
 class Examples(Protocol):
@@ -75,8 +75,10 @@ def fit(
     Saved are the modules' state, loose ``pyro.param`` values, the optimiser, the random state and the
     learning curve; what a model keeps in plain Python attributes is not. A checkpoint also describes what else decides
     the result: the objective, the optimiser with its groups, schedule and clipping, ``clip``, ``batch_size``, ``seed``,
-    the data and the parts of the modules. A call that differs in one of them is refused, and told in which. The folder
-    belongs to the run as long as it lasts.
+    the data and the parts of the modules, with the plain attributes of your own: numbers, strings, tuples and tensors
+    that do not change in training. A call that differs in one of them is refused, and told in which. Begin the name of
+    an attribute with an underscore if the result does not depend on it. The folder belongs to the run as long as it
+    lasts.
 
     The first Ctrl-C lets the step finish, saves, and returns; a second one drops the step that is under way.
     SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
@@ -118,6 +120,25 @@ def fit(
         BlockingIOError: another run writes to ``out``; says which process, where and since when.
         OSError: ``out`` cannot be written, or the disk is full; names the file, and the last checkpoint stands.
     """
+    return fit_described(
+        svi, data, None, steps=steps, batch_size=batch_size, seed=seed, out=out, clip=clip, evaluate=evaluate, **options
+    )
+
+
+def fit_described(
+    svi: SVI | tuple[nn.Module, Optimizer],
+    data: Examples,
+    origin: dict[str, Any] | None,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    clip: float | None = None,
+    evaluate: Evaluate | None = None,
+    **options: Unpack[RunOptions],
+) -> FitResult:
+    """Do as `fit` does. With ``origin``, the caller holds the folder's lock, and says what else decides the result."""
     verify_seed(seed)
     verify_least(1, batch_size=batch_size)
     _verify_dataset(data)
@@ -126,22 +147,25 @@ def fit(
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, not {clip}")
     update = update_of(svi)
-    data = _in_precision(data, update.modules)
+    data = in_precision(data, update.modules, stacklevel=4)
+    constants = {} if out is None else checkpoint.constants(update.modules)
     for module in update.modules:
         _verify_data(module, data)
     settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size, clip=clip, examples=len(data))
     if out is not None:
-        settings |= {"data_fingerprint": _fingerprint(data), "frozen": checkpoint.frozen(*update.modules)}
-    run = _Fitting(update, data, options.get("device"), settings | update.settings(), out, evaluate)
+        settings |= {"data_fingerprint": fingerprint(data), "frozen": checkpoint.frozen(*update.modules)}
+    settings |= update.settings() | (origin or {})
+    run = _Fitting(update, data, options.get("device"), settings, out, evaluate)
+    run.constants = constants  # from before a check of theirs counted itself
     usual: RunOptions = {"checkpoint_every": 1000, "log_every": 50}
     training = Training(runs=[run], steps=steps, **usual | options)
     interrupts = training.interrupts
-    training.train(lambda: run.advance(interrupts), int(seed))
+    training.train(lambda: run.advance(interrupts), int(seed), held=origin is not None)
     done = run.history
     return FitResult(done.step, done.curve(), done.seconds, interrupts.requests > 0, done.evaluations)
 
 
-def _fingerprint(data: Any) -> str | None:
+def fingerprint(data: Any) -> str | None:
     """A short hash of data: its own, or that of a tensor or array; None where it has neither."""
     if callable(own := getattr(data, "fingerprint", None)):
         return str(own())
@@ -215,8 +239,7 @@ class _Fitting(Run):
             pool = pool[self.size :]
 
     def _batch(self, indices: Tensor) -> Any:
-        batch = self.data[indices]
-        return batch.to(self.device) if self.device is not None and hasattr(batch, "to") else batch
+        return to_device(self.data[indices], self.device)
 
 
 def _verify_dataset(data: Any) -> None:
@@ -228,7 +251,7 @@ def _verify_dataset(data: Any) -> None:
         )
 
 
-def _in_precision(data: Any, modules: Sequence[nn.Module]) -> Any:
+def in_precision(data: Any, modules: Sequence[nn.Module], stacklevel: int) -> Any:
     """Return data in the precision of the modules. A note says so where that rounds, as NumPy's float64 often is."""
     found = getattr(data, "observation_dtype", None)  # for which nothing is read from disk
     found = getattr(getattr(data, "observations", None), "dtype", None) if found is None else found
@@ -240,7 +263,7 @@ def _in_precision(data: Any, modules: Sequence[nn.Module]) -> Any:
         raise ValueError(f"the modules are {names}, the observations {found}: give all modules one precision")
     (dtype,) = wanted
     if torch.finfo(dtype).bits < torch.finfo(found).bits:
-        warnings.warn(f"the data is {found}, the model {dtype}: the data is rounded to it", stacklevel=3)
+        warnings.warn(f"the data is {found}, the model {dtype}: the data is rounded to it", stacklevel=stacklevel)
     return data.to(dtype=dtype)
 
 

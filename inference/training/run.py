@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,13 +26,23 @@ from . import checkpoint
 from .interrupts import Interrupts
 from .updates import all_finite
 
-__all__ = ["Evaluate", "History", "Log", "Run", "RunOptions", "Training"]
+__all__ = ["Evaluate", "History", "Log", "Run", "RunOptions", "Training", "lock_of", "to_device"]
 
 Evaluate = Callable[[int], dict[str, float]]
 """Given the number of finished steps, returns named numbers."""
 
 Log = Callable[[int, dict[str, float]], object]
 """Told the number of finished steps, and named numbers."""
+
+
+def lock_of(folder: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """The lock by which a folder belongs to one run; see `locked`."""
+    return locked(Path(folder) / ".lock")
+
+
+def to_device(batch: Any, device: str | torch.device | None) -> Any:
+    """A batch where the modules are, if it can be moved."""
+    return batch.to(device) if device is not None and hasattr(batch, "to") else batch
 
 
 class RunOptions(TypedDict, total=False):
@@ -108,6 +118,7 @@ class Run:
         path: of the checkpoint.
         content: of the checkpoint that the run goes on from, if there is one.
         history: where the run is.
+        constants: see `checkpoint.constants`; those of the checkpoint if the run goes on from one.
         numbers: of the last step, logged beside the mean loss; tensors are read only then.
         values: to log when this step is over.
         room: steps that may pass without a checkpoint.
@@ -132,6 +143,7 @@ class Run:
             raise TypeError(f"evaluate must be a function of the number of steps, got {evaluate!r}")
         verify_folder(out)
         self.modules, self.settings, self.out, self.evaluate = modules, settings, out, evaluate
+        self.constants = {} if out is None else checkpoint.constants(modules)
         self.path = None if out is None else Path(out) / "checkpoint.pt"
         self.content: dict[str, Any] | None = None
         self.history = History()
@@ -175,6 +187,7 @@ class Run:
         if self.path is not None and self.path.exists():
             content = checkpoint.read(self.path, "step", "modules", "history", "random", "settings", *self.needs)
             checkpoint.verify_settings(self.path, content, self.settings, steps)
+            self.constants = checkpoint.verify_constants(self.path, content, self.constants)
             self.verify_content(content)
             self.content = content
 
@@ -246,6 +259,7 @@ class Run:
         window = float(self.history.window)
         if not (math.isfinite(window) and self.finite()):
             raise self.not_finite(f"loss or a parameter is not finite at step {self.history.step}")
+        now = checkpoint.constants(self.modules)
         content = {
             "version": __version__,
             "step": self.history.step,
@@ -254,6 +268,7 @@ class Run:
             "history": {**vars(self.history), "window": window},
             "random": random_state(),
             "settings": self.settings,
+            "constants": {name: value for name, value in self.constants.items() if now.get(name) == value},
         }
         return {self.path: content}
 
@@ -305,12 +320,13 @@ class Training:
         if self.evaluate_every and any(run.evaluate is None for run in self.runs):
             raise ValueError(f"evaluate_every is {self.evaluate_every}, but there is no evaluate to call")
 
-    def train(self, advance: Callable[[], bool], seed: int) -> None:
+    def train(self, advance: Callable[[], bool], seed: int, *, held: bool = False) -> None:
         """Go on from the checkpoints, if there are any, to the last step, or until Ctrl-C.
 
         Args:
             advance: takes a step of all runs, which their histories count; returns whether it was taken, not dropped.
             seed: of the random numbers, where there is no checkpoint.
+            held: whether the caller holds the folders' locks.
 
         Raises:
             ValueError: for a checkpoint that cannot be gone on from, or several that are not at one step; nothing has
@@ -321,8 +337,8 @@ class Training:
         """
         with ExitStack() as stack:
             paths = [run.path for run in self.runs if run.path is not None]
-            for path in paths:
-                stack.enter_context(locked(path.with_name(".lock")))
+            for path in () if held else paths:
+                stack.enter_context(lock_of(path.parent))
             settle(*paths)
             self._train(advance, seed)
 

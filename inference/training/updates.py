@@ -59,6 +59,10 @@ class SVIUpdate:
             found |= {"scheduler": _name(optim.pt_scheduler_constructor), "scheduler_args": told(optim.kwargs)}
         return found
 
+    def loss_of(self, batch: Any) -> float | Tensor:
+        """The loss of a batch, without gradients."""
+        return _value(self.svi.evaluate_loss(batch))
+
     def gradients(self, batch: Any) -> float | Tensor:
         """Compute the loss of a batch and its gradients; return the loss, unread where that would wait for a GPU."""
         with poutine.trace(param_only=True) as capture:
@@ -185,6 +189,11 @@ class TorchUpdate:
             options["lr"] = told(group.get("initial_lr", group["lr"]))  # a scheduler has moved on from the first
             groups.append(options | {"params": [names[id(parameter)] for parameter in group["params"]]})
         return found | {"groups": groups}
+
+    def loss_of(self, batch: Any) -> float | Tensor:
+        """The loss of a batch, without gradients."""
+        with torch.no_grad():
+            return _value(self.loss(batch))
 
     def gradients(self, batch: Any) -> float | Tensor:
         """Compute the loss of a batch and its gradients; return the loss, unread where that would wait for a GPU."""

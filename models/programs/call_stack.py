@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
 from ..._saved import Saved
+from ..._verify import verify_finite, verify_least
 from ..process import Process, same_tensors
 from . import call_stack_native
 from .procedure_tree import Field, PlacedField, ProcedureTree
@@ -322,7 +323,11 @@ class CallStack(Process):
         activation: of the hidden layers.
         posterior: mask the choices by the observed actions in the context. In both, a procedure cannot return
             before its first step.
-        return_bias: what the networks' output for the return is raised by at first; see :class:`ControlProgram`.
+        return_bias: added to the initial logit of returning; see :class:`ControlProgram`.
+
+    Raises:
+        TypeError: if a width of a layer is not whole.
+        ValueError: if it is less than 1, or ``return_bias`` is not finite.
 
     Attributes:
         native: take the sampling walk in compiled C where possible.
@@ -351,6 +356,11 @@ class CallStack(Process):
         return_bias: float = 0.0,
     ):
         super().__init__()
+        verify_finite(return_bias=return_bias)
+        for width in hidden:
+            verify_least(1, hidden=width)
+        for width in argument_hidden:
+            verify_least(1, argument_hidden=width)
         self.tree, self.posterior, self.feature_size = tree, posterior, feature_size
         self.event_shape = torch.Size((1 + tree.arg_size,))
         self.has_rsample = tree.has_latent_reals
@@ -374,11 +384,14 @@ class CallStack(Process):
         Args:
             feature_groups: widths that split the features.
         """
-        width = self.tree.arg_size
-        groups = [*feature_groups, 1, len(self.tree.choices), *([width, width] if width else [])]
-        parts = self.choose.weights[0].split(groups, 1)
+        parts = self.choose.weights[0].split(self.group_widths(feature_groups), 1)
         # Smooth at zero, where a norm has no gradient.
         return torch.stack([(part.square().sum((1, 2)) + 1e-6).sqrt() for part in parts], -1)
+
+    def group_widths(self, feature_groups: Sequence[int]) -> list[int]:
+        """Return how many numbers each group of the inputs has; see :meth:`group_norms`."""
+        width = self.tree.arg_size
+        return [*feature_groups, 1, len(self.tree.choices), *([width, width] if width else [])]
 
     # -- the state machine --------------------------------------------------------------------------------------
 

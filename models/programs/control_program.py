@@ -14,7 +14,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ..._saved import Saved
-from ..._verify import verify_least
+from ..._verify import verify_finite, verify_least
 from ..observation_encoder import ObservationEncoder, as_floats, make_observation_encoder, observed
 from ..policies.episodes import Episodes, verify_environment
 from ..process import Sequence
@@ -72,9 +72,8 @@ class ControlProgram(Saved, nn.Module):
         sparsity: rate lambda of a sparsity prior on what procedures see, ``exp(-lambda sum_h,g ||W_hg||)`` over
             the first-layer weights of each procedure h and input group g (a group lasso), in nats of the whole
             training set.
-        return_bias: what the networks' output for the return is raised by at first, in nats. Procedures then begin as
-            short ones, and loops form in those that call them; without it, many a loop forms inside, which acts alike.
-        unpriced: inputs that the sparsity prior leaves free: ``"counter"``, ``"last"`` (the most recent call),
+        return_bias: added to the initial logit of returning. Procedures then start short, so loops form in the caller.
+        unpenalized: inputs that the sparsity prior leaves free: ``"counter"``, ``"last"`` (the most recent call),
             ``"argument"`` or ``"returned"``. With ``("last",)`` the prior is on what a procedure sees of the world and
             of its caller, and its own place in the program is free.
         num_traces: size of the training set, against which ``sparsity`` is weighed in a batch.
@@ -83,8 +82,9 @@ class ControlProgram(Saved, nn.Module):
         action_space: that :meth:`predict` acts in; by default the actions are numbered from 0.
 
     Raises:
-        ValueError: if the tree cannot be read, ``arg_size`` is not the tree's, or ``sparsity`` lacks
-            ``num_traces``.
+        TypeError: if a number that should be whole is not, or ``unpenalized`` is one name.
+        ValueError: if the tree cannot be read, ``arg_size`` is not the tree's, a number is out of range, or
+            ``sparsity`` lacks ``num_traces``.
 
     Example:
         >>> program = ControlProgram("actions: left, right\nwalk -> left, right", obs_size=3)
@@ -105,7 +105,7 @@ class ControlProgram(Saved, nn.Module):
         activation: str = "relu",
         encoder: str | nn.Module | None = None,
         sparsity: float = 0.0,
-        unpriced: Several[str] = (),
+        unpenalized: Several[str] = (),
         num_traces: int | None = None,
         return_bias: float = 0.0,
         horizon: int | None = None,
@@ -118,13 +118,19 @@ class ControlProgram(Saved, nn.Module):
             )
         self.observation_space = observed(obs_size, observation_space)
         self.action_space = spaces.Discrete(len(self.tree.actions)) if action_space is None else action_space
-        if sparsity and not num_traces:
+        verify_finite(0, sparsity=sparsity)
+        if sparsity and num_traces is None:
             raise ValueError("sparsity is weighed against the training set: give num_traces")
-        if unknown := [name for name in unpriced if name not in _FRAME_INPUTS]:
-            raise ValueError(f"unpriced inputs are some of {', '.join(_FRAME_INPUTS)}, got {', '.join(unknown)}")
+        counts = {"num_traces": num_traces, "horizon": horizon}
+        verify_least(1, **{name: count for name, count in counts.items() if count is not None})
+        if isinstance(unpenalized, str):
+            raise TypeError(f"unpenalized is a sequence of names, such as ({unpenalized!r},), not {unpenalized!r}")
+        if unknown := [str(name) for name in unpenalized if name not in _FRAME_INPUTS]:
+            raise ValueError(f"unpenalized inputs are some of {', '.join(_FRAME_INPUTS)}, got {', '.join(unknown)}")
         self.obs_size, self.horizon = observation_size(self.observation_space), horizon
+        self.return_bias = return_bias
         self.hidden, self.argument_hidden = tuple(hidden), tuple(argument_hidden)
-        self.sparsity, self.num_traces, self.unpriced = sparsity, num_traces, tuple(unpriced)
+        self.sparsity, self.num_traces, self.unpenalized = sparsity, num_traces, tuple(unpenalized)
         self.encoder, size = make_observation_encoder(encoder, self.observation_space)
         self.groups = _groups_of(self.encoder, size)
         self.process = CallStack(
@@ -148,7 +154,7 @@ class ControlProgram(Saved, nn.Module):
         register("program", self)
         if self.sparsity and self.num_traces:
             share = len(traces.lengths) / self.num_traces
-            pyro.factor("sparsity", -self.sparsity * share * self.price())
+            pyro.factor("sparsity", -self.sparsity * share * self.penalty())
         unannotated, annotated = split_annotated(traces)
         if annotated is not None and annotated.calls is not None:
             with pyro.plate("annotated_traces", len(annotated.lengths), dim=-1):
@@ -162,12 +168,12 @@ class ControlProgram(Saved, nn.Module):
             if self.tree.action_arg_size:
                 pyro.sample("arguments", dist.Delta(arguments, event_dim=2), obs=unannotated.arguments)
 
-    def price(self) -> Tensor:
+    def penalty(self) -> Tensor:
         """Return ``sum_h,g ||W_hg||`` over all procedures and the inputs that the sparsity prior is on."""
         norms = self.process.group_norms(self.groups)
         inputs = _FRAME_INPUTS[: norms.shape[-1] - len(self.groups)]
-        priced = [True] * len(self.groups) + [name not in self.unpriced for name in inputs]
-        return norms[:, torch.tensor(priced, device=norms.device)].sum()
+        penalized = [True] * len(self.groups) + [name not in self.unpenalized for name in inputs]
+        return norms[:, torch.tensor(penalized, device=norms.device)].sum()
 
     def forward(self, traces: Traces) -> None:
         """Run :meth:`model`, so that the program itself can be given to an ELBO as a module."""
@@ -269,6 +275,10 @@ class ControlProgram(Saved, nn.Module):
         )
         refuse(live & (choice < 0), "the annotated calls stop before the root returns")
         refuse(~live & (choice >= 0), "an annotated call after the root has returned")
+        slots = torch.where(choice == tree.null, tree.null + state.frame[..., 0].long(), choice)
+        if fault := tree.fault(torch.where(live & annotated, slots, -1), calls[..., 1:]):
+            (trace, step), why = fault
+            raise ValueError(f"trace {trace}, call {step}: {why}")
         actions, arguments = self.taken(calls, traces.actions.shape[1])
         refuse(actions != traces.actions, "the annotated calls do not take the trace's action", "step")
         refuse((arguments != traces.arguments).any(-1), "the annotated calls do not take the action's argument", "step")
@@ -279,7 +289,9 @@ class ControlProgram(Saved, nn.Module):
         encoder = "Identity()" if plain else self.encoder  # as before there were such encoders
         networks = f"hidden={self.hidden}, {self.argument_hidden}, {self.process.choose.activation}, encoder={encoder}"
         prior = f"sparsity={self.sparsity}, num_traces={self.num_traces}"
-        prior += f", unpriced={self.unpriced}" if self.unpriced else ""
+        prior += f", unpenalized={tuple(sorted({*self.unpenalized}))}" if self.unpenalized else ""
+        prior += "" if self.horizon is None else f", horizon={self.horizon}"
+        prior += f", return_bias={self.return_bias}" if self.return_bias else ""
         return f"ControlProgram(obs_size={self.obs_size}, {networks}, {prior})\n{self.tree}"
 
     def describe(
@@ -287,8 +299,9 @@ class ControlProgram(Saved, nn.Module):
     ) -> str:
         """Return the program as text: of each procedure, what it may call, what it reads, and what it does.
 
-        It reads an input if the weights of its choice on it have a norm (:meth:`CallStack.group_norms`) of ``least`` or
-        more; the strongest comes first. What it does is what its runs did from call to return, the most frequent first,
+        It reads an input if the weights on it have a norm of ``least`` or more; the strongest comes first. Counted are
+        the first layers of its networks, and of its last call, its argument and what came back the parts that they can
+        have. What it does is what its runs did from call to return, the most frequent first,
         where ``a+`` is a more than once in a row.
 
         Args:

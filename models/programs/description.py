@@ -28,24 +28,21 @@ def describe(
     least: float = 0.1,
 ) -> str:
     """Return what `ControlProgram.describe` does."""
-    tree, process = program.tree, program.process
+    tree = program.tree
     names = _input_names(program) if inputs is None else [*inputs]
     if len(names) != len(program.groups):
         raise ValueError(f"the procedures read {len(program.groups)} inputs of an observation, got {len(names)} names")
     names += ["its counter", "its last call", *(["its argument", "what came back"] if tree.arg_size else [])]
-    norms = process.group_norms(program.groups).tolist()
     done: dict[str, Counter[str]] = {}
     if demonstrations is not None:
         with torch.no_grad():
             calls = program.prior(demonstrations).greedy()
         done = bodies(CallTrace.batch(tree, calls))
     parts = []
-    for procedure, strengths in zip(tree.procedures, norms, strict=True):
-        given = {"its counter": procedure.counts, "its argument": bool(procedure.argument)}
-        given["what came back"] = any(tree.slots[slot] for slot in _handing_back(tree, procedure.calls))
-        read = {name: norm for name, norm in zip(names, strengths, strict=True) if given.get(name, True)}
-        strong = sorted((name for name in read if read[name] >= least), key=lambda name: -read[name])
-        lines = [str(procedure), "  reads " + (", ".join(f"{name} {read[name]:.2f}" for name in strong) or "nothing")]
+    for h, procedure in enumerate(tree.procedures):
+        read = [(name, norm) for name, norm in zip(names, _strengths(program, h), strict=True) if norm >= max(least, 0)]
+        read.sort(key=lambda pair: -pair[1])
+        lines = [str(procedure), "  reads " + (", ".join(f"{name} {norm:.2f}" for name, norm in read) or "nothing")]
         if demonstrations is not None:
             found = done.get(procedure.name, Counter())
             times = found.total()
@@ -108,10 +105,38 @@ def _called(tree: ProcedureTree, choice: int, argument: Sequence[float]) -> str:
     return tree.choices[choice] + (f"({', '.join(texts)})" if texts else "")
 
 
-def _handing_back(tree: ProcedureTree, calls: Sequence[str]) -> list[int]:
-    """The slots whose values come back to a procedure that makes these calls: an action's own argument, or a return."""
-    indices = [tree.index(name) for name in calls]
-    return [index if index >= len(tree.procedures) else tree.null + index for index in indices]
+def _strengths(program: ControlProgram, h: int) -> list[float]:
+    """By what norm of weights a procedure reads each group of its inputs; -1 where it has no such input.
+
+    Counted are the first layers of its networks, of its choice and of the arguments and return values that it gives,
+    and of them the inputs that can be set and the outputs that are used.
+    """
+    tree, process = program.tree, program.process
+    procedure, available, width = tree.procedures[h], tree.available[h], torch.arange(tree.arg_size)
+    calls = [tree.index(name) for name in procedure.calls]
+    # What comes back of a call: an action's own argument, or what the procedure returns.
+    back = [tree.slots[call if call >= len(tree.procedures) else tree.null + call] for call in calls]
+    seen = torch.cat(
+        [
+            torch.ones(process.feature_size, dtype=torch.bool),
+            torch.tensor([procedure.counts]),
+            available,  # the return stands for no call yet
+            width < sum(field.size for field in procedure.argument),
+            width < max(sum(field.size for field in fields) for fields in back),
+        ]
+    )
+    squares = torch.zeros(len(seen))
+    own = {*calls, tree.null + h}
+    used = [placed.slot in own for placed in tree.placed_fields for _ in range(placed.field.parameters)]
+    for networks, outputs in ((process.choose, available), (process.argue, torch.tensor(used, dtype=torch.bool))):
+        if networks is not None and outputs.any():
+            first = networks.weights[0][h].detach().cpu()
+            if len(networks.weights) == 1:
+                first = first[:, outputs]
+            squares += first.square().sum(1)
+    groups = process.group_widths(program.groups)
+    parts = zip(squares.split(groups), seen.split(groups), strict=True)
+    return [float(square[can].sum().sqrt()) if can.any() else -1.0 for square, can in parts]
 
 
 def _input_names(program: ControlProgram) -> list[str]:

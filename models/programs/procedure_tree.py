@@ -387,17 +387,30 @@ class ProcedureTree:
                 f"the actions take arguments of width {self.action_arg_size}, "
                 f"the traces hold width {traces.arguments.shape[-1]}"
             )
-        for a, action in enumerate(self.actions):
-            rows = traces.actions == a
-            for field, part in _parts(action.argument):
-                values = traces.arguments[..., part]
-                bad = rows & ~_holds(field, values)
-                if bad.any():
-                    trace, step = bad.nonzero()[0].tolist()
-                    raise ValueError(
-                        f"trace {trace}, step {step}: the argument of {action.name!r} must hold {field}, "
-                        f"got {values[trace, step].tolist()}"
-                    )
+        slots = torch.where(traces.actions < len(self.actions), len(self.procedures) + traces.actions, -1)
+        if fault := self.fault(slots, traces.arguments):
+            (trace, step), why = fault
+            raise ValueError(f"trace {trace}, step {step}: {why}")
+
+    def fault(self, slots: Tensor, values: Tensor) -> tuple[list[int], str] | None:
+        """Return the place of an argument or return value that is not one, and why; None if there is none.
+
+        Args:
+            slots: long ``[...]``, what is filled, a number of :attr:`slots`; -1 for nothing.
+            values: ``[..., W]``, zero beyond the fields of the slot.
+        """
+        for slot, fields in enumerate(self.slots):
+            name = self.procedures[slot - self.null].name if slot >= self.null else self.choices[slot]
+            what = f"the {'return value' if slot >= self.null else 'argument'} of {name!r} must hold"
+            width = _width(fields)
+            parts = [(str(field), part, _holds(field, values[..., part])) for field, part in _parts(fields)]
+            rest = slice(width, None)
+            parts.append((f"zeros beyond its {width} numbers", rest, (values[..., rest] == 0).all(-1)))
+            for field, part, right in parts:
+                if (bad := (slots == slot) & ~right).any():
+                    place = bad.nonzero()[0].tolist()
+                    return place, f"{what} {field}, got {values[(*place, part)].tolist()}"
+        return None
 
     def _names(self) -> dict[str, int]:
         if not self.procedures:

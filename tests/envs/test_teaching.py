@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+import pyrocontrol as pc
 from pyrocontrol.envs import (
     ADDITION_TREE,
     BUBBLE_SORT_MOVE_TREE,
@@ -20,6 +21,7 @@ from pyrocontrol.envs import (
     bubble_sort,
     nano_craft,
 )
+from pyrocontrol.envs.teaching import CallRecorder
 from pyrocontrol.models import ControlProgram
 
 # Name of the environment, module, tree, and what its functions are told.
@@ -85,3 +87,67 @@ def test_bad_use_is_refused(name: str) -> None:
         module.demonstrations(1, 0, stream="exam", **options)
     with pytest.raises(ValueError, match="count"):
         module.demonstrations(0, 0, **options)
+
+
+LOOKS = """\
+actions: a, b
+main(n: real[1]) -> look, b returns (done: onehot[2])
+look(side: onehot[2]) -> a returns (found: onehot[2])
+"""
+
+
+class Nothing:
+    """A machine that sees and does nothing."""
+
+    def observe(self) -> np.ndarray:
+        return np.zeros(1, np.float32)
+
+    def apply(self, primitive: int) -> None: ...
+
+
+def test_return_values_are_recorded() -> None:
+    run = CallRecorder(LOOKS, Nothing())  # type: ignore[arg-type]
+    with run.call("look", [1, 0]) as look:
+        run.act("a")
+        look.returns([0, 1])
+    episode = run.episode([3.0], returns=[1, 0])
+    assert episode.calls is not None
+    assert episode.calls.tolist() == [[1, 1, 0], [2, 0, 0], [4, 0, 1], [4, 1, 0]]
+    ControlProgram(LOOKS, 1).check(pc.envs.Demonstrations.from_episodes([episode], 2))
+
+
+def test_what_is_no_program_of_the_tree_is_not_recorded() -> None:
+    def refused(message: str, *steps: Any, task: Any = (1.0,), returns: Any = (1, 0)) -> None:
+        run = CallRecorder(LOOKS, Nothing())  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=message):
+            for name, *given in steps:
+                if name != "call":
+                    run.act(name, *given)
+                    continue
+                procedure, argument, value, *actions = given
+                with run.call(procedure, argument) as running:
+                    for action in actions:
+                        run.act(action)
+                    if value is not None:
+                        running.returns(value)
+            run.episode(task, returns)
+
+    refused("the argument of 'look' is 2 numbers, got \\[\\]", ("call", "look", (), (1, 0), "a"))
+    refused("the argument of 'look' is 2 numbers, got \\[1.0, 0.0, 0.0\\]", ("call", "look", (1, 0, 0), (1, 0), "a"))
+    refused("the argument of 'look' must hold side: onehot", ("call", "look", (1, 1), (1, 0), "a"))
+    refused("the argument of 'b' is 0 numbers", ("b", (1,)))
+    refused("the return value of 'look' is 2 numbers, got \\[\\]", ("call", "look", (1, 0), None, "a"))
+    refused("the return value of 'look' must hold found: onehot", ("call", "look", (1, 0), (0, 0), "a"))
+    refused("'look' is a procedure", ("look",))
+    refused("'b' is an action", ("call", "b", (), None))
+    refused("'main' does not call 'a'", ("a",))
+    refused("'look' does not call 'b'", ("call", "look", (1, 0), (1, 0), "b"))
+    refused("no procedure or action is called 'c'", ("c",))
+    refused("'look' returns before it has done anything", ("call", "look", (1, 0), (1, 0)))
+    refused("'main' returns before it has done anything")
+    refused("the argument of 'main' is 1 numbers", ("b",), task=None)
+    refused("the return value of 'main' is 2 numbers", ("b",), returns=())
+    run = CallRecorder(LOOKS, Nothing())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'look' has not returned to 'main' yet"), run.call("look", (1, 0)):
+        run.act("a")
+        run.episode([1.0], (1, 0))

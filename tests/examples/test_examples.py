@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # For every example, the ways of running it that are tried.
 EXAMPLES: dict[str, list[list[str]]] = {
     "bubble_sort.py": [
-        [*arguments, "--demos", "2", "--updates", "2"]
+        ["--demos", "2", *arguments, "--updates", "2"]
         for arguments in (
             ["--tree", "generic"],
-            ["--method", "hvil"],
+            ["--method", "hvil", "--demos", "5", "--starts", "2", "--trial", "1"],
             ["--method", "hvil", "--procedures", "paper", "--guide", "transformer", "--elbo", "trace"],
             ["--task", "BubbleSortMove", "--guide", "lstm", "--annotated", "1"],
             ["--method", "rnn"],

@@ -679,6 +679,42 @@ def test_what_is_no_dataset_or_not_of_the_kind_is_refused():
         run.fit(DATA)
 
 
+class Weighed(nn.Module):
+    """A loss of somebody's own, with what decides it, what training changes, and what does not matter."""
+
+    def __init__(self, weight: float, sizes: tuple[int, ...] = (1,), table: float = 0.0, where: str = "here") -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(()))
+        self.weight, self.sizes, self.table, self._where = weight, sizes, torch.tensor([table]), where
+        self.calls, self.checks, self.heat = 0, 0, 2.0
+
+    def check(self, data: Tensor) -> None:
+        self.checks += 1
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.calls, self.heat = self.calls + 1, self.heat / 2
+        return (self.weight * (self.x - batch.mean())) ** 2
+
+
+def test_attributes_of_a_loss_of_ones_own_are_described_unless_training_changes_them(tmp_path):
+    def train(loss: nn.Module, steps: int) -> int:
+        pair = loss, torch.optim.SGD(loss.parameters(), lr=1e-2)
+        return fit(pair, DATA, steps=steps, batch_size=4, out=tmp_path, progress=False).step
+
+    loss = Weighed(1.0)
+    assert train(loss, 2) == 2
+    assert train(Weighed(1.0, where="there"), 4) == 4  # as in another process
+    assert train(loss, 6) == 6  # as in the same one
+    for other, unlike in (
+        (Weighed(2.0), "Weighed.weight=1.0, not 2.0"),
+        (Weighed(1.0, (1, 2)), r"Weighed.sizes=\[1\], not \[1, 2\]"),
+        (Weighed(1.0, table=1.0), "Weighed.table=[0-9a-f]{16}, not [0-9a-f]{16}"),
+    ):
+        with pytest.raises(ValueError, match=f"was made with {unlike}; pass resume=False"):
+            train(other, 8)
+    assert train(Weighed(1.0), 8) == 8
+
+
 def test_data_of_another_precision_is_taken_with_a_note_where_it_is_rounded():
     demos = demonstrations(3, 0)
     curve = Recurrent(demos).fit(demos).losses

@@ -141,6 +141,61 @@ def test_annotated_arguments_must_be_the_traces() -> None:
         ControlProgram(BUBBLE_SORT_MOVE_TREE, 22).check(changed(data, calls=calls))
 
 
+TURNS = """\
+actions: a, b(k: onehot[2])
+main -> look
+look(side: onehot[2], far: real[1]) -> a, b returns (found: onehot[2])
+"""
+
+
+def test_annotated_arguments_and_return_values_are_values_of_their_fields() -> None:
+    program = ControlProgram(TURNS, 1)
+    main, look, a, b, null = range(5)
+    own = [[look, 0, 1, -7], [b, 1, 0, 0], [null, 1, 0, 0], [null, 0, 0, 0]]
+    arguments, calls = torch.tensor([[[1.0, 0], [0, 0]]]), torch.tensor([own], dtype=torch.float32)
+    actions, lengths = torch.tensor([[b - a, 2]]), torch.tensor([2])
+    traces = Demonstrations(torch.zeros(1, 2, 1), actions, lengths, 2, arguments=arguments, calls=calls)
+    program.check(traces)
+    for call, row, message in (
+        (0, (0, 0, 1), r"argument of 'look' must hold side: onehot\[2\], got \[0.0, 0.0\]"),
+        (0, (-9, -9, 1), r"argument of 'look' must hold side: onehot\[2\], got \[-9.0, -9.0\]"),
+        (1, (1, 0, 3), r"argument of 'b' must hold zeros beyond its 2 numbers, got \[3.0\]"),
+        (2, (0.5, 0.5, 0), r"return value of 'look' must hold found: onehot\[2\], got \[0.5, 0.5\]"),
+        (3, (1, 0, 0), r"return value of 'main' must hold zeros beyond its 0 numbers, got \[1.0, 0.0, 0.0\]"),
+    ):
+        calls = traces.calls.clone()  # type: ignore[union-attr]
+        calls[0, call, 1:] = torch.tensor(row, dtype=torch.float32)
+        with pytest.raises(ValueError, match=rf"trace 0, call {call}: the {message}"):
+            program.check(traces.replace(calls=calls))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": -1.0}, "sparsity must be at least 0, not -1.0"),
+        ({"sparsity": float("nan")}, "sparsity must be finite, not nan"),
+        ({"sparsity": 1.0, "num_traces": 0}, "num_traces must be at least 1, not 0"),
+        ({"horizon": -5}, "horizon must be at least 1, not -5"),
+        ({"return_bias": float("inf")}, "return_bias must be finite, not inf"),
+        ({"hidden": (4, 0)}, "hidden must be at least 1, not 0"),
+        ({"argument_hidden": (0,)}, "argument_hidden must be at least 1, not 0"),
+        ({"unpenalized": "last"}, r"sequence of names, such as \('last',\), not 'last'"),
+    ],
+)
+def test_a_program_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        ControlProgram(BUBBLE_SORT_TREE, 22, **options)
+
+
+def test_a_signature_tells_what_decides_the_result() -> None:
+    def signature(**options: Any) -> str:
+        return ControlProgram(BUBBLE_SORT_TREE, 22, **options).signature()
+
+    one, other = ({"unpenalized": names} for names in (("last", "counter"), ("counter", "last", "last")))
+    assert signature(**one) == signature(**other)
+    assert len({signature(), signature(horizon=500), signature(return_bias=2.0), signature(**one)}) == 4
+
+
 # -- the model ------------------------------------------------------------------------------------------------
 
 
@@ -446,10 +501,12 @@ def test_execution_in_double_precision() -> None:
     assert program.execute(BubbleSortEnv(), task=torch.tensor([3.0]), seed=0, max_steps=10).calls.steps
 
 
-def test_unpriced_inputs_are_free() -> None:
-    program = ControlProgram(BUBBLE_SORT_TREE, 22, sparsity=1.0, num_traces=10, unpriced=("last",))
+def test_unpenalized_inputs_are_free() -> None:
+    program = ControlProgram(BUBBLE_SORT_TREE, 22, sparsity=1.0, num_traces=10, unpenalized=("last",))
     norms = program.process.group_norms(program.groups)  # 22 observed numbers, counter, last, argument, returned
-    torch.testing.assert_close(program.price(), norms.sum() - norms[:, 23].sum())
-    assert "unpriced" in program.signature()
-    with pytest.raises(ValueError, match="unpriced inputs are some of counter, last, argument, returned, got digits"):
-        ControlProgram(BUBBLE_SORT_TREE, 22, unpriced=("digits",))
+    torch.testing.assert_close(program.penalty(), norms.sum() - norms[:, 23].sum())
+    assert "unpenalized" in program.signature()
+    with pytest.raises(
+        ValueError, match="unpenalized inputs are some of counter, last, argument, returned, got digits"
+    ):
+        ControlProgram(BUBBLE_SORT_TREE, 22, unpenalized=("digits",))

@@ -69,6 +69,32 @@ def test_a_program_set_by_hand() -> None:
         program.describe(inputs=["where from"])
 
 
+def test_what_cannot_be_read_is_not_described_and_arguments_are_read_too() -> None:
+    tree = """\
+    actions: a, b, lift(side: onehot[2])
+    main(n: onehot[4]) -> sub, pick
+    sub(k: onehot[2]) -> a
+    pick -> b, lift
+    """
+    program = ControlProgram(tree, 2, argument_hidden=(3,))
+    choose, argue = (networks.weights[0].data for networks in (program.process.choose, program.process.argue))  # type: ignore[union-attr]
+    main, sub, pick, a, b, lift, null = range(7)
+    last, argument, returned = 2 + 1, 2 + 1 + 7, 2 + 1 + 7 + 4
+    for weight in (choose, argue):
+        weight.zero_()
+        weight[sub] = 9.0  # of which it can use the observation, a as its last call, and half of the argument
+        weight[sub, :2] = weight[sub, last + a] = weight[sub, last + null] = weight[sub, argument : argument + 2] = 0.0
+    argue[pick, 1, 0], argue[pick, returned, 1], choose[pick, 1, 0], choose[pick, last + lift, 0] = 3.0, 5.0, 4.0, 1.0
+    assert program.describe(inputs=["same", "same"]).splitlines() == [
+        "main(n: onehot[4]) -> sub, pick",
+        "  reads nothing",
+        "sub(k: onehot[2]) -> a",
+        "  reads nothing",
+        "pick -> b, lift",
+        "  reads same 5.00, what came back 5.00, its last call 1.00",
+    ]
+
+
 @pytest.mark.parametrize("move", [False, True])
 def test_bodies_of_the_teacher_read_like_its_program(move: bool) -> None:
     calls = torch.from_numpy(teacher([3, 1, 2, 0], move=move).calls).unsqueeze(0)

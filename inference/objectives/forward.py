@@ -3,6 +3,9 @@
 A chain of K states with ``log p(z_0)``, ``log p(z_t | z_{t-1})`` and ``log p(x_t | z_t)``, a row a sequence; all are
 log-probabilities in nats, the observations already filled in. L. Rabiner, "A Tutorial on Hidden Markov Models" (1989).
 
+Use these for a chain that you have as tables; for one that you have as a :class:`~pyrocontrol.models.Process`, use
+:func:`~pyrocontrol.inference.enumerate_states`.
+
 Sequences of different lengths: past the end of a row, let its emission be 0 and its transitions any that sum to 1.
 
 Shapes: B rows, I steps, K states.
@@ -36,6 +39,9 @@ class ChainPosterior(NamedTuple):
 
 def forward_log_likelihood(initial: Tensor, transition: Tensor, emission: Tensor) -> Tensor:
     r"""Return the exact ``log p(x)``, ``[B]``, by the forward algorithm, in O(I K^2).
+
+    Use this for a chain that you have as tables; for one that you have as a process, use
+    :func:`~pyrocontrol.inference.enumerate_states`.
 
     .. math:: \alpha_t(k) = p(x_t | k) \sum_j \alpha_{t-1}(j) p(z_t = k | z_{t-1} = j), \quad
         p(x) = \sum_k \alpha_{I-1}(k).

@@ -6,7 +6,7 @@ import json
 import math
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ import torch
 
 from ._files import locked, writing
 
-__all__ = ["claim_folder", "verify_device", "verify_folder", "verify_least", "verify_positive", "verify_seed"]
+__all__ = [
+    "claim_folder",
+    "verify_device",
+    "verify_folder",
+    "verify_least",
+    "verify_options",
+    "verify_positive",
+    "verify_seed",
+]
 
 
 def verify_device(device: str | torch.device | None) -> None:
@@ -58,6 +66,19 @@ def verify_least(least: int, **arguments: int) -> None:
             raise TypeError(f"{name} must be a whole number, not {value}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def verify_options(options: Mapping[str, Any] | None, *known: str) -> dict[str, Any]:
+    """Return the options of an environment's reset.
+
+    Raises:
+        ValueError: if one is unknown.
+    """
+    given = dict(options or {})
+    if unknown := [*given.keys() - set(known)]:
+        names = ", ".join(sorted(map(str, unknown)))
+        raise ValueError(f"unknown options {names}; known are {', '.join(known) or 'none'}")
+    return given
 
 
 def verify_positive(**numbers: Any) -> None:

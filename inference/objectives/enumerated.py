@@ -6,9 +6,8 @@ For a process with states s, values z and evidence :math:`\log p(x_i | s_i, z_i)
 
 Equal states are merged, so that the cost is what can be told apart, not how many sequences there are: a chain of K
 states takes K a step. A control program has as many as there are stacks, which grows fast: use
-:class:`~pyrocontrol.inference.ExactLikelihood` for those. For a chain that you have as tables, use
-:func:`~pyrocontrol.inference.forward_log_likelihood`; for one that you have as a
-:class:`~pyrocontrol.models.Process`, use :func:`enumerate_states`.
+:class:`~pyrocontrol.inference.ExactLikelihood` for those. This is the check of that one, and the way for processes of
+one's own.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def enumerate_states(sequence: Sequence, evidence: Evidence, *, most_states: int
 
     Raises:
         ValueError: naming row and step: for more states than that, moves whose probability is NaN or infinite, evidence
-            of probability zero, steps that cannot be enumerated, or a state that carries a gradient.
+            of probability zero, steps that cannot be enumerated, wrong shapes, or a state that carries a gradient.
 
     Example:
         >>> import pyro.distributions as dist
@@ -123,12 +122,15 @@ def _row(
         except NotImplementedError as error:
             raise ValueError(f"{where}: {type(conditional).__name__} steps cannot be enumerated: {error}") from error
         log_p = conditional.log_prob(values)
+        if log_p.shape != (len(values), count):
+            raise ValueError(f"{where}: the distributions of {count} states have batch shape {[*log_p.shape[1:]]}")
         number = torch.arange(count).expand(len(values), count).flatten()
         z = values.flatten(0, 1)
         before, there = _picked(state, number), _expanded(context, len(number))
-        weight = log_p.flatten() + evidence(before, z, there, step)
-        if weight.shape != number.shape:
-            raise ValueError(f"{where}: {len(number)} moves have log-probabilities of shape {[*weight.shape]}")
+        seen = evidence(before, z, there, step)
+        if seen.shape != number.shape:
+            raise ValueError(f"{where}: the evidence of {len(number)} moves has shape {[*seen.shape]}")
+        weight = log_p.flatten() + seen
         if bool((weight.isnan() | (weight == float("inf"))).any()):
             raise ValueError(f"{where}: the log-probability of a move is NaN or infinite")
         keep = (weight > _IMPOSSIBLE).nonzero()[:, 0]
@@ -193,7 +195,7 @@ def _merged(state: Any, live: Tensor, where: str) -> tuple[Any, Tensor]:
     Raises:
         ValueError: a state carries a gradient, which would be lost where equal states have it from different moves.
     """
-    leaves, _ = pytree.tree_flatten_with_path(state)
+    leaves = [(path, leaf) for path, leaf in pytree.tree_flatten_with_path(state)[0] if isinstance(leaf, Tensor)]
     for path, leaf in leaves:
         if leaf.requires_grad:
             raise ValueError(

@@ -3,9 +3,6 @@
 A chain of K states with ``log p(z_0)``, ``log p(z_t | z_{t-1})`` and ``log p(x_t | z_t)``, a row a sequence; all are
 log-probabilities in nats, the observations already filled in. L. Rabiner, "A Tutorial on Hidden Markov Models" (1989).
 
-Use these for a chain that you have as tables; for one that you have as a :class:`~pyrocontrol.models.Process`, use
-:func:`~pyrocontrol.inference.enumerate_states`.
-
 Sequences of different lengths: past the end of a row, let its emission be 0 and its transitions any that sum to 1.
 
 Shapes: B rows, I steps, K states.

@@ -79,7 +79,11 @@ class MachineEnv(gymnasium.Env[np.ndarray, Any], Generic[M]):
         self._machine: M | None = None
 
     def _begin(self, options: dict[str, Any]) -> M:
-        """The machine of a new episode: the instance that the options name, or one drawn by `self.np_random`."""
+        """The machine of a new episode: the instance that the options name, or one drawn by `self.np_random`.
+
+        Args:
+            options: of the reset; all are among `known_options`.
+        """
         raise NotImplementedError
 
     def reset(

@@ -120,7 +120,7 @@ def _row(
         try:
             values = conditional.enumerate_support(expand=True)  # [V, K, ...]
         except NotImplementedError as error:
-            raise ValueError(f"{where}: {type(conditional).__name__} steps cannot be enumerated: {error}") from error
+            raise ValueError(f"{where}: {type(conditional).__name__} steps cannot be enumerated") from error
         log_p = conditional.log_prob(values)
         if log_p.shape != (len(values), count):
             raise ValueError(f"{where}: the distributions of {count} states have batch shape {[*log_p.shape[1:]]}")

@@ -68,19 +68,6 @@ def verify_least(least: int, **arguments: int) -> None:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-def verify_options(options: Mapping[str, Any] | None, *known: str) -> dict[str, Any]:
-    """Return the options of an environment's reset.
-
-    Raises:
-        ValueError: if one is unknown.
-    """
-    given = dict(options or {})
-    if unknown := [*given.keys() - set(known)]:
-        names = ", ".join(sorted(map(str, unknown)))
-        raise ValueError(f"unknown options {names}; known are {', '.join(known) or 'none'}")
-    return given
-
-
 def verify_positive(**numbers: Any) -> None:
     """Refuse numbers that are not positive and finite, by their names."""
     for name, value in numbers.items():
@@ -100,6 +87,19 @@ def verify_seed(seed: int) -> None:
     verify_least(0, seed=seed)
     if seed >= 2**32:
         raise ValueError(f"seed must be less than 2**32, not {seed}")
+
+
+def verify_options(options: Mapping[str, Any] | None, *known: str) -> dict[str, Any]:
+    """Return the options of an environment's reset.
+
+    Raises:
+        ValueError: if one is unknown.
+    """
+    given = dict(options or {})
+    if unknown := [*given.keys() - set(known)]:
+        names = ", ".join(sorted(map(str, unknown)))
+        raise ValueError(f"unknown options {names}; known are {', '.join(known) or 'none'}")
+    return given
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -27,36 +27,54 @@ _SECONDS = 60.0  # that a compiler may take
 
 
 @cache
-def library(source: Path) -> ctypes.CDLL | None:
+def library(source: Path, function: str) -> ctypes.CDLL | None:
     """Return a C file as a loaded library; None, with one warning, where that is impossible.
 
     The machine's compiler (``CC``, else cc, gcc or clang) makes it at the first use. It is kept in a folder of the
-    user's cache that is the user's alone; where there is none, it is compiled for this process only. Its name holds
-    a digest of what it was made from, and one of itself: loading half a library kills the process. What does not
-    agree with its name, or cannot be loaded, is compiled again, once. ``PYROCONTROL_NATIVE=0`` in the environment
-    does without native code, and without a warning.
+    user's cache that is the user's alone. Where that folder cannot be used, or is full, it is compiled for this process
+    only, with one warning. Its name holds a digest of what it was made from, and one of itself: loading half a library
+    kills the process. What does not agree with its name, cannot be loaded or lacks the function is compiled again,
+    once. ``PYROCONTROL_NATIVE=0`` in the environment does without native code, and without a warning.
 
     Args:
         source: the C file, which includes nothing but headers of the system.
+        function: that will be called.
     """
     if os.environ.get("PYROCONTROL_NATIVE") == "0":
         return None
     try:
-        key = _digest(source.read_bytes() + " ".join(_FLAGS).encode() + _processor())
-        with _private_folder() as folder:
-            for kept in folder.glob(f"{source.stem}-{key}-*.so"):
-                with suppress(OSError):
-                    if kept.stem.rpartition("-")[2] == _digest(kept.read_bytes()):
-                        return ctypes.CDLL(str(kept))
-                kept.unlink(missing_ok=True)
-            content = _compiled(source)
-            built = folder / f"{source.stem}-{key}-{_digest(content)}.so"
-            with writing(built) as file:
-                file.write(content)
-            return ctypes.CDLL(str(built))
+        name = f"{source.stem}-{_digest(source.read_bytes() + ' '.join(_FLAGS).encode() + _processor())}"
+        compiled = cache(lambda: _compiled(source))
+        try:
+            return _kept(_private_folder(), name, function, compiled)
+        except (OSError, RuntimeError) as error:  # a RuntimeError says that there is no home
+            with tempfile.TemporaryDirectory() as folder:
+                found = _kept(Path(folder), name, function, compiled)
+            warnings.warn(f"native code is compiled in every process anew: {error}", stacklevel=2)
+            return found
     except (OSError, subprocess.TimeoutExpired) as error:
-        warnings.warn(f"{source.name} is not compiled, slower tensor code takes its place: {error}", stacklevel=2)
+        warnings.warn(f"{source.name} is not compiled, slower code takes its place: {error}", stacklevel=2)
         return None
+
+
+def _kept(folder: Path, name: str, function: str, compiled: Callable[[], bytes]) -> ctypes.CDLL:
+    """The library of that name in a folder; made, if there is none that is whole and has the function."""
+    for kept in folder.glob(f"{name}-*.so"):
+        with suppress(OSError):
+            if kept.stem.rpartition("-")[2] == _digest(kept.read_bytes()):
+                return _loaded(kept, function)
+        kept.unlink(missing_ok=True)
+    built = folder / f"{name}-{_digest(compiled())}.so"
+    with writing(built) as file:
+        file.write(compiled())
+    return _loaded(built, function)
+
+
+def _loaded(path: Path, function: str) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path))
+    if not hasattr(found, function):
+        raise OSError(f"{path} has no function {function}")
+    return found
 
 
 def _compiled(source: Path) -> bytes:
@@ -66,7 +84,10 @@ def _compiled(source: Path) -> bytes:
         OSError: there is no compiler, or it failed.
         subprocess.TimeoutExpired: it took too long, and was ended with all that it had started.
     """
-    names = [shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]]
+    try:
+        names = [shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]]
+    except ValueError as error:
+        raise OSError(f"CC={os.environ['CC']}: {error}") from error
     compiler = next((name for name in names if name and shutil.which(name[0])), None)
     if compiler is None:
         raise FileNotFoundError("no C compiler was found")
@@ -88,22 +109,14 @@ def _compiled(source: Path) -> bytes:
         return built.read_bytes()
 
 
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder that no other user can read or write: one of the cache, or else one that is removed again."""
-    try:
-        cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyrocontrol" / "native"
-        cached.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = cached.stat()
-        if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
-            raise PermissionError(f"{cached} is not this user's alone (owner {status.st_uid}, {status.st_mode:o})")
-    except (OSError, RuntimeError) as error:  # a RuntimeError says that there is no home
-        warnings.warn(f"native code is compiled in every process anew: {error}", stacklevel=5)
-    else:
-        yield cached
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+def _private_folder() -> Path:
+    """The folder of the cache, which no other user can read or write."""
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyrocontrol" / "native"
+    cached.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = cached.stat()
+    if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
+        raise PermissionError(f"{cached} is not this user's alone (owner {status.st_uid}, {status.st_mode:o})")
+    return cached
 
 
 def _digest(content: bytes) -> str:

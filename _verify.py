@@ -6,7 +6,7 @@ import json
 import math
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
     "verify_finite",
     "verify_folder",
     "verify_least",
+    "verify_options",
     "verify_positive",
     "verify_seed",
 ]
@@ -98,6 +99,19 @@ def verify_seed(seed: int) -> None:
     verify_least(0, seed=seed)
     if seed >= 2**32:
         raise ValueError(f"seed must be less than 2**32, not {seed}")
+
+
+def verify_options(options: Mapping[str, Any] | None, *known: str) -> dict[str, Any]:
+    """Return the options of an environment's reset.
+
+    Raises:
+        ValueError: if one is unknown.
+    """
+    given = dict(options or {})
+    if unknown := [*given.keys() - set(known)]:
+        names = ", ".join(sorted(map(str, unknown)))
+        raise ValueError(f"unknown options {names}; known are {', '.join(known) or 'none'}")
+    return given
 
 
 @contextmanager

@@ -33,12 +33,14 @@ from .humanoid.deep_mimic import DeepMimicEnv
 from .humanoid.motion import HumanoidMotion
 from .lane import LaneEnv, LaneTeacher
 from .latent_action import LatentActionEnv
+from .machine import Machine, MachineEnv
 from .nano_craft import NANO_CRAFT_ACTIONS, NANO_CRAFT_TREE, NanoCraftEnv
 from .planning.mppi import MPPITeacher
 from .point_maze import PointMaze, PointMove
 from .point_skills import PointSkillsEnv, PointTeacher
 from .reacher_goal import GoalReacher
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
+from .teaching import CallRecorder, taught
 
 __all__ = [
     "ACTIONS",
@@ -55,6 +57,7 @@ __all__ = [
     "AntMove",
     "BubbleSortEnv",
     "BubbleSortMoveEnv",
+    "CallRecorder",
     "CartPoleTeacher",
     "CollectionError",
     "CollectionInterrupted",
@@ -69,6 +72,8 @@ __all__ = [
     "LaneTeacher",
     "LatentActionEnv",
     "MPPITeacher",
+    "Machine",
+    "MachineEnv",
     "NanoCraftEnv",
     "PointMaze",
     "PointMove",
@@ -89,6 +94,7 @@ __all__ = [
     "from_npz",
     "from_robomimic",
     "save_video",
+    "taught",
     "to_imitation",
     "to_minari",
 ]

@@ -193,6 +193,7 @@ class AdditionEnv(MachineEnv[_Machine]):
     """
 
     num_actions = len(ADDITION_ACTIONS)
+    known_options = ("numbers",)
 
     def __init__(self, min_length: int = 1, max_length: int = 10, render_mode: str | None = None) -> None:
         _checked_lengths(min_length, max_length)

@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .._verify import verify_options
 from .point_maze import GOAL_RADIUS, GOAL_REWARD, WALLS, goal_of, motion_reward
 
 __all__ = ["AntMaze", "AntMove", "maze_xml"]
@@ -149,6 +150,7 @@ class AntMove(gymnasium.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin near the origin, about at rest, as in `Ant-v5`."""
+        verify_options(options)
         super().reset(seed=seed)
         self.simulator.np_random = self.np_random
         self.simulator.reset()

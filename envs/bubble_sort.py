@@ -195,6 +195,7 @@ class BubbleSortEnv(MachineEnv[_Machine]):
     """
 
     num_actions = len(ACTIONS)
+    known_options = ("list",)
 
     def __init__(self, min_length: int = 2, max_length: int = 9, render_mode: str | None = None) -> None:
         _checked_lengths(min_length, max_length)

@@ -24,6 +24,7 @@ import numpy as np
 from gymnasium import spaces
 
 from .._saved import Saved
+from .._verify import verify_options
 
 __all__ = ["LaneEnv", "LaneTeacher"]
 
@@ -89,6 +90,7 @@ class LaneEnv(gymnasium.Env[np.ndarray, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Draw the weather and begin near the middle of the own lane."""
+        verify_options(options)
         super().reset(seed=seed)
         count = self.horizon + 1
         forces = np.minimum(self.np_random.geometric(1 - _RATIO, count) - 1, _FORCES - 1)

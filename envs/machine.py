@@ -13,6 +13,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .._verify import verify_options
+
 __all__ = ["Machine", "MachineEnv", "checked_index"]
 
 
@@ -65,6 +67,8 @@ class MachineEnv(gymnasium.Env[np.ndarray, Any], Generic[M]):
     #: How many actions there are, the null not counted, and how many numbers the argument of one has.
     num_actions: int
     argument_size = 0
+    #: What `reset` takes among its options.
+    known_options: tuple[str, ...] = ()
 
     def __init__(self, observation_space: spaces.Box, render_mode: str | None = None) -> None:
         if render_mode not in (None, "ansi", "rgb_array"):
@@ -75,15 +79,24 @@ class MachineEnv(gymnasium.Env[np.ndarray, Any], Generic[M]):
         self._machine: M | None = None
 
     def _begin(self, options: dict[str, Any]) -> M:
-        """The machine of a new episode: the instance that the options name, or one drawn by `self.np_random`."""
+        """The machine of a new episode: the instance that the options name, or one drawn by `self.np_random`.
+
+        Args:
+            options: of the reset; all are among `known_options`.
+        """
         raise NotImplementedError
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Take the instance that `options` name, or draw one."""
+        """Take the instance that `options` name, or draw one.
+
+        Raises:
+            ValueError: if an option is unknown or makes no sense.
+        """
+        given = verify_options(options, *self.known_options)
         super().reset(seed=seed)
-        self._machine = self._begin(options or {})
+        self._machine = self._begin(given)
         return self._machine.observe(), self._machine.info()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

@@ -183,6 +183,7 @@ class NanoCraftEnv(MachineEnv[_Machine]):
     """
 
     num_actions = len(NANO_CRAFT_ACTIONS)
+    known_options = ("building", "blocks")
 
     def __init__(self, size: int = 6, render_mode: str | None = None) -> None:
         _checked_size(size)

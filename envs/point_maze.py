@@ -18,6 +18,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from .._verify import verify_options
+
 __all__ = ["GOALS", "GOAL_RADIUS", "GOAL_REWARD", "WALLS", "PointMaze", "PointMove", "goal_of", "motion_reward"]
 
 Box = tuple[float, float, float, float]
@@ -146,6 +148,7 @@ class PointMove(gymnasium.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin at rest, near the origin."""
+        verify_options(options)
         super().reset(seed=seed)
         x, y = self.np_random.uniform(-_JITTER, _JITTER, 2).tolist()
         self._velocity, self._track, self._over = (0.0, 0.0), [(x, y)], False

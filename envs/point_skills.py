@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 
 from .._saved import Saved
+from .._verify import verify_options
 from ..models.policies.episodes import Episodes
 from .data.demonstrations import Demonstrations
 from .data.episodes import Episode
@@ -168,6 +169,7 @@ class PointSkillsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin at rest at the origin."""
+        verify_options(options)
         super().reset(seed=seed)
         self._velocity, self._track, self._over = np.zeros(2), [np.zeros(2)], False
         return self._observe(), self._info()

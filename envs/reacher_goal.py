@@ -14,6 +14,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from .._verify import verify_options
+
 __all__ = ["GoalReacher"]
 
 
@@ -43,8 +45,8 @@ class GoalReacher(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin at the stretched arm, the goal somewhere within 0.2 m; ``options={"goal": [2]}`` names one."""
+        goal = verify_options(options, "goal").get("goal")
         observation, info = self.env.reset(seed=seed)
-        goal = (options or {}).get("goal")
         if goal is not None:
             simulator: Any = self.env.unwrapped
             position, velocity = simulator.data.qpos.copy(), simulator.data.qvel.copy()

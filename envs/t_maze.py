@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from .._saved import Saved
+from .._verify import verify_options
 
 __all__ = ["T_MAZE_ACTIONS", "TMazeEnv", "TMazeTeacher"]
 
@@ -73,7 +74,7 @@ class TMazeEnv(gymnasium.Env[np.ndarray, Any]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Take the signal of `options`, or draw one, and go to the start."""
         super().reset(seed=seed)
-        signal = (options or {}).get("signal")
+        signal = verify_options(options, "signal").get("signal")
         if signal is None:
             self._signal = int(self.np_random.integers(2))
         elif signal in _SIGNALS:

@@ -23,6 +23,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from ..._verify import verify_options
 from .motion import (
     BALL_STARTS,
     JOINT_STARTS,
@@ -210,10 +211,8 @@ class DeepMimicEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             RuntimeError: if the environment is closed.
         """
         super().reset(seed=seed)
-        given = dict(options or {})
-        phase, speed = given.pop("phase", None), given.pop("speed", 1.0)
-        if given:
-            raise ValueError(f"unknown options {', '.join(map(str, given))}; there are phase and speed")
+        given = verify_options(options, "phase", "speed")
+        phase, speed = given.get("phase"), given.get("speed", 1.0)
         if phase is not None and not 0 <= phase < 1:
             raise ValueError(f"phase must be in 0 <= phase < 1, got {phase}")
         if not (math.isfinite(speed) and speed > 0):

@@ -90,7 +90,7 @@ def spans(
         MemoryError: if the tables do not fit.
     """
     found = [np.zeros_like(unit.weight) for unit in units] if counts else None
-    native = library(_SOURCE)
+    native = library(_SOURCE, "pyrocontrol_spans")
     if native is None:
         from .call_spans_numpy import Tables
 

@@ -23,7 +23,7 @@ from ...models.process import Sequence
 
 __all__ = ["EnumeratedStates", "enumerate_states"]
 
-Evidence = Callable[[Any, Tensor, Any], Tensor]
+Evidence = Callable[[Any, Tensor, Any, int], Tensor]
 
 
 class _Layer(NamedTuple):
@@ -46,7 +46,8 @@ class EnumeratedStates(NamedTuple):
 
     Attributes:
         log_likelihood: ``[B]`` in nats, with its gradient.
-        states: states of every step of every row: ``states[b][i]`` is a state whose leaves lead with ``[K]``.
+        states: states before every step of every row: ``states[b][i]`` is a state whose leaves lead with ``[K]``. A row
+            that has ended before its first step has none.
         marginals: ``marginals[b][i]``, ``[K]``: the posterior probabilities of these states.
     """
 
@@ -58,14 +59,20 @@ class EnumeratedStates(NamedTuple):
 def enumerate_states(sequence: Sequence, evidence: Evidence, *, most_states: int = 100_000) -> EnumeratedStates:
     """Sum over all values of a sequence of discrete steps.
 
+    Use this for a chain that you have as a process; for one that you have as tables, use
+    :func:`~pyrocontrol.inference.forward_log_likelihood`.
+
     Args:
-        sequence: with one batch dimension. Its steps' distributions have ``enumerate_support``.
-        evidence: ``(states, z, context) -> log p(x | state, z)`` of a move, ``[M]``: of states whose leaves lead with
-            ``[M]``, values ``[M, ...]`` and the context of as many rows; minus infinity for what was not observed.
+        sequence: with one batch dimension. Its steps' distributions have ``enumerate_support``. Gradients reach the
+            parameters of its conditionals, and not those of its states: equal states are one.
+        evidence: ``(states, z, context, step) -> log p(x | state, z)`` of a move, ``[M]``: of states whose leaves lead
+            with ``[M]``, values ``[M, ...]``, the context of as many rows and the number of the step, from 0; minus
+            infinity (or anything below -1e8) for what was not observed.
         most_states: of a step.
 
     Raises:
-        ValueError: for more states than that, or evidence of probability zero, naming row and step.
+        ValueError: naming row and step: for more states than that, moves whose probability is NaN or infinite, evidence
+            of probability zero, steps that cannot be enumerated, wrong shapes, or a state that carries a gradient.
 
     Example:
         >>> import pyro.distributions as dist
@@ -79,15 +86,18 @@ def enumerate_states(sequence: Sequence, evidence: Evidence, *, most_states: int
         ...
         ...     def advance(self, state, z, context):
         ...         return state + z
-        >>> def heads(state, z, context):
+        >>> def heads(state, z, context, step):
         ...     return torch.where(z == 1, 0.0, -float("inf"))
         >>> enumerate_states(Sequence(Coins(), torch.zeros(1), 3), heads).log_likelihood.exp()
         tensor([0.0156])
     """
     context = sequence._flat_context()
-    every = torch.arange(sequence._rows(context)).split(1)
-    rows = [_row(sequence, _picked(context, one), evidence, most_states, int(one)) for one in every]
-    return EnumeratedStates(torch.stack([row[0] for row in rows]), [row[1] for row in rows], [row[2] for row in rows])
+    rows = [
+        _row(sequence, _picked(context, slice(row, row + 1)), evidence, most_states, row)
+        for row in range(sequence._rows(context))
+    ]
+    log_likelihood = torch.stack([row[0] for row in rows]) if rows else torch.zeros(0, dtype=_dtype(context))
+    return EnumeratedStates(log_likelihood, [row[1] for row in rows], [row[2] for row in rows])
 
 
 def _row(
@@ -96,36 +106,48 @@ def _row(
     process = sequence.process
     state = process.initial(context)
     alpha = torch.zeros(1, dtype=_dtype(context))
+    if process.terminates and not bool(process.live(state, context)):
+        return alpha[0], [], []
     ended: list[Tensor] = []
     layers: list[_Layer] = []
     found, forward = [], []
     for step in range(sequence.horizon):
+        where = f"row {row}, step {step}"
         found.append(state)
         forward.append(alpha)
         count = len(alpha)
         conditional = process.conditional(state, _expanded(context, count))
-        values = conditional.enumerate_support(expand=True)  # [V, K, ...]
+        try:
+            values = conditional.enumerate_support(expand=True)  # [V, K, ...]
+        except NotImplementedError as error:
+            raise ValueError(f"{where}: {type(conditional).__name__} steps cannot be enumerated") from error
         log_p = conditional.log_prob(values)
+        if log_p.shape != (len(values), count):
+            raise ValueError(f"{where}: the distributions of {count} states have batch shape {[*log_p.shape[1:]]}")
         number = torch.arange(count).expand(len(values), count).flatten()
         z = values.flatten(0, 1)
         before, there = _picked(state, number), _expanded(context, len(number))
-        weight = log_p.flatten() + evidence(before, z, there)
+        seen = evidence(before, z, there, step)
+        if seen.shape != number.shape:
+            raise ValueError(f"{where}: the evidence of {len(number)} moves has shape {[*seen.shape]}")
+        weight = log_p.flatten() + seen
+        if bool((weight.isnan() | (weight == float("inf"))).any()):
+            raise ValueError(f"{where}: the log-probability of a move is NaN or infinite")
         keep = (weight > _IMPOSSIBLE).nonzero()[:, 0]
         if not len(keep) and ended:  # all that is left here leads nowhere
             found.pop()
             forward.pop()
             break
         if not len(keep):
-            raise ValueError(f"row {row}, step {step}: the evidence has probability zero from here on")
+            raise ValueError(f"{where}: the evidence has probability zero from here on")
         number, weight, there = number[keep], weight[keep], _picked(there, keep)
         after = process.advance(_picked(before, keep), z[keep], there)
         live = process.live(after, there) if process.terminates else torch.ones_like(number, dtype=torch.bool)
-        state, target = _merged(after, live)
+        state, target = _merged(after, live, where)
         states = int(target.max()) + 1 if bool(live.any()) else 0
         if states > most:
             raise ValueError(
-                f"row {row}, step {step}: {states} states, more than most_states={most}: "
-                "an ELBO bounds what is too large to sum"
+                f"{where}: {states} states, more than most_states={most}: an ELBO bounds what is too large to sum"
             )
         layers.append(_Layer(number, target, weight, states))
         moved = alpha[number] + weight
@@ -151,7 +173,7 @@ def _row(
 _IMPOSSIBLE = -1e8
 
 
-def _picked(tree: Any, rows: Tensor) -> Any:
+def _picked(tree: Any, rows: Tensor | slice) -> Any:
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[rows], tree)
 
 
@@ -167,16 +189,26 @@ def _dtype(context: Any) -> torch.dtype:
     return kinds[0] if kinds else torch.get_default_dtype()
 
 
-def _merged(state: Any, live: Tensor) -> tuple[Any, Tensor]:
-    """Return the different states among those that live, and which of them each is; -1 for ended ones."""
-    leaves, form = pytree.tree_flatten(state)
-    rows = torch.cat(
-        [leaf[live].flatten(1).double() if leaf.dim() > 1 else leaf[live, None].double() for leaf in leaves], -1
-    )
-    unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
+def _merged(state: Any, live: Tensor, where: str) -> tuple[Any, Tensor]:
+    """Return the different states among those that live, and which of them each is; -1 for ended ones.
+
+    Raises:
+        ValueError: a state carries a gradient, which would be lost where equal states have it from different moves.
+    """
+    leaves = [(path, leaf) for path, leaf in pytree.tree_flatten_with_path(state)[0] if isinstance(leaf, Tensor)]
+    for path, leaf in leaves:
+        if leaf.requires_grad:
+            raise ValueError(
+                f"{where}: the state{pytree.keystr(path)} carries a gradient, which merging equal states would lose: "
+                "keep in the state what was chosen, as numbers, and compute in `conditional` what depends on "
+                "parameters; or detach it"
+            )
+    # A number for each different value of a leaf, so that no type is converted: [N, leaves].
+    numbers = [torch.unique(leaf[live], dim=0, return_inverse=True)[1] for _, leaf in leaves if leaf.numel()]
+    unique, inverse = torch.unique(torch.stack([live[live].long(), *numbers], -1), dim=0, return_inverse=True)
     first = torch.full((len(unique),), len(inverse)).scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
     target = torch.full((len(live),), -1).masked_scatter(live, inverse)
-    return pytree.tree_unflatten([leaf[live][first] for leaf in leaves], form), target
+    return _picked(_picked(state, live), first), target
 
 
 def _scattered(values: Tensor, targets: Tensor, size: int) -> Tensor:

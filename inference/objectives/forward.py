@@ -37,6 +37,9 @@ class ChainPosterior(NamedTuple):
 def forward_log_likelihood(initial: Tensor, transition: Tensor, emission: Tensor) -> Tensor:
     r"""Return the exact ``log p(x)``, ``[B]``, by the forward algorithm, in O(I K^2).
 
+    Use this for a chain that you have as tables; for one that you have as a process, use
+    :func:`~pyrocontrol.inference.enumerate_states`.
+
     .. math:: \alpha_t(k) = p(x_t | k) \sum_j \alpha_{t-1}(j) p(z_t = k | z_{t-1} = j), \quad
         p(x) = \sum_k \alpha_{I-1}(k).
 

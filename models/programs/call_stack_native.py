@@ -59,7 +59,7 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
     if not _fits(process, context, choose, argue):
         return None
     _check_ranges(process, context, horizon)
-    native = library(_SOURCE)
+    native = library(_SOURCE, "pyrocontrol_walk")
     if native is None:
         return None
     tree, kept = process.tree, []

@@ -91,7 +91,7 @@ class Observed(CallStack):
         u = torch.where(acts.unsqueeze(-1), context[2][rows, state.time], z[:, 1:])
         return torch.cat([z[:, :1], u], -1)
 
-    def evidence(self, state: Any, z: Tensor, context: Any) -> Tensor:
+    def evidence(self, state: Any, z: Tensor, context: Any, step: int) -> Tensor:
         """Zero for what agrees with the trace."""
         tree, rows = self.tree, torch.arange(len(z))
         choice, now = z[:, 0].long(), context[1][rows, state.time]

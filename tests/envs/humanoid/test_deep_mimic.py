@@ -428,7 +428,7 @@ def test_a_bad_motion_file_is_refused_naming_the_frame(tmp_path: Path) -> None:
         ({"phase": -0.1}, "phase must be"),
         ({"phase": math.nan}, "phase must be"),
         ({"speed": 0}, "speed must be positive, got 0"),
-        ({"frame": 3}, "unknown options frame; there are phase and speed"),
+        ({"frame": 3}, "unknown options frame; known are phase, speed"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -48,7 +48,7 @@ def test_without_a_compiler_it_is_the_same(seed: int, monkeypatch: pytest.Monkey
     spans = case.spans()
     values, counts, _ = spans._sum(counts=True)
     best, likeliest = spans.likeliest()
-    monkeypatch.setattr(call_spans_kernel, "library", lambda source: None)
+    monkeypatch.setattr(call_spans_kernel, "library", lambda *_: None)
     again, recounted, _ = spans._sum(counts=True)
     torch.testing.assert_close(again, values, rtol=0, atol=1e-10)
     for one, other in zip(counts, recounted, strict=True):
@@ -226,7 +226,7 @@ def test_a_mask_and_a_scale_count() -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_nan_is_not_taken_for_impossible(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr(call_spans_kernel, "library", lambda source: None)
+        monkeypatch.setattr(call_spans_kernel, "library", lambda *_: None)
     traces = demonstrations(4, 0, max_length=2)
     program = pc.models.ControlProgram(BUBBLE_SORT_TREE, obs_size=22)
     program.process.choose.biases[-1].data[4] = torch.nan  # of lshift alone

@@ -399,7 +399,7 @@ def test_native_walks_read_strided_contexts() -> None:
 
 
 def test_without_a_library_tensor_code_walks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_stack_native, "library", lambda source: None)
+    monkeypatch.setattr(call_stack_native, "library", lambda *_: None)
     process = random_stack(BUBBLE_SORT_TREE, posterior=True)
     sequence = Sequence(process, context_for(process, batch=2), 100)
     assert (sequence.log_prob(sequence.sample()) > -1e8).all()

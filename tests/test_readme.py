@@ -48,14 +48,20 @@ def test_the_numbers_of_the_readme_are_in_the_results() -> None:
         found = summary(rows["bubble_sort"], method, "exact_match", demos=40, length=None)
         return shown(Summary(100 * found.mean, 100 * found.half, found.seeds), 0) + "%"
 
-    def boundaries(method: str) -> str:
-        return f"{summary(rows['bubble_sort'], method, 'boundary_f1', demos=40).mean:.2f}"
+    def boundaries(method: str) -> str:  # of what a guide says
+        return f"{summary(rows['bubble_sort'], method, 'boundary_f1', demos=40, of=None).mean:.2f}"
 
     def error(method: str) -> str:
         return shown(summary(rows["skills"], method, "state_mse", task="spinkick", embedding="sum", step=1500), 1)
 
-    assert all(percent(method) in lines[0] for method in ("hvil", "rnn"))
-    assert boundaries("hvil") == boundaries("untrained") and f"(F1 {boundaries('hvil')})" in lines[0]
+    assert all(percent(method) in lines[0] for method in ("hvil-exact", "hvil", "rnn"))
+    own = summary(rows["bubble_sort"], "hvil-exact", "boundary_f1", demos=40, of="own")
+    assert f"F1 {shown(own, 2)}" in lines[0] and f"F1 {boundaries('hvil')}" in lines[0]
+    longer = [summary(rows["bubble_sort"], "hvil", "exact_match", demos=40, length=n).mean for n in (15, 20)]
+    assert "{:.0%} and {:.0%} of them".format(*longer) in lines[0]
+    exact = [select(rows["bubble_sort"], "hvil-exact", "exact_match", demos=40, length=n) for n in (15, 20)]
+    assert f"lists of 15 in {exact[0].count(1.0)} of {len(exact[0])} trials and none of 20" in lines[0]
+    assert not any(exact[1])
     grown = [shown(summary(rows["imitation_basics"], method, "error_exponent"), 2) for method in ("bc", "dagger")]
     assert " and ".join(grown) in lines[1]
     assert f"{error('tied')} with the term, {error('off')} without" in lines[2]

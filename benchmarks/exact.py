@@ -3,11 +3,12 @@
     python benchmarks/exact.py              # about ten minutes on one core
     python benchmarks/exact.py --trees 20 --lengths 2 3 --mix 5 --levels 2 3
 
-* `error`: the greatest difference, over random small trees (two to five levels, counters, one-hot arguments and return
-  values) and their traces, between the span recursion and the sum over all call stacks, all their states listed: of
-  log p and of its gradients, in double precision, both in C and in NumPy.
-* `z`: of importance sampling from a guide that was trained for it, on lists of five digits: (estimate - exact) in its
-  own standard errors, a row a trace.
+* `error`, and `relative_error` to the greatest number where that is more than 1: the greatest difference, over random
+  small trees (two to five levels, counters, one-hot arguments and return values) and their traces, between the span
+  recursion and the sum over all call stacks, all their states listed: of log p and of its gradients, in double
+  precision, both in C and in NumPy.
+* `z`: of importance sampling from a guide that was fitted to samples of the posterior, on lists of five digits:
+  (estimate - exact) in its own standard errors, a row a trace.
 * seconds of log p and of its gradient, megabytes of tables and of the process: of the longest trace of lists of every
   length, of batches of four of the paper's mix, and of one trace against the number of levels, of procedures that count
   and that do not.
@@ -33,8 +34,9 @@ import tyro
 from torch import Tensor
 
 import pyrocontrol as pc
+from pyrocontrol._native import library
 from pyrocontrol.envs.bubble_sort import demonstrations
-from pyrocontrol.inference import row, write_results
+from pyrocontrol.inference import read_rows, row, write_results
 from pyrocontrol.inference.objectives import call_spans_kernel
 from pyrocontrol.inference.objectives.call_spans import CallSpans
 
@@ -67,14 +69,25 @@ class Arguments:
     """levels of a chain of procedures"""
     sampled: int = 20_000
     """call traces of importance sampling, for each of ten traces"""
-    updates: int = 3_000
-    """of the guide that importance sampling draws from"""
+    updates: int = 400
+    """of the program, and of the guide that importance sampling draws from"""
+    parts: tuple[str, ...] = ("costs", "errors", "sampled")
+    """what to measure; rows of other parts stay in the file"""
 
 
 def main(arguments: Arguments) -> None:
     """Measure, write, draw."""
     torch.set_num_threads(1)
-    rows = costs(arguments) + errors(arguments.trees) + sampled(arguments.sampled, arguments.updates)
+    made = {
+        "costs": lambda: costs(arguments),
+        "errors": lambda: errors(arguments.trees),
+        "sampled": lambda: sampled(arguments.sampled, arguments.updates),
+    }
+    metrics = {"errors": ("error", "relative_error"), "sampled": ("z",)}
+    of = {metric: part for part, names in metrics.items() for metric in names}
+    rows = [item for item in read_rows(arguments.out) if of.get(item["metric"], "costs") not in arguments.parts]
+    for part in arguments.parts:
+        rows += made[part]()
     write_results(arguments.out, "exact", rows, command="python " + " ".join(["benchmarks/exact.py", *sys.argv[1:]]))
     plot(rows, arguments.out.with_suffix(".png"))
     for item in rows:
@@ -85,26 +98,25 @@ def errors(trees: int) -> list[dict[str, Any]]:
     """Compare the recursion with the sum over all stacks."""
     torch.set_default_dtype(torch.float64)
     start = time.perf_counter()
-    worst = {(engine, what): 0.0 for engine in ("c", "numpy") for what in ("value", "gradient")}
+    worst: dict[tuple[str, str, str], float] = {}
     for seed in range(trees):
         case = random_case(seed, longest=2 + seed % 2, traces=1)
         exact = case.enumerated().log_likelihood.sum()
-        theirs = gradients(exact, case)
+        theirs = torch.cat([exact.detach().reshape(1), gradients(exact, case)])
         for engine in ("c", "numpy"):
-            if engine == "numpy":
-                with mock.patch.object(call_spans_kernel, "library", lambda *_: None):
-                    mine = case.spans().log_prob().sum()
-                    slopes = gradients(mine, case)
-            else:
-                mine = case.spans().log_prob().sum()
-                slopes = gradients(mine, case)
-            worst[engine, "value"] = max(worst[engine, "value"], float((mine - exact).detach().abs()))
-            worst[engine, "gradient"] = max(worst[engine, "gradient"], float((slopes - theirs).abs().max()))
+            with mock.patch.object(call_spans_kernel, "library", {"c": library, "numpy": lambda *_: None}[engine]):
+                found = case.spans().log_prob().sum()
+                mine = torch.cat([found.detach().reshape(1), gradients(found, case)])
+            for what, part in (("value", slice(0, 1)), ("gradient", slice(1, None))):
+                error, size = float((mine - theirs)[part].abs().max()), float(theirs[part].abs().max())
+                for metric, value in (("error", error), ("relative_error", error / max(size, 1))):
+                    key = engine, what, metric
+                    worst[key] = max(worst.get(key, 0.0), value)
     torch.set_default_dtype(torch.float32)
     seconds = time.perf_counter() - start
     return [
-        row(METHOD, "random trees", "error", value, seed=0, seconds=seconds, engine=engine, of=what, trees=trees)
-        for (engine, what), value in worst.items()
+        row(METHOD, "random trees", metric, value, seed=0, seconds=seconds, engine=engine, of=what, trees=trees)
+        for (engine, what, metric), value in worst.items()
     ]
 
 
@@ -118,24 +130,30 @@ def gradients(value: Tensor, case: Case) -> Tensor:
 
 
 def sampled(draws: int, updates: int) -> list[dict[str, Any]]:
-    """Compare with importance sampling from a guide that the stepwise ELBO has trained."""
+    """Compare with importance sampling from a guide, fitted to samples of the posterior so that it misses no stack."""
     start = time.perf_counter()
     pyro.set_rng_seed(0)
-    given = example.Arguments(method="hvil")
-    train = demonstrations(40, 0, max_length=5)
-    loss = example.build(given)
-    program = loss.model
-    optimizer = torch.optim.Adam(example.parameter_groups(given, loss), lr=1e-3)
-    pc.inference.fit((loss, optimizer), train, steps=updates, batch_size=4, progress=False)
-    test = demonstrations(10, 1, min_length=5, max_length=5)
-    exact = pc.inference.CallStackPosterior(program, test).log_likelihood.double()
+    loss = example.build(example.Arguments(method="hvil"))
+    program, guide = loss.model, loss.guide
+    train, test = demonstrations(40, 0, max_length=5), demonstrations(10, 1, min_length=5, max_length=5)
+    exactly = pc.inference.ExactLikelihood()(program)
+    optimizer = torch.optim.Adam(exactly.parameters(), lr=3e-3)
+    pc.inference.fit((exactly, optimizer), train, steps=updates, batch_size=4, progress=False)
+    posterior = pc.inference.CallStackPosterior(program, test)
+    optimizer = torch.optim.Adam(guide.parameters(), lr=3e-3)
+    for update in range(updates):
+        if update % 10 == 0:
+            z = posterior.sample(4)
+        optimizer.zero_grad()
+        (-guide.posterior(test).log_prob(z).mean()).backward()
+        optimizer.step()
     total = []
     with torch.no_grad():
-        prior, posterior = program.prior(test), loss.guide.posterior(test)
+        p, q = program.prior(test), guide.posterior(test)
         for _ in range(draws // 200):
-            z = posterior.sample((200,))
-            total.append(prior.log_prob(z).double() - posterior.log_prob(z).double())
-    ratio = (torch.cat(total) - exact).exp()
+            z = q.sample((200,))
+            total.append(p.log_prob(z).double() - q.log_prob(z).double())
+    ratio = (torch.cat(total) - posterior.log_likelihood).exp()
     z_scores = (ratio.mean(0) - 1) / (ratio.std(0) / len(ratio) ** 0.5)
     seconds = time.perf_counter() - start
     return [

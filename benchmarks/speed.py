@@ -121,8 +121,7 @@ class SiteLoopModel(nn.Module):
         pyro.module("program", program)
         if program.sparsity and program.num_traces:
             share = len(traces) / program.num_traces
-            norms = program.process.group_norms(program.groups)
-            pyro.factor("sparsity", -program.sparsity * share * norms.sum())
+            pyro.factor("sparsity", -program.sparsity * share * program.penalty())
         with pyro.plate("traces", len(traces), dim=-1):
             calls = walk_sites(program.prior(traces))
             actions, _ = program.taken(calls, traces.actions.shape[-1])
@@ -155,9 +154,9 @@ class Trainer:
         self.compiles = self.device.type != "cpu"  # as the example has it
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
-        settings = example["Arguments"](demos=arguments.demos, device=arguments.device)
-        self.program, _, loss = example["build"](settings)
-        self.guide = loss.guide
+        settings = example["Arguments"](method="hvil", demos=arguments.demos, device=arguments.device)
+        loss = example["build"](settings)
+        self.program, self.guide = loss.model, loss.guide
         loss.to(self.device)
         twin = Trace_ELBO()(SiteLoopModel(self.program), SiteLoopGuide(self.guide))
         self.losses: dict[str, nn.Module] = {

@@ -18,9 +18,7 @@ def test_the_site_loop_is_the_same_model_and_guide(benchmark: ModuleType, float6
     # Ours at the z that the site loop drew: one loss and one gradient under one ELBO.
     trainer = benchmark.Trainer(benchmark.Arguments(demos=4))
     trainer.program.double(), trainer.guide.double()
-    batch = benchmark.demonstrations(3, 7, max_length=3)
-    for name in ("observations", "task", "arguments"):
-        object.__setattr__(batch, name, getattr(batch, name).double())
+    batch = benchmark.demonstrations(3, 7, max_length=3).to(dtype=torch.float64)
     twin = trainer.losses["site-loop"]
     sites = poutine.trace(twin.guide).get_trace(batch)
     whole = poutine.trace(trainer.guide).get_trace(batch)

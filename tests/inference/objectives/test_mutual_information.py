@@ -721,7 +721,7 @@ def test_a_skill_without_demonstrations_is_refused(parts: Parts) -> None:
 
 
 def test_a_trajectory_of_one_state_is_refused(parts: Parts) -> None:
-    parts.demos.lengths  # read, so that it is kept and can be put another in place of, as no data set has such traces
+    assert len(parts.demos.lengths) == 6  # read, and kept: others can take its place, which no data set would have
     vars(parts.demos).update(lengths=torch.tensor([4, 4, 1, 4, 4, 1]))
     with pytest.raises(ValueError, match="demonstration 5 of 'jump' is a single state"):
         make(parts)

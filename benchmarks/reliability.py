@@ -48,6 +48,7 @@ from gymnasium import spaces
 import pyrocontrol as pc
 from pyrocontrol.inference import fit, read_rows, row, write_results
 from pyrocontrol.inference.training import checkpoint
+from pyrocontrol.inference.training.results import revision
 from training_runs import command_line
 
 HERE = Path(__file__).parent
@@ -79,6 +80,7 @@ def recorded(function: Callable[..., Rows], out: Path = RESULTS) -> Callable[...
         for item in function(**options):
             count = item["setting"]["count"]
             print(f"{name}, {item['task']}: {item['metric']} {item['value']:g} of {count}", flush=True)
+            item["setting"]["revision"] = revision()  # others of the file may be of another one
             rows.append(item)
         others = [item for item in read_rows(out) if item["method"] != name]
         write_results(out, "reliability", [*others, *rows])

@@ -39,6 +39,7 @@ from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.inference import read_rows, row, write_results
 from pyrocontrol.inference.objectives import call_spans_kernel
 from pyrocontrol.inference.objectives.call_spans import CallSpans
+from pyrocontrol.inference.training.results import revision
 
 HERE = Path(__file__).parent
 matplotlib.use("Agg")
@@ -87,7 +88,9 @@ def main(arguments: Arguments) -> None:
     of = {metric: part for part, names in metrics.items() for metric in names}
     rows = [item for item in read_rows(arguments.out) if of.get(item["metric"], "costs") not in arguments.parts]
     for part in arguments.parts:
-        rows += made[part]()
+        for item in made[part]():
+            item["setting"]["revision"] = revision()  # other parts may be of another one
+            rows.append(item)
     write_results(arguments.out, "exact", rows, command="python " + " ".join(["benchmarks/exact.py", *sys.argv[1:]]))
     plot(rows, arguments.out.with_suffix(".png"))
     for item in rows:

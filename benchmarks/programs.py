@@ -352,6 +352,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                     axes.errorbar(places, means, halves, marker="o", capsize=3, label=method, color=f"C{number}")
             axes.set(xscale="log", ylim=(-0.03, 1.05), xlabel="demonstrations", ylabel=metric.replace("_", " "))
             axes.set_title(name, loc="left", fontsize=10)
+            axes.set_xlim(counts[0] / 1.5, counts[-1] * 1.5)
             axes.set_xticks(counts, [str(count) for count in counts])
             axes.minorticks_off()
         axes_row[0].legend(fontsize=8)

@@ -224,7 +224,7 @@ def learn_together(
         verify_seed(number)
     _verify_each(learners, envs=envs, seeds=seeds, outs=outs, evaluates=evaluates)
     verify_positive(updates_per_step=updates_per_step)
-    rate = Fraction(updates_per_step).limit_denominator(1_000_000)
+    rate = Fraction(float(updates_per_step)).limit_denominator(1_000_000)
     sizes: dict[str, Any] = {"batch_size": batch_size, "replay": replay, "start": start}
     usual: RunOptions = {"checkpoint_every": 10_000, "log_every": 1000}
     options = usual | options
@@ -276,7 +276,7 @@ def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Tr
     put_back = keep_random_state()
     acting = runs[0]
     try:
-        seen = []
+        seen: list[Any] = []
         for acting in runs:
             seen.append(acting.observe())
         acting = runs[0]

@@ -58,16 +58,17 @@ class Replay(Ring):
         capacity: int,
         observation_size: int,
         action_size: int,
-        *,
-        dtype: torch.dtype = torch.float32,
         **options: Unpack[ReplayOptions],
     ) -> None:
         verify_least(1, observation_size=observation_size, action_size=action_size)
         self.observation_size, self.action_size = observation_size, action_size
-        number = torch.empty((), dtype=dtype).numpy().dtype
-        observed, acted = (number, (observation_size,)), (number, (action_size,))
-        fields = {"observations": observed, "actions": acted, "next_observations": observed}
-        fields |= {"rewards": (number, ()), "terminated": (number, ())}
+        sizes: dict[str, tuple[int, ...]] = {
+            "observations": (observation_size,),
+            "actions": (action_size,),
+            "next_observations": (observation_size,),
+        }
+        sizes |= {"rewards": (), "terminated": ()}
+        fields = {name: (None, shape) for name, shape in sizes.items()}
         super().__init__(capacity, fields, {"O": observation_size, "A": action_size}, **options)
 
     def add(
@@ -94,7 +95,6 @@ class Replay(Ring):
         Raises:
             OSError: the disk has no room for it; nothing is changed then.
         """
-        self._reserve(1)
         self._append(observation, action, next_observation, reward, terminated)
 
     def sample(self, batch_size: int) -> ReplayBatch:

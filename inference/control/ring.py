@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class Ring:
 
     Args:
         capacity: greatest number of rows that count.
-        fields: dtype and shape of each field, by its name.
+        fields: dtype and shape of each field, by its name; None for the ``dtype`` of the options.
         sizes: what a saved ring must share with this one, beside capacity, spare and fields.
         rows_per_add: greatest number of rows that a call of ``add`` makes.
         seed, dtype, device, path, spare: see `ReplayOptions`.
@@ -72,14 +73,17 @@ class Ring:
             ones.
     """
 
+    rows_are = "transitions"
+
     def __init__(
         self,
         capacity: int,
-        fields: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+        fields: Mapping[str, tuple[np.dtype[Any] | None, tuple[int, ...]]],
         sizes: dict[str, int],
         *,
         rows_per_add: int = 1,
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
         device: str | torch.device | None = None,
         path: str | os.PathLike[str] | None = None,
         spare: int = 0,
@@ -94,38 +98,48 @@ class Ring:
         self._room = 0  # rows of the file below this one are on the disk
         self._sums: dict[int, int] = {}  # of rows number n * _SUMMED and on, by n, where they are in a file
 
-        record = np.dtype([(name, *field) for name, field in fields.items()], align=True)
-        if alike := len({dtype for dtype, _ in fields.values()}) == 1:
-            self._unit = torch.from_numpy(np.zeros(0, next(iter(fields.values()))[0])).dtype
-            self._kind = str(self._unit)
+        number = torch.empty((), dtype=dtype).numpy().dtype
+        typed = {name: (own or number, shape) for name, (own, shape) in fields.items()}
+        record = np.dtype([(name, *field) for name, field in typed.items()], align=True)
+        self._alike = {own for own, _ in typed.values()} == {number}
+        if self._alike:
+            self._unit, self._kind, width = dtype, str(dtype), record.itemsize
         else:  # gathered in words of 8 bytes
-            self._unit, self._kind = torch.int64, ", ".join(f"{n} {d}{[*s]}" for n, (d, s) in fields.items())
-        width = record.itemsize if alike else -(-record.itemsize // 8) * 8
+            self._unit, self._kind = torch.int64, ", ".join(f"{n} {own}{[*s]}" for n, (own, s) in typed.items())
+            width = -(-record.itemsize // 8) * 8
+            offsets = [record.fields[name][1] for name in typed]  # type: ignore[index]
+            formats = [record[name] for name in typed]
+            record = np.dtype({"names": [*typed], "formats": formats, "offsets": offsets, "itemsize": width})
         shape = (capacity + rows_per_add * spare, width)
         self._verify_fits(shape[0] * width)
         self._rows: np.ndarray
+        self._file: np.memmap | None = None
         if self.path is None:
             self._rows = np.zeros(shape, np.uint8)  # zeros are taken from the system only when written
+            self._room = len(self._rows)
         else:
             new = not self.path.exists()
             if not new and self.path.stat().st_size != shape[0] * width:
                 raise ValueError(f"{self.path} is a replay of another size or precision")
             try:
-                self._rows = np.memmap(self.path, np.uint8, "w+" if new else "r+", shape=shape)
+                self._file = np.memmap(self.path, np.uint8, "w+" if new else "r+", shape=shape)
+                self._rows = self._file.view(np.ndarray)  # whose rows are had in a tenth of the time
                 self._make_room(0)
             except OSError as error:
                 if new:
                     self.path.unlink(missing_ok=True)
-                raise _without_room(error, self.path) from error
-        self._fields: dict[str, np.ndarray] = {}
-        self._parts: list[tuple[slice, torch.dtype, tuple[int, ...]]] = []
-        for name, (dtype, sizes_of) in fields.items():
-            offset, count = record.fields[name][1], int(np.prod(sizes_of)) * dtype.itemsize  # type: ignore[index]
-            columns = self._rows[:, offset : offset + count].view(dtype)
-            self._fields[name] = columns.reshape(-1, *sizes_of) if sizes_of else columns[:, 0]
-            each = dtype.itemsize if alike else 1
-            kept = torch.from_numpy(np.zeros(0, dtype)).dtype
-            self._parts.append((slice(offset // each, (offset + count) // each), kept, sizes_of))
+                raise error if error.filename else _without_room(error, self.path) from error
+        self._records = self._rows.view(record)[:, 0]
+        self._parts: list[tuple[slice | int, torch.dtype | None, tuple[int, ...] | None]] = []
+        for name, (own, extent) in typed.items():
+            first = int(record.fields[name][1])  # type: ignore[index]
+            last = first + math.prod(extent) * own.itemsize
+            if self._alike:
+                first, last = first // own.itemsize, last // own.itemsize
+                self._parts.append((slice(first, last) if extent else first, None, extent if extent[1:] else None))
+            else:
+                kept = torch.from_numpy(np.zeros(0, own)).dtype
+                self._parts.append((slice(first, last), kept, None if len(extent) == 1 else extent))
         self._source = torch.from_numpy(self._rows).view(self._unit)
         self._drawn = self._source if self.device.type == "cpu" else self._source.to(self.device)
 
@@ -148,34 +162,34 @@ class Ring:
 
     # What adds rows
 
-    def _reserve(self, count: int) -> None:
-        """Have room for so many rows more.
+    def _make_room(self, number: int) -> None:
+        """Have the disk keep room for the rows from a number on: writing where it has none ends a process.
 
         Raises:
-            OSError: the disk has none; nothing is changed then.
+            OSError: it has none.
         """
-        for number in range(self.total, self.total + count) if self.path is not None else ():
-            if (slot := number % len(self._rows)) >= self._room:
-                try:
-                    self._make_room(slot)
-                except OSError as error:
-                    raise _without_room(error, self.path) from error  # type: ignore[arg-type]
-
-    def _make_room(self, slot: int) -> None:
-        """Have the disk keep room for the rows from one on: writing to a map of what it has none for ends a process."""
-        assert self.path is not None
-        width = self._rows.strides[0]
+        slot, width = number % len(self._rows), self._rows.strides[0]
+        if slot < self._room or self.path is None:
+            return
         count = min(_ROWS_AT_ONCE, max(_BYTES_AT_ONCE // width, 1), len(self._rows) - slot)
         if hasattr(os, "posix_fallocate"):
-            with open(self.path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), slot * width, count * width)
+            try:
+                with open(self.path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), slot * width, count * width)
+            except OSError as error:
+                raise _without_room(error, self.path) from error
         self._room = slot + count
 
     def _append(self, *values: Any) -> None:
-        """Add a row, given its fields; the oldest gives way if there is no room."""
+        """Add a row, given its fields; the oldest gives way if there is no room.
+
+        Raises:
+            OSError: the disk has no room for it; nothing is changed then.
+        """
         slot = self.total % len(self._rows)
-        for field, value in zip(self._fields.values(), values, strict=True):
-            field[slot] = value
+        if slot >= self._room:
+            self._make_room(slot)
+        self._records[slot] = values
         if self._drawn is not self._source:
             self._drawn[slot].copy_(self._source[slot])
         if self.path is not None:
@@ -187,18 +201,21 @@ class Ring:
     # What draws them
 
     def batch(self, rows: Tensor) -> Any:
-        """Return what a replay makes of rows ``[..., width]``."""
+        """Return what a replay makes of rows ``[N, width]``."""
         raise NotImplementedError
 
     def _split(self, rows: Tensor) -> list[Tensor]:
-        """Return the fields ``[..., *shape]`` of rows ``[..., width]``: views of them."""
-        if self._unit == torch.int64:
+        """Return the fields ``[N, *shape]`` of rows ``[N, width]``: views of them."""
+        if not self._alike:
             rows = rows.view(torch.uint8)
         parts = []
-        for columns, dtype, shape in self._parts:
-            part = rows[..., columns]
-            part = part if part.dtype == dtype else part.view(dtype)
-            parts.append(part[..., 0] if not shape else part if len(shape) == 1 else part.unflatten(-1, shape))
+        for columns, dtype, extent in self._parts:
+            part = rows[:, columns]
+            if dtype is not None:
+                part = part.view(dtype)
+            if extent is not None:
+                part = part.unflatten(1, extent) if extent else part[:, 0]
+            parts.append(part)
         return parts
 
     def oldest(self) -> Any:
@@ -212,15 +229,15 @@ class Ring:
             ValueError: if there are not so many.
         """
         if not 0 <= count <= len(self):
-            raise ValueError(f"the replay holds {len(self)} transitions, not {count}")
+            raise ValueError(f"the replay holds {len(self)} {self.rows_are}, not {count}")
         return self.batch(self._source[np.arange(self.total - count, self.total) % len(self._rows)])
 
     # What outlives the process
 
     def flush(self) -> None:
         """Write to the file what has not reached it."""
-        if isinstance(self._rows, np.memmap):
-            self._rows.flush()
+        if self._file is not None:
+            self._file.flush()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: a few numbers, and without a file the rows too."""
@@ -263,7 +280,7 @@ class Ring:
             sums = {n: self._sum(rows) for n, rows in blocks.items()}
             were = dict(zip(blocks, state.get("sums", sums.values()), strict=False))  # version 0.1 had none
             if damaged := [rows for n, rows in blocks.items() if sums[n] != were.get(n)]:
-                which = f"transitions {damaged[0].start} to {damaged[0].stop - 1}"
+                which = f"{self.rows_are} {damaged[0].start} to {damaged[0].stop - 1}"
                 raise ValueError(f"{self.path} is damaged: {which} are not those that were written")
             self._sums = sums
         if self._drawn is not self._source:

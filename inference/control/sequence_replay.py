@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..._verify import verify_least
 from .observed import boxes_of, keep
@@ -73,27 +74,26 @@ class SequenceReplay(Ring):
             later ones.
     """
 
+    rows_are = "observations"
+
     def __init__(
         self,
         capacity: int,
         observation_space: spaces.Space[Any],
         action_size: int,
         length: int,
-        *,
-        dtype: torch.dtype = torch.float32,
         **options: Unpack[ReplayOptions],
     ) -> None:
         verify_least(1, action_size=action_size, length=length)
         if length > capacity:
             raise ValueError(f"a window of {length} observations does not fit into a capacity of {capacity}")
         self.observation_space, self.action_size, self.length = observation_space, action_size, length
-        number = torch.empty((), dtype=dtype).numpy().dtype
-        boxes = boxes_of(observation_space)
-        fields = {f"observations {name}".strip(): (box.dtype, box.shape) for name, box in boxes.items()}
-        fields |= {"actions": (number, (action_size,)), "rewards": (number, ()), "terminated": (number, ())}
+        fields: dict[str, tuple[np.dtype[Any] | None, tuple[int, ...]]] = {
+            f"observations {name}".strip(): (box.dtype, box.shape) for name, box in boxes_of(observation_space).items()
+        }
+        fields |= {"actions": (None, (action_size,)), "rewards": (None, ()), "terminated": (None, ())}
         fields |= {"first": (np.dtype(bool), ())}
-        sizes = {"A": action_size, "L": length}
-        super().__init__(capacity, fields, sizes, rows_per_add=2, **options)
+        super().__init__(capacity, fields, {"A": action_size, "L": length}, rows_per_add=2, **options)
         # Numbers of the rows at which windows start, oldest first, in a ring: the last of all that were ever made.
         self._starts = np.zeros(len(self._rows), np.int64)
         source = torch.from_numpy(self._starts)
@@ -101,7 +101,6 @@ class SequenceReplay(Ring):
         self._made = self._gone = 0  # windows, ever
         self._warned = False
         self._began, self._over = 0, True  # the number of the row that the episode began with; whether it has ended
-        self._blank = np.zeros(action_size, number)
         self._within = torch.arange(length, device=self.device)
 
     @property
@@ -144,13 +143,14 @@ class SequenceReplay(Ring):
         over = terminated or truncated
         seen = self._parts_of(observation)
         last = self._parts_of(next_observation) if over else []
-        self._reserve(2 if over else 1)
+        self._make_room(self.total)
+        self._make_room(self.total + over)
         if first:
             self._began = self.total
         self._over = over
         self._add_row(*seen, action, reward, terminated, first)
         if over:
-            self._add_row(*last, self._blank, 0.0, False, False)
+            self._add_row(*last, 0.0, 0.0, False, False)
             if (count := self.total - self._began) < self.length and not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -189,10 +189,11 @@ class SequenceReplay(Ring):
         drawn = torch.randint(self.windows, (batch_size,), generator=self.generator, device=self.device)
         starts = self._start_drawn[(drawn + self._gone) % len(self._starts)]
         rows = (starts.unsqueeze(1) + self._within) % len(self._rows)
-        return self.batch(self._drawn.index_select(0, rows.flatten()).unflatten(0, rows.shape))
+        batch = self.batch(self._drawn.index_select(0, rows.flatten()))
+        return pytree.tree_map(lambda part: part.unflatten(0, rows.shape), batch)
 
     def batch(self, rows: Tensor) -> SequenceBatch:
-        """Return rows ``[..., width]`` as a batch of sequences; those of `latest` are ``[count, ...]``."""
+        """Return rows ``[N, width]``, one after another, as one sequence ``[N, ...]``."""
         *seen, actions, rewards, terminated, first = self._split(rows)
         names = [*boxes_of(self.observation_space)]
         observations = seen[0] if names == [""] else dict(zip(names, seen, strict=True))
@@ -203,7 +204,7 @@ class SequenceReplay(Ring):
         super().restore(state)
         numbers = np.arange(self.total - len(self), self.total)
         # What begins where the last window of the ring began, or further back, began there for all that counts.
-        began = np.where(self._fields["first"][numbers % len(self._rows)], numbers, numbers[:1])
+        began = np.where(self._records["first"][numbers % len(self._rows)], numbers, numbers[:1])
         began = np.maximum.accumulate(began)
         starts = numbers[numbers - began >= self.length - 1] - (self.length - 1)
         self._starts[: len(starts)] = starts

@@ -165,15 +165,15 @@ class SequenceReplay(Ring):
 
     def _add_row(self, *values: Any) -> None:
         self._append(*values)
-        start = self.total - self.length
+        start, oldest = self.total - self.length, self.total - len(self)
+        while self.windows and self._starts[self._gone % len(self._starts)] < oldest:
+            self._gone += 1
         if start >= self._began:
-            self._starts[place := self._made % len(self._starts)] = start
+            place = self._made % len(self._starts)
+            self._starts[place] = start
             if self._start_drawn is not self._start_source:
                 self._start_drawn[place].copy_(self._start_source[place])
             self._made += 1
-        oldest = self.total - len(self)
-        while self.windows and self._starts[self._gone % len(self._starts)] < oldest:
-            self._gone += 1
 
     def sample(self, batch_size: int) -> SequenceBatch:
         """Return ``batch_size`` windows, drawn with replacement, independent of the ring's later contents.

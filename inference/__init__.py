@@ -15,6 +15,9 @@ from .control.soft_q_learning import SoftQLearning
 from .control.stagewise import StagewiseResult, train_stagewise, train_stagewise_together
 from .control.temperature import Temperature
 from .imitation.augmentation import Augmented, compose, jitter, shifted
+from .imitation.density import CoupledRandomNetworks
+from .imitation.discriminator import Discriminator
+from .imitation.evidence import Annealed, Evidence
 from .imitation.hindsight import GoalData, GoalTraces, hindsight
 from .imitation.interactive import InteractiveResult, Round, constant, dagger, dart, geometric, linear
 from .imitation.noise import ConfusionNoise, GaussianNoise, Noise
@@ -42,14 +45,18 @@ from .training.results import Summary, mean_interval, read_rows, row, select, su
 from .training.run import RunOptions
 
 __all__ = [
+    "Annealed",
     "Augmented",
     "BalancedKL",
     "BestFit",
     "CallStackPosterior",
     "ChainPosterior",
     "ConfusionNoise",
+    "CoupledRandomNetworks",
     "Critics",
+    "Discriminator",
     "EnumeratedStates",
+    "Evidence",
     "ExactLikelihood",
     "Examples",
     "FirstSoftActorCritic",

@@ -1,11 +1,7 @@
-"""Tasks of the DeepMind Control Suite, from vectors and from pixels, and demonstrations by a planner.
+"""Tasks of the DeepMind Control Suite, from vectors and from pixels.
 
-The tasks are those of the package dm-control, which Shimmy makes Gymnasium environments of. A demonstration is planned
-on the true simulator, with the task's own reward (`MPPITeacher`).
-
-    python -m pyrocontrol.envs.dm_control --task walker-walk --count 10 --out demonstrations/walker-walk
-
-makes ten and keeps each in a file; started again, it makes those that are missing.
+The tasks are those of the package dm-control, which Shimmy makes Gymnasium environments of. `MPPITeacher` plans them;
+`experts` makes demonstrations.
 
 Shapes: K trajectories, H frames, A actuators, O observation numbers.
 """
@@ -13,9 +9,8 @@ Shapes: K trajectories, H frames, A actuators, O observation numbers.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -91,14 +86,27 @@ def _nearer(env: Any, t: Trajectories) -> np.ndarray:
 
 
 TASKS = {
-    "cheetah-run": Task(("cheetah", "run"), _cheetah_run, {"horizon": 15, "samples": 64}),
-    "walker-walk": Task(("walker", "walk"), _walker_walk, {"horizon": 20, "samples": 64}),
-    "cartpole-swingup": Task(("cartpole", "swingup"), _cartpole_swingup, {"horizon": 40, "samples": 64}),
+    "cheetah-run": Task(
+        ("cheetah", "run"),
+        _cheetah_run,
+        {"horizon": 24, "samples": 64, "temperature": 0.2, "noise": (0.1, 0.7), "correlation": 0.7, "iterations": 3}
+        | {"smoothing": 0.2},
+    ),
+    "walker-walk": Task(
+        ("walker", "walk"),
+        _walker_walk,
+        {"horizon": 20, "samples": 64, "temperature": 0.3, "noise": (0.1, 1.0), "smoothing": 0.3, "substeps": 4},
+    ),
+    "cartpole-swingup": Task(
+        ("cartpole", "swingup"),
+        _cartpole_swingup,
+        {"horizon": 40, "samples": 64, "temperature": 0.1, "noise": (0.05, 1.0), "smoothing": 0.2},
+    ),
+    # The reward is 0 but at the target.
     "reacher-easy": Task(
         ("reacher", "easy"),
         _reacher_easy,
-        # The reward is 0 but at the target.
-        {"horizon": 20, "samples": 64, "guidance": _nearer},
+        {"horizon": 20, "samples": 64, "temperature": 0.1, "noise": (0.02, 0.5), "smoothing": 0.2, "guidance": _nearer},
     ),
 }
 
@@ -233,8 +241,10 @@ class DMControl(gymnasium.Env[np.ndarray, np.ndarray]):
 def _suite(domain: str, task: str) -> Any:
     """A task of the suite without its time limit, as a Gymnasium environment of Shimmy's."""
     try:
-        from dm_control import suite
-        from shimmy import DmControlCompatibilityV0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a missing display
+            from dm_control import suite
+            from shimmy import DmControlCompatibilityV0
     except ModuleNotFoundError as error:
         raise DependencyNotInstalled(
             "DM Control needs dm-control and Shimmy: pip install 'pyrocontrol-ppl[dm-control]'"

@@ -94,7 +94,7 @@ class MPPITeacher:
             samples have different ones, spaced geometrically.
         correlation: of the noise on successive controls (that of an autoregressive process of first order).
         iterations: how often the plan is improved at each step.
-        smoothing: s in [0, 1): after that, each control u_t of the plan becomes (1 - s) u_t + s (u_(t-1) + u_(t+1)) / 2,
+        smoothing: s in [0, 1): after that, each control of the plan becomes (1 - s) u_t + s (u_(t-1) + u_(t+1)) / 2,
             where the last action stands before the first one. It takes the search's noise out of the actions, which
             are easier to imitate then.
         reward: rewards and ends of simulated trajectories, see `mujoco_rewards`; None for the environment's own.

@@ -69,8 +69,8 @@ class Plannable(Protocol):
 def reward_of(env: Any) -> Reward | None:
     """Return the reward of a MuJoCo environment, or None where it is not known here.
 
-    Known are those of a `Plannable`, and of Gymnasium's Reacher, Pusher, HalfCheetah, Swimmer, Hopper and Walker2d, version 5. A class derived from one of these
-    may have another reward and is not known.
+    Known are those of a `Plannable`, and of Gymnasium's Reacher, Pusher, HalfCheetah, Swimmer, Hopper and Walker2d,
+    version 5. A class derived from one of the latter may have another reward and is not known.
 
     Args:
         env: the environment itself, unwrapped.

@@ -100,7 +100,7 @@ TASKS = {
     "cartpole-swingup": Task(
         ("cartpole", "swingup"),
         _cartpole_swingup,
-        {"horizon": 40, "samples": 64, "temperature": 0.1, "noise": (0.05, 1.0), "smoothing": 0.2},
+        {"horizon": 70, "samples": 48, "temperature": 0.1, "noise": (0.02, 1.0), "correlation": 0.9, "smoothing": 0.2},
     ),
     # The reward is 0 but at the target.
     "reacher-easy": Task(
@@ -169,7 +169,8 @@ class DMControl(gymnasium.Env[np.ndarray, np.ndarray]):
             if observations == "vectors"
             else spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
         )
-        self.action_space: spaces.Space[np.ndarray] = spaces.Box(-1.0, 1.0, self.suite.action_space.shape, np.float32)
+        self._actuators = self.suite.action_space.shape[0]
+        self.action_space: spaces.Space[np.ndarray] = spaces.Box(-1.0, 1.0, (self._actuators,), np.float32)
         for pictured in [SIZE] * (observations == "pixels") + [render_size] * (render_mode is not None):
             self._camera(pictured)  # what is missing is said at once
 
@@ -202,8 +203,8 @@ class DMControl(gymnasium.Env[np.ndarray, np.ndarray]):
         """Apply an action for `action_repeat` frames."""
         if self._frames >= FRAMES:
             raise RuntimeError("call reset before step: no episode has begun, or it is over")
-        if np.shape(action) != self.action_space.shape:
-            raise ValueError(f"an action must have shape {[*self.action_space.shape]}, got {[*np.shape(action)]}")
+        if np.shape(action) != (self._actuators,):
+            raise ValueError(f"an action must have shape [{self._actuators}], got shape {[*np.shape(action)]}")
         control = np.clip(np.asarray(action, np.float64), -1, 1)
         if not np.isfinite(control).all():
             raise ValueError(f"an action must be finite, got {action!r}")
@@ -235,7 +236,12 @@ class DMControl(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is used for rendering, which is made again where it is needed."""
-        return self.__dict__ | {"_cameras": {}}
+        return self.__dict__ | {"_cameras": {}, "warmstart": self.data.qacc_warmstart.copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        warmstart = state.pop("warmstart")
+        self.__dict__.update(state)
+        self.data.qacc_warmstart[:] = warmstart  # which dm-control changes as it copies, and later states with it
 
 
 def _suite(domain: str, task: str) -> Any:

@@ -65,7 +65,7 @@ _SUITED = {
     "ReacherEnv": _Settings(15, 20, 0.05, (0.05, 0.05), 0.9, 2),
     "HalfCheetahEnv": _Settings(15, 64, 0.1, (0.2, 1.0), 0.3),
     "PusherEnv": _Settings(30, 64, 0.1, (0.02, 0.2), 0.9),
-    "HopperEnv": _Settings(100, 40, 0.02, (0.02, 0.2), 0.95, 1, 6, 5.0, _steady, 0.25, 2),
+    "HopperEnv": _Settings(100, 40, 0.02, (0.02, 0.2), 0.95, 1, 0.0, 6, 5.0, _steady, 0.25, 2),
 }
 
 

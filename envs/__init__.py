@@ -29,6 +29,8 @@ from .data.readers.minari import from_minari, to_minari
 from .data.readers.npz import from_npz
 from .data.readers.robomimic import from_robomimic
 from .data.transitions import Transitions
+from .dm_control import TASKS as _TASKS
+from .dm_control import DMControl
 from .humanoid.deep_mimic import DeepMimicEnv
 from .humanoid.motion import HumanoidMotion
 from .lane import LaneEnv, LaneTeacher
@@ -61,6 +63,7 @@ __all__ = [
     "CartPoleTeacher",
     "CollectionError",
     "CollectionInterrupted",
+    "DMControl",
     "DeepMimicEnv",
     "Demonstrations",
     "Episode",
@@ -120,3 +123,10 @@ _gymnasium.register(
 # mujoco is imported when one of these is made.
 _gymnasium.register("pyrocontrol/AntMaze-v0", entry_point="pyrocontrol.envs.ant_maze:AntMaze", max_episode_steps=1000)
 _gymnasium.register("pyrocontrol/AntMove-v0", entry_point="pyrocontrol.envs.ant_maze:AntMove", max_episode_steps=1000)
+# dm_control is imported when one of these is made.
+for _task in _TASKS:
+    _gymnasium.register(
+        f"pyrocontrol/{_task.title().replace('-', '')}-v0",
+        entry_point="pyrocontrol.envs.dm_control:DMControl",
+        kwargs={"task": _task},
+    )

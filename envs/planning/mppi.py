@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .mujoco_rewards import Reward, Trajectories, reward_of
+from .mujoco_rewards import Plannable, Reward, Trajectories, reward_of
 from .mujoco_rollouts import Guidance, Rollouts, Simulation, Steps, load_mujoco
 
 __all__ = ["MPPITeacher"]
@@ -28,7 +28,7 @@ __all__ = ["MPPITeacher"]
 class _Settings(NamedTuple):
     """What suits a task.
 
-    The first six are the defaults of `MPPITeacher`'s arguments of these names. The others are for tasks that end when
+    The first seven are the defaults of `MPPITeacher`'s arguments of these names. The others are for tasks that end when
     the robot falls, where torques without feedback fall in every sample and a horizon is short against an episode.
 
     Attributes:
@@ -45,6 +45,7 @@ class _Settings(NamedTuple):
     noise: tuple[float, float] = (0.05, 0.5)
     correlation: float = 0.8
     iterations: int = 1
+    smoothing: float = 0.0
     rescues: int = 0
     end_cost: float = 0.0
     guidance: Guidance | None = None
@@ -64,15 +65,16 @@ _SUITED = {
     "ReacherEnv": _Settings(15, 20, 0.05, (0.05, 0.05), 0.9, 2),
     "HalfCheetahEnv": _Settings(15, 64, 0.1, (0.2, 1.0), 0.3),
     "PusherEnv": _Settings(30, 64, 0.1, (0.02, 0.2), 0.9),
-    "HopperEnv": _Settings(100, 40, 0.02, (0.02, 0.2), 0.95, 1, 6, 5.0, _steady, 0.25, 2),
+    "HopperEnv": _Settings(100, 40, 0.02, (0.02, 0.2), 0.95, 1, 0.0, 6, 5.0, _steady, 0.25, 2),
 }
 
 
 class MPPITeacher:
     """Plans each action on the MuJoCo simulator of a Gymnasium environment, which it leaves as it is.
 
-    The tasks of `mujoco_rewards` are simulated in MuJoCo's own threads of C; any other environment that derives from
-    Gymnasium's `MujocoEnv` is stepped in a private copy, which is slower.
+    The tasks of `mujoco_rewards`, and those of this library that are `Plannable` (DM Control's, say), are simulated in
+    MuJoCo's own threads of C; any other environment that derives from Gymnasium's `MujocoEnv` is stepped in a private
+    copy, which is slower.
 
     Falling is what is hard about Hopper; for it the planner does more. It plans targets of joint servos, simulates with
     larger time steps, counts a fall as much worse than the horizon shows, does not ask for more than 1.5 m/s, and goes
@@ -92,6 +94,9 @@ class MPPITeacher:
             samples have different ones, spaced geometrically.
         correlation: of the noise on successive controls (that of an autoregressive process of first order).
         iterations: how often the plan is improved at each step.
+        smoothing: s in [0, 1): after that, each control of the plan becomes (1 - s) u_t + s (u_(t-1) + u_(t+1)) / 2,
+            where the last action stands before the first one. It takes the search's noise out of the actions, which
+            are easier to imitate then.
         reward: rewards and ends of simulated trajectories, see `mujoco_rewards`; None for the environment's own.
         seed: of the noise.
         threads: over which the K simulations are spread.
@@ -114,6 +119,7 @@ class MPPITeacher:
         noise: float | tuple[float, float] | None = None,
         correlation: float | None = None,
         iterations: int | None = None,
+        smoothing: float | None = None,
         reward: Reward | None = None,
         seed: int = 0,
         threads: int = 1,
@@ -122,7 +128,8 @@ class MPPITeacher:
         from gymnasium.envs.mujoco import MujocoEnv
 
         simulator: Any = env.unwrapped
-        if not isinstance(simulator, MujocoEnv):
+        plannable = isinstance(simulator, Plannable)
+        if not (plannable or isinstance(simulator, MujocoEnv)):
             raise TypeError(f"MPPITeacher needs a MuJoCo environment of Gymnasium, got {type(simulator).__name__}")
         given: dict[str, Any] = {
             "horizon": horizon,
@@ -131,9 +138,11 @@ class MPPITeacher:
             "noise": (noise, noise) if isinstance(noise, int | float) else noise,
             "correlation": correlation,
             "iterations": iterations,
+            "smoothing": smoothing,
         }
         known = reward_of(simulator)
         suited = _SUITED.get(type(simulator).__name__, _Settings()) if known else _Settings()
+        suited = _Settings(**simulator.planning) if plannable else suited
         if reward is not None:
             suited = suited._replace(guidance=None)  # which is for the task's own reward
         reward = reward or known
@@ -176,7 +185,8 @@ class MPPITeacher:
         Args:
             observation: what the environment showed last; only compared with what it shows now, where it is an array
                 and no wrapper changes observations.
-            state: what the last call returned, the plan `[H, A]` and its age; None at first.
+            state: what the last call returned, the plan `[H, A]`, its age and what was before it `[1, A]`; None at
+                first.
             episode_start: whether to forget the plan.
             deterministic: without effect: what is random is the search.
 
@@ -190,16 +200,20 @@ class MPPITeacher:
         forget = state is None or (episode_start is not None and bool(np.any(episode_start)))
         if forget:
             plan, age = np.tile(self._simulation.rest(), (self.settings.horizon, 1)), 0
+            before = plan[:1]
         else:
-            plan, age = np.asarray(state[0]), int(state[1])
+            plan, age, before = np.asarray(state[0]), int(state[1]), np.asarray(state[2])
         generator = np.random.default_rng((self.seed, age))
         safe = False
         for iteration in range(self.settings.iterations + self.settings.rescues):
             if safe and iteration >= self.settings.iterations:
                 break
             plan, safe = self._improve(plan, generator)
+        if share := self.settings.smoothing:
+            beside = np.concatenate([before, plan[:-1]]) + np.concatenate([plan[1:], plan[-1:]])
+            plan = (1 - share) * plan + share / 2 * beside
         action = self._simulation.control(plan[0]).astype(self._env.action_space.dtype)
-        return action, (np.concatenate([plan[1:], plan[-1:]]), np.array(age + 1))
+        return action, (np.concatenate([plan[1:], plan[-1:]]), np.array(age + 1), plan[:1])
 
     def _improve(self, plan: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, bool]:
         """The mean `[H, A]` of the sequences around a plan, weighted by their returns; whether that is safe."""
@@ -234,8 +248,9 @@ def _check(settings: _Settings, threads: int) -> None:
         raise ValueError(f"temperature must be positive, got {settings.temperature}")
     if len(settings.noise) != 2 or not all(value > 0 for value in settings.noise):
         raise ValueError(f"noise must be positive, one number or two, got {settings.noise}")
-    if not 0 <= settings.correlation < 1:
-        raise ValueError(f"correlation must be at least 0 and below 1, got {settings.correlation}")
+    for name in ("correlation", "smoothing"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(settings, name)}")
 
 
 def _shows_observations(env: Any) -> bool:

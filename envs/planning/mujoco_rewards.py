@@ -1,8 +1,9 @@
-"""Rewards of Gymnasium's MuJoCo tasks, of many trajectories at once.
+"""Rewards of MuJoCo tasks, of many trajectories at once.
 
 Gymnasium computes a reward from a live simulator, one step at a time. A planner asks for the rewards of thousands of
 simulated steps, of which it has states and controls; here they are, as functions of arrays. They are those of the
-tasks' fifth version, with the constants of the environment that is given, and are tested against its `step`.
+tasks' fifth version, with the constants of the environment that is given, and are tested against its `step`. The
+tasks of this library that can be planned for bring theirs with them (`Plannable`).
 
 Shapes: K trajectories, H steps, Q positions, V velocities, A actuators.
 """
@@ -10,11 +11,11 @@ Shapes: K trajectories, H steps, Q positions, V velocities, A actuators.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Reward", "Trajectories", "body_position", "reward_of"]
+__all__ = ["Plannable", "Reward", "Trajectories", "body_position", "reward_of"]
 
 
 class Trajectories(NamedTuple):
@@ -26,27 +27,56 @@ class Trajectories(NamedTuple):
         seen: `[K, H, Q]`, the positions to which the simulator's bodies belong after each step: MuJoCo places bodies
             before it integrates, so where it integrates in one go they are one time step old.
         controls: `[K, H, A]`.
+        sensors: `[K, H, S]`, what the model's sensors read in the state after each step.
     """
 
     positions: np.ndarray
     velocities: np.ndarray
     seen: np.ndarray
     controls: np.ndarray
+    sensors: np.ndarray
 
 
 Reward = Callable[[Trajectories], tuple[np.ndarray, np.ndarray]]
 """Rewards `[K, H]`, and whether each step ends the episode, bool `[K, H]`."""
 
 
-def reward_of(env: Any) -> Reward | None:
-    """Return the reward of a MuJoCo environment of Gymnasium, or None where it is not known here.
+@runtime_checkable
+class Plannable(Protocol):
+    """A MuJoCo environment that says what a planner has to know.
 
-    Known are Reacher, Pusher, HalfCheetah, Swimmer, Hopper and Walker2d, version 5. A class derived from one of these
-    may have another reward and is not known.
+    Attributes:
+        model: MuJoCo's `MjModel`.
+        data: MuJoCo's `MjData`, the state in which the environment is; what depends on positions and velocities is
+            up to date.
+        frame_skip: time steps of a frame.
+        dt: seconds of a frame.
+        action_repeat: frames of a step.
+        planning: what suits the task, by the names of the settings of `MPPITeacher`.
+    """
+
+    model: Any
+    data: Any
+    frame_skip: int
+    dt: float
+    action_repeat: int
+    planning: dict[str, Any]
+
+    def rewards(self, trajectories: Trajectories) -> tuple[np.ndarray, np.ndarray]:
+        """A `Reward`, of frames."""
+
+
+def reward_of(env: Any) -> Reward | None:
+    """Return the reward of a MuJoCo environment, or None where it is not known here.
+
+    Known are those of a `Plannable`, and of Gymnasium's Reacher, Pusher, HalfCheetah, Swimmer, Hopper and Walker2d,
+    version 5. A class derived from one of the latter may have another reward and is not known.
 
     Args:
         env: the environment itself, unwrapped.
     """
+    if isinstance(env, Plannable):
+        return env.rewards
     kind = type(env)
     module = kind.__module__.rpartition(".")
     if module[0] != "gymnasium.envs.mujoco" or not module[2].endswith("_v5"):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .mujoco_rewards import Reward, Trajectories
+from .mujoco_rewards import Plannable, Reward, Trajectories
 
 __all__ = ["Guidance", "Rollouts", "Servos", "Simulation", "Steps", "load_mujoco"]
 
@@ -63,7 +63,8 @@ class Rollouts:
     mocap bodies are not simulated.
 
     Args:
-        env: a MuJoCo environment of Gymnasium, unwrapped.
+        env: a MuJoCo environment of Gymnasium, unwrapped, or a `Plannable`; of this one H counts steps, and the
+            trajectories that its reward is asked about count frames.
         reward: of its trajectories.
         samples: K.
         horizon: H.
@@ -109,7 +110,11 @@ class Rollouts:
         self._physics = mujoco.mjtState.mjSTATE_FULLPHYSICS
         size = mujoco.mj_stateSize(self._model, self._physics)
         self._start = np.empty(size)
-        self._states = np.empty((samples, horizon * self._skip, size))
+        self._repeat = getattr(env, "action_repeat", 1)
+        # Sensors are read before a time step: those after the last one need another.
+        steps = horizon * self._repeat * self._skip + bool(self._model.nsensordata)
+        self._states = np.empty((samples, steps, size))
+        self._sensors = np.empty((samples, steps, self._model.nsensordata))
 
     def returns(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sums of rewards `[K]` of sequences `[K, H, A]` up to where the episode ends, and whether it does not."""
@@ -135,28 +140,32 @@ class Rollouts:
     def trajectories(self, sequences: np.ndarray) -> Trajectories:
         """Simulate sequences `[K, H, A]`; the arrays are overwritten by the next call."""
         env, model, skip = self._env, self._model, self._skip
+        sequences = np.repeat(sequences, self._repeat, axis=1)
         self._mujoco.mj_getState(env.model, env.data, self._start, self._physics)
         inputs = self._servos.inputs(sequences) if self._servos else sequences
+        inputs, steps = np.repeat(inputs, skip, axis=1), inputs.shape[1] * skip
         self._pool.rollout(
             model,
             self._data,
             self._start,
-            np.repeat(inputs, skip, axis=1),
+            np.concatenate([inputs, inputs[:, -1:]], 1)[:, : self._states.shape[1]],
             initial_warmstart=env.data.qacc_warmstart,
             state=self._states,
+            sensordata=self._sensors,
         )
         # A state is: time, positions, velocities, and what no reward needs.
         first = np.broadcast_to(self._start, (len(sequences), 1, len(self._start)))
-        states = np.concatenate([first, self._states], 1)
+        states = np.concatenate([first, self._states[:, :steps]], 1)
         positions, velocities = states[..., 1 : 1 + model.nq], states[..., 1 + model.nq : 1 + model.nq + model.nv]
         # The last stage of a Runge-Kutta step places bodies where the step ends (to third order); other integrators
         # leave them where it began.
-        lag = 0 if model.opt.integrator == self._mujoco.mjtIntegrator.mjINT_RK4 else 1
+        prompt = isinstance(env, Plannable) or model.opt.integrator == self._mujoco.mjtIntegrator.mjINT_RK4
+        lag = 0 if prompt else 1
         seen = positions[:, skip - lag : positions.shape[1] - lag : skip]
         positions, velocities = positions[:, ::skip], velocities[:, ::skip]
         if self._servos:
             sequences = self._servos.controls(sequences, positions[:, :-1], velocities[:, :-1])
-        return Trajectories(positions, velocities, seen, sequences)
+        return Trajectories(positions, velocities, seen, sequences, self._sensors[:, skip::skip])
 
 
 class Servos:

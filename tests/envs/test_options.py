@@ -6,6 +6,7 @@ import pytest
 import pyrocontrol  # noqa: F401  (registers the environments)
 
 NEEDS = {"AntMaze": "mujoco", "AntMove": "mujoco", "ReacherGoal": "mujoco", "DeepMimic": "pybullet"}
+NEEDS |= dict.fromkeys(("CheetahRun", "WalkerWalk", "CartpoleSwingup", "ReacherEasy"), "dm_control")
 NAMES = sorted(name for name, spec in gymnasium.registry.items() if spec.namespace == "pyrocontrol")
 
 

@@ -289,10 +289,21 @@ def test_more_iterations_find_better_plans() -> None:
     found = []
     for iterations in (1, 10):
         teacher = MPPITeacher(env, iterations=iterations)
-        action, (plan, _) = teacher.predict(None)
+        action, (plan, *_) = teacher.predict(None)
         sequence = np.concatenate([action[None], plan[:-1]])
         found.append(teacher._simulation.returns(np.tile(sequence, (teacher.settings.samples, 1, 1)))[0][0])
     assert found[0] < found[1]
+
+
+def test_smoothing_averages_each_control_with_its_neighbours() -> None:
+    env = make("Reacher-v5")
+    rough, (later, *_) = MPPITeacher(env).predict(None)
+    action, (plan, age, last) = MPPITeacher(env, smoothing=0.4).predict(None)
+    assert action == pytest.approx(0.6 * rough + 0.2 * (0 + later[0]), abs=1e-6)  # nothing was done before it
+    assert plan[:-2] == pytest.approx(
+        0.6 * later[:-2] + 0.2 * (np.concatenate([rough[None], later[:-3]]) + later[1:-1])
+    )
+    assert last == pytest.approx(action[None]) and age == 1
 
 
 # Errors
@@ -321,6 +332,7 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"noise": 0.0}, "noise"),
     ({"noise": (0.1, 0.2, 0.3)}, "noise"),
     ({"correlation": 1.0}, "correlation"),
+    ({"smoothing": 1.0}, "smoothing"),
 ]
 
 

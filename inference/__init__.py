@@ -23,6 +23,7 @@ from .imitation.interactive import InteractiveResult, Round, constant, dagger, d
 from .imitation.noise import ConfusionNoise, GaussianNoise, Noise
 from .imitation.segmentation import match_labels, segmentation_scores
 from .imitation.structure import GreedyPolicy, Structured, boundary_f1, exact_match
+from .imitation.vmil import VMIL
 from .objectives.enumerated import EnumeratedStates, enumerate_states
 from .objectives.exact import CallStackPosterior, ExactLikelihood
 from .objectives.forward import ChainPosterior, chain_posterior, forward_log_likelihood
@@ -95,6 +96,7 @@ __all__ = [
     "Summary",
     "TargetCopy",
     "Temperature",
+    "VMIL",
     "boundary_f1",
     "chain_posterior",
     "claim_folder",

@@ -30,6 +30,7 @@ from .latent_dynamics import (
     LatentDynamics,
     ObservedDynamics,
     VectorDecoder,
+    VectorEncoder,
     WorldModel,
 )
 from .observation_encoder import ObservationEncoder
@@ -158,6 +159,7 @@ __all__ = [
     "TrajectoryCVAE",
     "UniformPrior",
     "VectorDecoder",
+    "VectorEncoder",
     "WaveNet",
     "WaveNetCache",
     "WaveNetDynamics",

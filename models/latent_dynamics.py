@@ -29,7 +29,16 @@ from .._verify import verify_least, verify_positive
 from .process import Emission, Process, Sequence, at_step, same_tensors
 from .registration import register
 
-__all__ = ["ActionDriven", "Belief", "Driven", "LatentDynamics", "ObservedDynamics", "VectorDecoder", "WorldModel"]
+__all__ = [
+    "ActionDriven",
+    "Belief",
+    "Driven",
+    "LatentDynamics",
+    "ObservedDynamics",
+    "VectorDecoder",
+    "VectorEncoder",
+    "WorldModel",
+]
 
 
 class Driven(NamedTuple):
@@ -296,6 +305,24 @@ class ObservedDynamics(ActionDriven):
         memory = F.pad(before, (0, 0, 1, 0))
         step = torch.arange(steps, device=z.device).expand(rows, steps)
         return Belief(memory, step), torch.ones_like(step, dtype=torch.bool)
+
+
+class VectorEncoder(Saved, nn.Module):
+    """One layer with ELU, of vectors ``[..., O] -> [..., size]``.
+
+    Args:
+        inputs: O.
+        size: units.
+    """
+
+    def __init__(self, inputs: int, size: int = 200):
+        super().__init__()
+        self.size = size
+        self.layers = nn.Sequential(nn.Linear(inputs, size), nn.ELU())
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return the features."""
+        return self.layers(vectors)
 
 
 class VectorDecoder(Saved, nn.Module):

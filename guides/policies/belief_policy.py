@@ -5,6 +5,7 @@ Shapes: B rows, O observation numbers, A action numbers, F feature numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ...models.imagination import Start
-from ...models.latent_dynamics import WorldModel
-from ...models.policies.level import check_box
+from ...models.latent_dynamics import LatentDynamics, ObservedDynamics, VectorDecoder, VectorEncoder, WorldModel
+from ...models.policies.level import check_box, from_box
 from ...models.policies.policy import Acting
-from ...models.readings import Readings
+from ...models.readings import ImageDecoder, ImageEncoder, Readings
+from ...models.spaces import action_size
 from ..filtering import FilteringGuide
 from .action_policy import ActionPolicy
+from .gaussian_policy import GaussianPolicy
 
 __all__ = ["BeliefPolicy"]
 
@@ -60,12 +63,82 @@ class BeliefPolicy(Acting):
         if guide is not None and (guide.process.dynamics is not world.dynamics or not guide.filters):
             raise ValueError("the guide must filter the latents of this world model")
         self.readings, self.observation_space, self.action_space = readings, readings.space, action_space
+        self.box: Any = action_space
         self.world, self.guide, self.actor = world, guide, actor
         for name in ("low", "high"):
-            self.register_buffer(name, torch.as_tensor(getattr(action_space, name)), persistent=False)
+            self.register_buffer(name, torch.as_tensor(getattr(self.box, name)), persistent=False)
 
     low: Tensor
     high: Tensor
+
+    @classmethod
+    def observed(
+        cls,
+        observation_space: Space,
+        action_space: Space,
+        *,
+        hidden: Sequence[int] = (256, 256),
+        members: int = 4,
+    ) -> BeliefPolicy:
+        """Return a policy whose world model is an ensemble over observed vectors: the fast way from vectors.
+
+        Args:
+            observation_space: a Box of floats in one row.
+            action_space: a Box of floats with bounds.
+            hidden: sizes of the hidden layers, of world model and actor.
+            members: of the ensemble.
+
+        Raises:
+            ValueError: for observations that are no vectors.
+        """
+        readings, sizes = Readings(observation_space), action_size(action_space)
+        if not isinstance(observation_space, spaces.Box) or readings.images or len(observation_space.shape) != 1:
+            raise ValueError(f"dynamics are observed of vectors, not of {observation_space}: use latent()")
+        dynamics = ObservedDynamics(observation_space.shape[0], sizes, hidden=tuple(hidden), members=members)
+        actor = GaussianPolicy(dynamics.feature_size, sizes, hidden=hidden)
+        return cls(readings, action_space, WorldModel(dynamics), None, actor)
+
+    @classmethod
+    def latent(
+        cls,
+        observation_space: Space,
+        action_space: Space,
+        *,
+        memory_size: int = 200,
+        latent_size: int = 30,
+        classes: int | None = None,
+        hidden: int = 200,
+        depth: int = 32,
+    ) -> BeliefPolicy:
+        """Return a policy whose world model is a recurrent state-space model, from vectors, images, or both.
+
+        The sizes are those of the paper.
+
+        Args:
+            observation_space: a Box, or a Dict of Boxes: floats in one row, or bytes ``[64, 64, C]``.
+            action_space: a Box of floats with bounds.
+            memory_size: D.
+            latent_size: Z, or the number of one-hot vectors.
+            classes: see `LatentDynamics`.
+            hidden: units of every hidden layer, of world model, guide and actor.
+            depth: channels of the first convolution of an image.
+        """
+        readings, sizes = Readings(observation_space), action_size(action_space)
+        dynamics = LatentDynamics(
+            sizes, memory_size=memory_size, latent_size=latent_size, classes=classes, hidden=hidden
+        )
+        encoders: dict[str, Any] = {}
+        decoders: dict[str, Any] = {}
+        for name, box in readings.vectors.items():
+            encoders[name] = VectorEncoder(box.shape[0], hidden)
+            decoders[name] = VectorDecoder(dynamics.feature_size, box.shape[0], hidden)
+        for name, box in readings.images.items():
+            encoders[name] = ImageEncoder(box.shape[-1], depth)
+            decoders[name] = ImageDecoder(dynamics.feature_size, box.shape[-1], depth)
+        world = WorldModel(dynamics, decoders)
+        guide = FilteringGuide(world, encoders, sum(encoder.size for encoder in encoders.values()), hidden=hidden)
+        actor = GaussianPolicy(dynamics.feature_size, sizes, hidden=(hidden, hidden))
+        return cls(readings, action_space, world, guide, actor)
 
     @property
     def action_size(self) -> int:
@@ -97,11 +170,10 @@ class BeliefPolicy(Acting):
         return Start(self.world.dynamics.transition(state.memory, state.z, normalised), state.z)
 
     @torch.no_grad()
-    def act(self, observation: Any, state: Start, deterministic: bool = False) -> tuple[np.ndarray, Start]:
+    def act(self, observation: Any, state: Start | None, deterministic: bool = False) -> tuple[np.ndarray, Start]:
         """Return a normalised action ``[A]`` at an observation, and the state to go on with."""
         action, following = self.predict(observation, state, deterministic=deterministic)
-        low, high = np.asarray(self.action_space.low), np.asarray(self.action_space.high)  # type: ignore[attr-defined]
-        return (action - low) / ((high - low) / 2) - 1, following
+        return from_box(action, self.box), following
 
     def signature(self) -> str:
         """Return what a checkpoint must share with this policy to fit it."""

@@ -1,0 +1,294 @@
+"""World models and their guides: against a loss by hand, and against the Kalman filter."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.nn import functional
+
+from pyrocontrol.guides import FilteringGuide
+from pyrocontrol.inference import BalancedKL, StepwiseKL_ELBO
+from pyrocontrol.models import (
+    ActionDriven,
+    Driven,
+    LatentDynamics,
+    ObservedDynamics,
+    Sequence,
+    VectorDecoder,
+    VectorEncoder,
+    WorldModel,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+B, T, O, A = 3, 6, 4, 2
+
+
+class Pair(NamedTuple):
+    world: WorldModel
+    guide: FilteringGuide
+    observations: Tensor
+    actions: Tensor
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.world.parameters(), *self.guide.parameters()]
+
+
+def pair(trace: str | None = None, **options: Any) -> Pair:
+    dynamics = LatentDynamics(A, memory_size=7, latent_size=3, hidden=8, **options)
+    world = WorldModel(dynamics, VectorDecoder(dynamics.feature_size, O, hidden=8))
+    guide = FilteringGuide(world, VectorEncoder(O, 5), 5, hidden=8, trace=trace, trace_size=4)
+    return Pair(world, guide, torch.randn(B, T, O), torch.rand(B, T, A) * 2 - 1)
+
+
+def by_hand(given: Pair, prior: float = 1.0, posterior: float = 1.0, free: float = 0.0) -> Tensor:
+    """The loss of a recurrent state-space model, as a loop over its networks, with the noise that `rsample` draws."""
+    world, guide, x, actions = given
+    dynamics: Any = world.dynamics
+    embeddings = guide.embedding_layer(guide.embed(x))
+    h, memories, latents, means, stds = x.new_zeros(B, 7), [], [], [], []
+    for t in range(T):
+        mean, std = guide.process.head(guide.process.memory_layer(h) + embeddings[:, t]).chunk(2, -1)
+        std = functional.softplus(std) + 0.1
+        z = torch.normal(torch.zeros_like(mean), torch.ones_like(std)) * std + mean
+        for values, value in zip((memories, latents, means, stds), (h, z, mean, std), strict=True):
+            values.append(value)
+        h = dynamics.cell(functional.elu(dynamics.inputs(torch.cat([z, actions[:, t]], -1))), h)
+    h, z, mean, std = (torch.stack(values, 1) for values in (memories, latents, means, stds))
+    prior_mean, prior_std = dynamics.head(h).chunk(2, -1)
+    p = dist.Normal(prior_mean, functional.softplus(prior_std) + 0.1)
+    q = dist.Normal(mean, std)
+    held_q, held_p = dist.Normal(mean.detach(), std.detach()), dist.Normal(p.loc.detach(), p.scale.detach())
+    kl = (prior * kl_divergence(held_q, p) + posterior * kl_divergence(q, held_p)).sum(-1)
+    if prior == posterior == 1.0:
+        kl = kl_divergence(q, p).sum(-1)
+    error = world.decoders["observations"].layers(torch.cat([h, z], -1)) - x
+    likelihood = dist.Normal(torch.zeros(()), 1.0).log_prob(error).sum(-1)
+    return torch.maximum(kl.mean(), torch.tensor(free)) * kl.numel() - likelihood.sum()
+
+
+@pytest.mark.parametrize(
+    ("elbo", "options"),
+    [
+        (StepwiseKL_ELBO(), {}),
+        (StepwiseKL_ELBO(kl=BalancedKL(0.8, 0.2)), {"prior": 0.8, "posterior": 0.2}),
+        (StepwiseKL_ELBO(free_nats=0.3), {"free": 0.3}),
+        (StepwiseKL_ELBO(free_nats=30.0), {"free": 30.0}),
+    ],
+    ids=["elbo", "balanced", "few free nats", "many free nats"],
+)
+def test_the_elbo_is_the_loss_by_hand_in_value_and_gradient(elbo: StepwiseKL_ELBO, options: dict[str, float]) -> None:
+    given = pair()
+    torch.manual_seed(1)
+    loss = elbo.differentiable_loss(given.world.model, given.guide, given.observations, given.actions)
+    torch.manual_seed(1)
+    expected = by_hand(given, **options)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(loss, given.parameters, allow_unused=True)
+    wanted = torch.autograd.grad(expected, given.parameters, allow_unused=True)
+    for mine, theirs in zip(found, wanted, strict=True):
+        zero = torch.zeros(())
+        torch.testing.assert_close(
+            zero if mine is None else mine, zero + (0 if theirs is None else theirs), atol=1e-11, rtol=1e-10
+        )
+
+
+def test_model_and_guide_share_one_unrolling(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, calls = pair(), 0
+    transition = LatentDynamics.transition
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return transition(*arguments)
+
+    monkeypatch.setattr(LatentDynamics, "transition", counted)
+    StepwiseKL_ELBO(max_plate_nesting=1).differentiable_loss(
+        given.world.model, given.guide, given.observations, given.actions
+    )
+    assert calls == T
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": 3}], ids=["normal", "one-hot"])
+@pytest.mark.parametrize("trace", [None, "bilstm"], ids=["filtering", "smoothing"])
+def test_every_parameter_learns(options: dict[str, Any], trace: str | None) -> None:
+    given = pair(trace, **options)
+    StepwiseKL_ELBO().differentiable_loss(given.world.model, given.guide, given.observations, given.actions).backward()
+    silent = [name for name, p in given.world.named_parameters() if p.grad is None or not p.grad.any()]
+    silent += [name for name, p in given.guide.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_filtering_looks_back_and_smoothing_ahead() -> None:
+    for trace, blind in ((None, True), ("bilstm", False)):
+        given = pair(trace)
+        changed = given.observations.clone()
+        changed[:, 3:] += 1
+        z = torch.zeros(B, T, 3)
+        one, other = (
+            given.guide.posterior(x, given.actions)._scored(z).conditional.mean for x in (given.observations, changed)
+        )
+        assert torch.equal(one[:, :3], other[:, :3]) == blind
+        assert not torch.equal(one[:, 3:], other[:, 3:])
+
+
+def test_two_guides_of_one_world_train_in_turn() -> None:
+    given = pair()
+    other = FilteringGuide(given.world, VectorEncoder(O, 5), 5, hidden=8)
+    adam = pyro.optim.Adam({"lr": 1e-3})
+    for guide in (given.guide, other, given.guide):
+        pyro.infer.SVI(given.world.model, guide, adam, StepwiseKL_ELBO()).step(given.observations, given.actions)
+
+
+def test_observed_dynamics_score_what_an_unrolling_does() -> None:
+    dynamics = ObservedDynamics(O, A, hidden=(8,), members=2)
+    x, actions = torch.randn(B, T, O), torch.rand(B, T, A)
+    path = Sequence(dynamics, Driven(actions), T)
+    at_once = path.step_log_prob(x)
+    states, live = ActionDriven.unroll(dynamics, x, Driven(actions))
+    step_by_step = dynamics.conditional(states, Driven(actions)).log_prob(x)
+    torch.testing.assert_close(at_once, step_by_step)
+    assert live.all()
+    torch.testing.assert_close(at_once[:, 0], dist.Normal(0.0, 1.0).log_prob(x[:, 0]).sum(-1))
+    # Row b is of member b mod K: another member's weights do not matter to it.
+    with torch.no_grad():
+        for weight in dynamics.weights:
+            weight[1] += 1
+    changed = path.step_log_prob(x)
+    assert torch.equal(changed[[0, 2]], at_once[[0, 2]])
+    assert not torch.equal(changed[1], at_once[1])
+
+
+# -- a linear-Gaussian system, of which all is known ---------------------------------------------------------------
+
+
+class Linear(ActionDriven):
+    """z_t = 0.9 z_{t-1} + 0.5 a_{t-1} + N(0, 0.3), z_0 ~ N(0, 1), seen through x_t = 2 z_t + N(0, 0.5): variances."""
+
+    memory_size, latent_size, action_size = 2, 1, 1
+    event_shape = torch.Size([1])
+
+    def transition(self, memory: Tensor, z: Tensor, action: Tensor) -> Tensor:
+        return torch.cat([0.9 * z + 0.5 * action, torch.ones_like(z)], -1)
+
+    def prior(self, memory: Tensor) -> TorchDistribution:
+        later = memory[..., 1:]
+        return dist.Normal(memory[..., :1], (1 - 0.7 * later).sqrt()).to_event(1)
+
+
+class Seen(nn.Module):
+    def forward(self, features: Tensor) -> TorchDistribution:
+        mean = 2 * features[..., -1:]
+        return dist.Normal(mean, torch.full_like(mean, 0.5).sqrt()).to_event(1)
+
+
+class Given(NamedTuple):
+    actions: Tensor
+    precision: Tensor
+    shift: Tensor
+
+
+class Posterior(ActionDriven):
+    """q(z_t | z_{t-1}, messages): the prior times ``exp(shift z - precision z^2 / 2)``, which a context gives."""
+
+    memory_size, latent_size, action_size = 2, 1, 1
+    event_shape = torch.Size([1])
+
+    def __init__(self, dynamics: Linear):
+        super().__init__()
+        self.dynamics = dynamics
+
+    def transition(self, memory: Tensor, z: Tensor, action: Tensor) -> Tensor:
+        return self.dynamics.transition(memory, z, action)
+
+    def conditional(self, state: Any, context: Given) -> TorchDistribution:
+        p = self.dynamics.prior(state.memory).base_dist
+        step = state.step.clamp(max=T - 1)
+        rows = torch.arange(len(step)).reshape(-1, *(1,) * (step.dim() - 1))
+        precision = 1 / p.scale.square() + context.precision[rows, step]
+        mean = (p.loc / p.scale.square() + context.shift[rows, step]) / precision
+        return dist.Normal(mean, precision.rsqrt()).to_event(1)
+
+
+def messages(x: Tensor, actions: Tensor, ahead: bool) -> Given:
+    """What the observations at t, or those at t and later, say of z_t."""
+    precision, shift = torch.zeros(B, T, 1), torch.zeros(B, T, 1)
+    later_precision = later_shift = torch.zeros(B, 1)
+    for t in reversed(range(T)):
+        precision[:, t], shift[:, t] = 4 / 0.5 + later_precision, 2 * x[:, t] / 0.5 + later_shift
+        if ahead:  # integrate N(z_t; 0.9 z_{t-1} + 0.5 a_{t-1}, 0.3) times the message of z_t
+            before = actions[:, t - 1] if t else torch.zeros(B, 1)
+            weight = 1 / (1 + 0.3 * precision[:, t])
+            later_precision = 0.81 * precision[:, t] * weight
+            later_shift = 0.9 * weight * (shift[:, t] - precision[:, t] * 0.5 * before)
+    return Given(actions, precision, shift)
+
+
+def evidence_of(x: Tensor, actions: Tensor) -> Tensor:
+    """log p(x | a) by the Kalman filter, summed over rows."""
+    mean, variance, total = torch.zeros(B, 1), torch.ones(B, 1), torch.zeros(())
+    for t in range(T):
+        seen = 4 * variance + 0.5
+        total = total + dist.Normal(2 * mean, seen.sqrt()).log_prob(x[:, t]).sum()
+        gain = 2 * variance / seen
+        mean, variance = mean + gain * (x[:, t] - 2 * mean), variance * (1 - 2 * gain)
+        mean, variance = 0.9 * mean + 0.5 * actions[:, t], 0.81 * variance + 0.3
+    return total
+
+
+def test_on_a_linear_system_the_elbo_is_the_kalman_filters_evidence() -> None:
+    world = WorldModel(Linear(), Seen())
+    x, actions = torch.randn(B, T, 1) * 2, torch.randn(B, T, 1)
+
+    def loss(ahead: bool) -> float:
+        def guide(x: Tensor, actions: Tensor) -> None:
+            posterior: Any = Posterior(world.dynamics)  # type: ignore[arg-type]
+            with pyro.plate("batch", B, dim=-1):
+                pyro.sample("latents", Sequence(posterior, messages(x, actions, ahead), T))
+
+        # With the exact posterior the bound is tight, though not each of its samples: the KL is analytic in each step.
+        elbo = StepwiseKL_ELBO(num_particles=1, max_plate_nesting=1)
+        return sum(elbo.loss(world.model, guide, x, actions) for _ in range(400)) / 400
+
+    evidence = float(evidence_of(x, actions))
+    exact, filtering = -loss(ahead=True), -loss(ahead=False)
+    assert exact == pytest.approx(evidence, abs=0.15)
+    assert filtering < evidence - 0.3
+
+
+def test_log_ratios_of_the_exact_posterior_are_the_evidence_in_every_sample() -> None:
+    world = WorldModel(Linear(), Seen())
+    x, actions = torch.randn(B, T, 1) * 2, torch.randn(B, T, 1)
+    posterior: Any = Posterior(world.dynamics)  # type: ignore[arg-type]
+
+    def guide(x: Tensor, actions: Tensor) -> None:
+        with pyro.plate("batch", B, dim=-1):
+            pyro.sample("latents", Sequence(posterior, messages(x, actions, True), T), infer={"analytic_kl": False})
+
+    loss = StepwiseKL_ELBO(max_plate_nesting=1).loss(world.model, guide, x, actions)
+    assert -loss == pytest.approx(float(evidence_of(x, actions)), abs=1e-9)
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="least 1"):
+        LatentDynamics(0)
+    with pytest.raises(ValueError, match="classes"):
+        LatentDynamics(2, classes=1)
+    with pytest.raises(ValueError, match="below most_std"):
+        ObservedDynamics(3, 2, least_std=2.0)
+    with pytest.raises(TypeError, match="ActionDriven"):
+        WorldModel(nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="nothing to infer"):
+        FilteringGuide(WorldModel(ObservedDynamics(3, 2)), VectorEncoder(3, 2), 2)
+    with pytest.raises(ValueError, match="free_nats"):
+        StepwiseKL_ELBO(free_nats=-1.0)
+    with pytest.raises(ValueError, match="prior"):
+        BalancedKL(prior=-1.0)

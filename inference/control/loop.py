@@ -429,7 +429,7 @@ class _Acting(Run):
                 "steps": 0 if over else body.steps,
                 "rewards": 0.0 if over else body.total,
                 "broken": self.broken,
-                "observation": None if over else pytree.tree_map(torch.from_numpy, body.observation),
+                "observation": None if over or self.broken else pytree.tree_map(torch.from_numpy, body.observation),
                 "forgotten": torch.from_numpy(forgotten.copy()).reshape(-1, self.learner.action_size),
                 "returns": self.returns,
             },

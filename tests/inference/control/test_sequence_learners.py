@@ -282,10 +282,11 @@ def test_observations_stay_in_their_space(gives: dict[str, Any], message: str, t
             self.gives = gives if self.taken == 24 else {}
             return super().step(action)
 
+    env = Bad()
     with pytest.raises((ValueError, FloatingPointError), match=rf"{message}\nat step 25, episode \d; .*holds all"):
-        learn(Sequential(), Bad(), steps=40, out=tmp_path, **OPTIONS)
+        learn(Sequential(), env, steps=40, out=tmp_path, **OPTIONS)
     assert checkpoint.read(tmp_path / "checkpoint.pt")["step"] == 24
-    assert learn(Sequential(), Lamp(), steps=40, out=tmp_path, **OPTIONS).step == 40  # in a new episode
+    assert learn(Sequential(), env, steps=40, out=tmp_path, **OPTIONS).step == 40  # in a new episode
 
 
 @pytest.mark.filterwarnings("ignore:an episode of")

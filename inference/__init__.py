@@ -34,7 +34,7 @@ from .objectives.mutual_information import (
     sum_of_parts,
     variational_bound,
 )
-from .objectives.stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
+from .objectives.stepwise import BalancedKL, InexactKLError, StepTerm, StepwiseKL_ELBO
 from .training.checkpoint import load_checkpoint
 from .training.fit import Examples, FitResult, fit
 from .training.restarts import BestFit, fit_best
@@ -43,6 +43,7 @@ from .training.run import RunOptions
 
 __all__ = [
     "Augmented",
+    "BalancedKL",
     "BestFit",
     "CallStackPosterior",
     "ChainPosterior",

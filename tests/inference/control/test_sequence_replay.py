@@ -164,6 +164,21 @@ def test_a_restored_replay_goes_on_to_the_bit(tmp_path: Path, where: str, kept: 
             assert all(torch.equal(*pair) for pair in parts)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_windows_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = SequenceReplay(20, SPACE, 1, 4)
+    there = SequenceReplay(20, SPACE, 1, 4, device="cuda", path=tmp_path / "replay.bin")
+    for replay in (here, there):
+        fill(replay, 0, 61)
+    again = SequenceReplay(20, SPACE, 1, 4, device="cuda", path=tmp_path / "replay.bin")
+    again.restore(there.state())
+    expected = torch.utils._pytree.tree_leaves(every_window(here, monkeypatch))
+    for replay in (there, again):
+        assert replay.sample(3).actions.is_cuda
+        found = torch.utils._pytree.tree_leaves(every_window(replay, monkeypatch))
+        assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected, strict=True))
+
+
 def test_damage_is_found(tmp_path: Path) -> None:
     path = tmp_path / "replay.bin"
     replay = SequenceReplay(20, SPACE, 1, 4, path=path)

@@ -54,7 +54,7 @@ def keep(space: spaces.Space[Any], observation: Any) -> Observation:
     if given.keys() != space.spaces.keys():
         what = [*given] if given else type(observation).__name__
         raise ValueError(f"the observation is {what}, not a dict of {[*space.spaces]}")
-    return {name: _kept(box, given[name], f"observation's {name}") for name, box in space.spaces.items()}
+    return {name: _kept(box, given[name], f"observation's {name!r}") for name, box in space.spaces.items()}
 
 
 def _kept(box: Any, observation: Any, what: str) -> np.ndarray:

@@ -175,6 +175,50 @@ class BeliefPolicy(Acting):
         action, following = self.predict(observation, state, deterministic=deterministic)
         return from_box(action, self.box), following
 
+    @torch.no_grad()
+    def foresee(self, observations: Any, actions: Tensor, seen: int) -> Any:
+        """Return what the world model expects to see, given the first observations and all actions.
+
+        This is open-loop prediction: latents are inferred up to the last observation that is seen, and from there on
+        the likeliest are taken.
+
+        Args:
+            observations: ``[B, T, *shape]``, of the space; of a Dict, by name.
+            actions: ``[B, T, A]``, normalised.
+            seen: how many observations are given.
+
+        Returns:
+            Means of the decoders at steps ``seen`` to T - 1, ``[B, T - seen, ...]``, in the units of `readings`; by
+            name where there are several.
+
+        Raises:
+            ValueError: unless there are observations that are seen and others that are not.
+        """
+        if not 1 <= seen < actions.shape[1]:
+            raise ValueError(
+                f"of {actions.shape[1]} observations, 1 to {actions.shape[1] - 1} can be given, not {seen}"
+            )
+        dynamics, x = self.world.dynamics, self.readings(observations)
+        given = {name: part[:, :seen] for name, part in self.readings.named(x).items()}
+        if self.guide is None:
+            z = given["observations"]
+            memory = self.world.path(actions[:, :seen]).states(z).memory
+        else:
+            path = self.guide.posterior(given, actions[:, :seen])
+            z = path.greedy()
+            memory = path.states(z).memory
+        h, latents, features = memory[:, -1], z[:, -1], []
+        for t in range(seen, actions.shape[1]):
+            h = dynamics.transition(h, latents, actions[:, t - 1])
+            latents = dynamics.prior(h).mode
+            features.append(dynamics.features(h, latents))
+        stacked = torch.stack(features, 1)
+        if self.guide is None:
+            return stacked
+        decoders: Any = self.world.decoders
+        found = {name: decoder.mean(stacked) for name, decoder in decoders.items()}
+        return found if isinstance(self.observation_space, spaces.Dict) else found["observations"]
+
     def signature(self) -> str:
         """Return what a checkpoint must share with this policy to fit it."""
         dynamics = self.world.dynamics

@@ -12,6 +12,7 @@ from .control.soft_control import SoftActorCritic, SoftLearner, SoftOptions
 from .control.soft_q_learning import SoftQLearning
 from .control.stagewise import StagewiseResult, train_stagewise, train_stagewise_together
 from .control.temperature import Temperature
+from .imitation.adversarial import DAC, SQIL
 from .imitation.augmentation import Augmented, compose, jitter, shifted
 from .imitation.density import CoupledRandomNetworks
 from .imitation.discriminator import Discriminator
@@ -51,6 +52,7 @@ __all__ = [
     "ConfusionNoise",
     "CoupledRandomNetworks",
     "Critics",
+    "DAC",
     "Discriminator",
     "EnumeratedStates",
     "Evidence",
@@ -77,6 +79,7 @@ __all__ = [
     "Round",
     "RunOptions",
     "Score",
+    "SQIL",
     "SeedBatch",
     "SoftActorCritic",
     "SoftLearner",

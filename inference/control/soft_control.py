@@ -130,14 +130,15 @@ class SoftLearner(Saved, nn.Module):
         self.value_range, self.fixed_latent, self.capture = value_range, fixed_latent, capture
         self.move = TargetCopy(smoothing, target_every)
         dtype = next(self.policy.parameters()).dtype
-        self.critics = Critics(observation_size, action_size, hidden, self.critic_count, coordinates).to(dtype)
+        self.critics = self.make_critics(hidden, coordinates).to(dtype)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.target.coordinates = coordinates  # of the prior itself, not of a copy
         self._captured: CapturedStep | None = None
         self.latent: Tensor | None = None
         #: Updates so far.
         self.updates = 0
-        self.learnt: tuple[nn.Parameter, ...] = (*self.policy.parameters(), *self.critics.parameters())
+        both = (*self.policy.parameters(), *self.critics.parameters())
+        self.learnt: tuple[nn.Parameter, ...] = tuple(dict.fromkeys(both))  # some may be of both
         self._settings = {
             "prior": described(prior),
             "hidden": self.critics.hidden,
@@ -151,6 +152,10 @@ class SoftLearner(Saved, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_captured": None}  # a graph of where the tensors are
+
+    def make_critics(self, hidden: Sequence[int], coordinates: Callable[[Tensor], Tensor] | None) -> Critics:
+        """Return the critics, which a subclass may make in another way."""
+        return Critics(self.observation_size, self.action_size, hidden, self.critic_count, coordinates)
 
     def learn_also(self, *others: nn.Parameter | nn.Module, **settings: Any) -> None:
         """Learn more than policy and critics, and make the optimiser of it all.

@@ -8,9 +8,8 @@ Shapes: B batch, O observation numbers, A action numbers, X evidence inputs, N d
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
-import numpy as np
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from ...envs.data.demonstrations import Demonstrations
 from ...models.optimality import ActionGuide
 from ...models.policies.level import check_box, from_box
 from ...models.spaces import observation_size
+from ..control.drq import DrQ
+from ..control.observed import fits
 from ..control.policy_gradient import PolicyGradient
 from ..control.replay import ReplayBatch
 from ..control.soft_control import SoftActorCritic, SoftOptions
@@ -27,9 +28,27 @@ from ..control.temperature import Temperature
 from .discriminator import Discriminator
 from .evidence import Evidence
 
-__all__ = ["DAC", "SQIL", "DemonstratedActorCritic"]
+__all__ = ["DAC", "SQIL", "DemonstratedActorCritic", "SQILDrQ"]
 
 Inputs = Literal["sa", "ss", "sas"]
+
+
+class Steps(NamedTuple):
+    """Demonstrated steps, every observation once.
+
+    Attributes:
+        observations: of all traces, one after the other.
+        places: where among them the one before each step is ``[N]``; the one after it follows.
+        starts: where its trace starts ``[N]``.
+        actions: ``[N, A]``, normalised.
+        terminated: ``[N]``.
+    """
+
+    observations: Tensor
+    places: Tensor
+    starts: Tensor
+    actions: Tensor
+    terminated: Tensor
 
 
 class DemonstratedActorCritic(SoftActorCritic):
@@ -73,15 +92,26 @@ class DemonstratedActorCritic(SoftActorCritic):
         self.expert_share = float(expert_share)
         self.action_space = demonstrations.action_space
         demonstrations = demonstrations.read()
-        for name, values in _transitions(demonstrations, self.log_alpha.dtype)._asdict().items():
-            self.register_buffer(f"expert_{name}", values, persistent=False)  # goes where the learner goes
         self._settings |= {"expert_share": self.expert_share, "demonstrations": demonstrations.fingerprint()}
+        for name, values in self.steps_of(demonstrations)._asdict().items():
+            self.register_buffer(f"expert_{name}", values, persistent=False)  # goes where the learner goes
+
+    def steps_of(self, demonstrations: Demonstrations) -> Steps:
+        """Return what is kept of demonstrations."""
+        steps = _steps(demonstrations, self.log_alpha.dtype)
+        return steps._replace(observations=steps.observations.to(self.log_alpha.dtype))
 
     def demonstrated(self, count: int) -> ReplayBatch:
         """Return ``count`` demonstrated steps, drawn with replacement; their rewards are 0."""
-        rows = self.get_buffer("expert_rewards")
-        places = torch.randint(len(rows), (count,), device=rows.device)
-        return ReplayBatch(*(self.get_buffer(f"expert_{name}")[places] for name in ReplayBatch._fields))
+        held = Steps(*map(self.get_buffer, (f"expert_{name}" for name in Steps._fields)))
+        drawn = torch.randint(len(held.actions), (count,), device=held.actions.device)
+        places, starts, actions, terminated = (part[drawn] for part in held[1:])
+        before, after = (self.seen_at(held.observations, at, starts) for at in (places, places + 1))
+        return ReplayBatch(before, actions, torch.zeros_like(terminated), after, terminated)
+
+    def seen_at(self, observations: Tensor, places: Tensor, starts: Tensor) -> Tensor:
+        """Return what is seen at places among all observations, in traces that start at others."""
+        return observations[places]
 
     def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """Replace a share of the agent's transitions ``[B]`` by demonstrated ones, all rewards by learnt ones; learn.
@@ -236,6 +266,45 @@ class SQIL(DemonstratedActorCritic):
         return rewards
 
 
+class SQILDrQ(DrQ, SQIL):  # type: ignore[misc]  # whose update takes windows, and gives transitions to SQIL's
+    """`SQIL` from images, by `DrQ`: VMIL's model-free baseline.
+
+    The demonstrations are of single images, as the environment gives them. The paper's settings: 84 x 84 pixels, 3
+    frames, shifts of 4 pixels, batches of 128, ``lr=1e-3``, ``hidden=(1024, 1024)``.
+
+    Args:
+        policy: an `ImagePolicy`.
+        demonstrations: of the same environment, images of the same shape as bytes.
+        expert_share, temperature, gradient, **options: see `SQIL`.
+
+    Raises:
+        TypeError: as `SQIL`, and if the policy is no `ImagePolicy`.
+        ValueError: as `SQIL`, and for demonstrations of other images.
+    """
+
+    def steps_of(self, demonstrations: Demonstrations) -> Steps:
+        """Return what is kept of demonstrations: their images as bytes.
+
+        Raises:
+            ValueError: for images of another shape, or no images.
+        """
+        seen, wanted = demonstrations.observation_space, self.observation_space
+        if not fits(wanted, seen):
+            raise ValueError(f"the demonstrations are of {seen}, the policy's images of {wanted}")
+        if (acted := demonstrations.action_space) != self.policy.action_space:
+            raise ValueError(
+                f"the actions of the demonstrations are in {acted}, the policy's in {self.policy.action_space}"
+            )
+        return _steps(demonstrations, self.log_alpha.dtype)
+
+    def seen_at(self, observations: Tensor, places: Tensor, starts: Tensor) -> Tensor:
+        """Return the last F images ``[B, F, H, W, C]``; a trace's first one stands for those before it."""
+        back = torch.arange(1 - self.policy.frames, 1, device=places.device)
+        return observations[(places.unsqueeze(1) + back).maximum(starts.unsqueeze(1))].unflatten(
+            -1, self.observation_space.shape
+        )
+
+
 def _verify_demonstrations(demonstrations: Any, policy: Any) -> None:
     """Refuse what a policy cannot learn from; a policy that is none is refused later."""
     if not isinstance(demonstrations, Demonstrations):
@@ -253,17 +322,17 @@ def _verify_demonstrations(demonstrations: Any, policy: Any) -> None:
         raise ValueError(f"the {type(policy).__name__} acts with any real numbers, demonstrations have bounds")
 
 
-def _transitions(demonstrations: Demonstrations, dtype: torch.dtype) -> ReplayBatch:
-    """All steps of demonstrations, ``[N]``, without rewards."""
-    taken = demonstrations.mask[:, 1:]
-    observations, space = demonstrations.observations.to(dtype), demonstrations.action_space
+def _steps(demonstrations: Demonstrations, dtype: torch.dtype) -> Steps:
+    """All steps of demonstrations, observations as they are."""
+    seen, taken = demonstrations.mask, demonstrations.mask[:, 1:]
+    numbers = (seen.flatten().cumsum(0) - 1).view(seen.shape)
     ended = torch.zeros_like(taken, dtype=dtype)
     ended[torch.arange(len(ended)), demonstrations.lengths - 2] = demonstrations.terminated.to(dtype)
-    actions: np.ndarray = from_box(demonstrations.actions[:, :-1][taken].cpu().numpy(), space)  # type: ignore[arg-type]
-    return ReplayBatch(
-        observations[:, :-1][taken],
-        torch.as_tensor(actions.clip(-1, 1)).to(observations),
-        torch.zeros_like(ended[taken]),
-        observations[:, 1:][taken],
+    actions = from_box(demonstrations.actions[:, :-1][taken].cpu().numpy(), demonstrations.action_space)  # type: ignore[arg-type]
+    return Steps(
+        demonstrations.observations[seen],
+        numbers[:, :-1][taken],
+        numbers[:, :1].expand_as(taken)[taken],
+        torch.as_tensor(actions.clip(-1, 1)).to(ended),
         ended[taken],
     )

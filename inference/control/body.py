@@ -49,12 +49,8 @@ class Body(Episodes):
         for name in ("action_size",) if space is not None else ("observation_size", "action_size", "squash"):
             if not hasattr(actor, name):
                 raise TypeError(f"a {kind} is no policy that acts with normalised actions: no {name}")
-        seen, acted, size, squash = (
-            env.observation_space,
-            env.action_space,
-            actor.action_size,
-            bool(getattr(actor, "squash", True)),
-        )
+        seen, acted, size = env.observation_space, env.action_space, actor.action_size
+        squash = bool(getattr(actor, "squash", True))
         weights = actor.parameters() if isinstance(actor, nn.Module) else ()
         dtype = next((weight.dtype for weight in weights), torch.float32)
         self.precision = torch.empty((), dtype=dtype).numpy().dtype

@@ -63,18 +63,22 @@ def evaluation(
         raise ValueError("the function must make a new environment at every call: episodes run side by side")
     if predicts:
         as_controller(policy, bodies[0].env)  # refuses an environment that it cannot act in
-    run = _predict if predicts else _act
 
     def evaluate(_step: int) -> dict[str, float]:
         rewards, length = 0.0, 0
         elsewhere = isinstance(policy, nn.Module) and any(weight.is_cuda for weight in policy.parameters())
         acting = copy.deepcopy(policy).cpu() if elsewhere else policy
+        controller = as_controller(acting, bodies[0].env) if predicts else None
         torch.manual_seed(seed)
         for first in range(0, episodes, len(bodies)):
             group = bodies[: episodes - first]
             for own, each in zip(seeds[first:], group, strict=False):
+                each.controller, each.deterministic = controller, deterministic
                 each.begin(own)
-            run(acting, group, deterministic)
+            if controller is None:
+                _act(acting, group, deterministic)
+            else:
+                _predict(controller, group, deterministic)
             rewards += sum(each.total for each in group)
             length += sum(each.steps for each in group)
         return {"return": rewards / episodes, "length": length / episodes}
@@ -83,7 +87,7 @@ def evaluation(
     return evaluate
 
 
-def _act(policy: Any, bodies: list[Any], deterministic: bool) -> None:
+def _act(policy: Any, bodies: list[Episodes], deterministic: bool) -> None:
     """Run episodes to their ends, side by side, by normalised actions."""
     while running := [body for body in bodies if not body.over]:
         actions = policy.act(np.stack([body.observation for body in running]), deterministic)
@@ -91,16 +95,12 @@ def _act(policy: Any, bodies: list[Any], deterministic: bool) -> None:
             body.step(action)
 
 
-def _predict(policy: Any, bodies: list[Any], deterministic: bool) -> None:
+def _predict(controller: Any, bodies: list[Episodes], deterministic: bool) -> None:
     """Run episodes to their ends, side by side unless each begins with a state of its own, by a controller."""
-    controller: Any = as_controller(policy, bodies[0].env)
     if len(bodies) == 1 or callable(getattr(controller, "initial_state", None)):
         for body in bodies:
-            body.controller, body.deterministic = controller, deterministic
-            if callable(initial := getattr(controller, "initial_state", None)):
-                body.state = initial(body.info)
-            while not body.over:
-                body.step(body.act())
+            for _ in body:
+                pass
         return
     state, start = None, np.ones(len(bodies), bool)
     while not all(body.over for body in bodies):  # those that are over stay in the batch, and take no step

@@ -99,8 +99,8 @@ class LearnOptions(RunOptions, total=False):
         steps: environment steps to train up to, counting those before a resume (200,000).
         batch_size: transitions, or sequences, in a batch (128).
         replay: greatest number of transitions, or observations, to learn from (1,000,000).
-        start: steps before the first update; with no more steps than that, nothing is learnt, and a warning given
-            (1000).
+        start: steps before the first update; with no more steps than that, nothing is learnt, and a warning given.
+            Where sequences are learnt from, one has to be there by then (1000).
         updates_per_step: of the learner; 0.2 is one every five steps (1).
     """
 

@@ -110,9 +110,9 @@ class Replay(Ring):
         if self.total > self.capacity:
             indices += self.total - count
             indices %= len(self._rows)
-        return self.batch(self._drawn.index_select(0, indices))
+        return self._batch(self._drawn.index_select(0, indices))
 
-    def batch(self, rows: Tensor) -> ReplayBatch:
+    def _batch(self, rows: Tensor) -> ReplayBatch:
         """Return rows ``[B, width]`` as transitions."""
         observations, actions, next_observations, rewards, terminated = self._split(rows)
         return ReplayBatch(observations, actions, rewards, next_observations, terminated)

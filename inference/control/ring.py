@@ -52,7 +52,7 @@ class Ring:
     counted at the checkpoint as they were; :meth:`restore` goes back to it whenever the process ended. It reads all of
     these rows once, and compares them with checksums that were made when they were added.
 
-    A kind of replay has ``add`` and ``sample``, and says in :meth:`batch` what it makes of rows.
+    A kind of replay has ``add`` and ``sample``, and says in ``_batch`` what it makes of rows.
 
     Args:
         capacity: greatest number of rows that count.
@@ -200,7 +200,7 @@ class Ring:
 
     # What draws them
 
-    def batch(self, rows: Tensor) -> Any:
+    def _batch(self, rows: Tensor) -> Any:
         """Return what a replay makes of rows ``[N, width]``."""
         raise NotImplementedError
 
@@ -220,7 +220,7 @@ class Ring:
 
     def oldest(self) -> Any:
         """Return the row that gives way next, on the CPU, a batch of one."""
-        return self.batch(self._source[[(self.total - len(self)) % len(self._rows)]])
+        return self._batch(self._source[[(self.total - len(self)) % len(self._rows)]])
 
     def latest(self, count: int) -> Any:
         """Return the last ``count`` rows, oldest first, on the CPU.
@@ -230,7 +230,7 @@ class Ring:
         """
         if not 0 <= count <= len(self):
             raise ValueError(f"the replay holds {len(self)} {self.rows_are}, not {count}")
-        return self.batch(self._source[np.arange(self.total - count, self.total) % len(self._rows)])
+        return self._batch(self._source[np.arange(self.total - count, self.total) % len(self._rows)])
 
     # What outlives the process
 

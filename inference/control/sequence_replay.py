@@ -189,10 +189,10 @@ class SequenceReplay(Ring):
         drawn = torch.randint(self.windows, (batch_size,), generator=self.generator, device=self.device)
         starts = self._start_drawn[(drawn + self._gone) % len(self._starts)]
         rows = (starts.unsqueeze(1) + self._within) % len(self._rows)
-        batch = self.batch(self._drawn.index_select(0, rows.flatten()))
+        batch = self._batch(self._drawn.index_select(0, rows.flatten()))
         return pytree.tree_map(lambda part: part.unflatten(0, rows.shape), batch)
 
-    def batch(self, rows: Tensor) -> SequenceBatch:
+    def _batch(self, rows: Tensor) -> SequenceBatch:
         """Return rows ``[N, width]``, one after another, as one sequence ``[N, ...]``."""
         *seen, actions, rewards, terminated, first = self._split(rows)
         names = [*boxes_of(self.observation_space)]

@@ -204,6 +204,29 @@ def test_a_controller_is_evaluated_with_a_state_for_each_episode(space: Any) -> 
     assert evaluation(agent, Lamp(space), episodes=3)(0) == pytest.approx(found)
 
 
+def test_a_controller_may_be_told_how_an_episode_begins() -> None:
+    class Told:
+        """Counts its steps from what the reset tells."""
+
+        def initial_state(self, info: dict[str, Any]) -> int:
+            return int(info["at"])
+
+        def predict(self, observation: Any, state: Any = None, *_: Any) -> Any:
+            counted.append(state)
+            return np.array([0.0]), state + 1
+
+    class Telling(Lamp):
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[Any, dict[str, Any]]:
+            return super().reset(seed=seed)[0], {"at": seed}
+
+    for env in (Telling(), Telling):
+        counted: list[int] = []
+        evaluation(Told(), env, episodes=2, seed=100)(0)  # type: ignore[arg-type]
+        assert counted == [*range(100, 112), *range(101, 113)]
+
+
 @pytest.mark.parametrize(("rate", "at"), [(0.2, [25, 30]), (0.7, [22, 23, 25, 26, 28, 29, 30, 32, 33]), (1.5, None)])
 def test_updates_every_few_steps(rate: float, at: list[int] | None, tmp_path: Path) -> None:
     """Of 13 steps after the start each brings its share; a run that goes on counts on."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from pyrocontrol._limits import available_memory
 from pyrocontrol.inference import SequenceBatch, SequenceReplay
 from pyrocontrol.inference.control import ring
 
@@ -163,6 +164,21 @@ def test_a_restored_replay_goes_on_to_the_bit(tmp_path: Path, where: str, kept: 
             assert all(torch.equal(*pair) for pair in parts)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_windows_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = SequenceReplay(20, SPACE, 1, 4)
+    there = SequenceReplay(20, SPACE, 1, 4, device="cuda", path=tmp_path / "replay.bin")
+    for replay in (here, there):
+        fill(replay, 0, 61)
+    again = SequenceReplay(20, SPACE, 1, 4, device="cuda", path=tmp_path / "replay.bin")
+    again.restore(there.state())
+    expected = torch.utils._pytree.tree_leaves(every_window(here, monkeypatch))
+    for replay in (there, again):
+        assert replay.sample(3).actions.is_cuda
+        found = torch.utils._pytree.tree_leaves(every_window(replay, monkeypatch))
+        assert all(torch.equal(one.cpu(), other) for one, other in zip(found, expected, strict=True))
+
+
 def test_damage_is_found(tmp_path: Path) -> None:
     path = tmp_path / "replay.bin"
     replay = SequenceReplay(20, SPACE, 1, 4, path=path)
@@ -190,6 +206,16 @@ def test_more_than_memory_is_refused_and_goes_to_a_file(tmp_path: Path, monkeypa
     replay = SequenceReplay(2000, SPACE, 1, 4, path=tmp_path / "replay.bin")
     fill(replay, 0, 10)
     assert len(replay.sample(3).actions) == 3
+
+
+def test_memory_that_is_left_is_what_linux_says_within_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    4 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self: files[str(self)] if str(self) in files else open("/nowhere"))
+    assert available_memory() == 4096
+    files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = "4000\n"
+    assert available_memory() == 4000
+    files.clear()
+    assert available_memory() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot set room aside")

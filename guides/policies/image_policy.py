@@ -15,6 +15,7 @@ from gymnasium import spaces
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ..._saved import Saved
 from ..._verify import verify_least
 from ...models.policies.level import check_box
 from ...models.policies.policy import Acting
@@ -37,7 +38,7 @@ class Frames(NamedTuple):
     seen: Tensor
 
 
-class Convolutions(nn.Module):
+class Convolutions(Saved, nn.Module):
     """Four convolutions of 3 x 3, the first of which takes every other pixel, each with a ReLU: ``[..., size]``.
 
     Args:

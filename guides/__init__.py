@@ -9,6 +9,7 @@ from .policies.belief_policy import BeliefPolicy
 from .policies.flow_policy import FlowPolicy
 from .policies.gaussian_policy import GaussianPolicy, MixturePolicy
 from .policies.hierarchy import Hierarchy, HierarchyState
+from .policies.image_policy import ImagePolicy
 from .policies.zuko_policy import ZukoPolicy
 from .trajectory import TrajectoryEncoder, TrajectoryGuide
 
@@ -25,6 +26,7 @@ __all__ = [
     "GaussianPolicy",
     "Hierarchy",
     "HierarchyState",
+    "ImagePolicy",
     "LSTMEncoder",
     "LatentPolicy",
     "MLPEncoder",

@@ -2,6 +2,7 @@
 
 from .._verify import claim_folder, verify_device, verify_folder
 from .control.critics import Critics, TargetCopy
+from .control.drq import DrQ
 from .control.evaluation import evaluation
 from .control.first_form import FirstSoftActorCritic
 from .control.loop import Learner, LearnOptions, LearnResult, learn, learn_together
@@ -14,6 +15,7 @@ from .control.soft_control import SoftActorCritic, SoftLearner, SoftOptions
 from .control.soft_q_learning import SoftQLearning
 from .control.stagewise import StagewiseResult, train_stagewise, train_stagewise_together
 from .control.temperature import Temperature
+from .imitation.adversarial import DAC, SQIL, SQILDrQ
 from .imitation.augmentation import Augmented, compose, jitter, shifted
 from .imitation.density import CoupledRandomNetworks
 from .imitation.discriminator import Discriminator
@@ -55,7 +57,9 @@ __all__ = [
     "ConfusionNoise",
     "CoupledRandomNetworks",
     "Critics",
+    "DAC",
     "Discriminator",
+    "DrQ",
     "EnumeratedStates",
     "Evidence",
     "ExactLikelihood",
@@ -82,6 +86,8 @@ __all__ = [
     "Round",
     "RunOptions",
     "Score",
+    "SQIL",
+    "SQILDrQ",
     "SeedBatch",
     "SequenceBatch",
     "SequenceReplay",

@@ -35,17 +35,28 @@ from pyrocontrol import guides as g
 from pyrocontrol import models as m
 from pyrocontrol._saved import Saved, _kinds
 from pyrocontrol.envs import bubble_sort
+from pyrocontrol.guides.policies.image_policy import Convolutions
 from pyrocontrol.inference import (
+    DAC,
+    SQIL,
+    Annealed,
+    CoupledRandomNetworks,
+    Discriminator,
+    DrQ,
     FirstSoftActorCritic,
     Pathwise,
     ReplayBatch,
     Score,
+    SequenceBatch,
     SoftActorCritic,
     SoftQLearning,
+    SQILDrQ,
     StepwiseKL_ELBO,
     Temperature,
 )
 from pyrocontrol.inference.control.critics import Critics
+from pyrocontrol.inference.control.drq import ImageCritics
+from pyrocontrol.inference.training.optimized import Optimized
 from pyrocontrol.models.dynamics import _Components
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
@@ -147,6 +158,46 @@ def learner(kind: Any = SoftActorCritic, policy: Any = None, **options: Any) -> 
     made = kind(policy, 3, 2, hidden=(4,), **options)
     made.update(transitions(made))
     return made
+
+
+def imitator(kind: Any, **options: Any) -> Any:
+    made = kind(g.FlowPolicy(3, 2, hidden=(4,)), demonstrations(), hidden=(4,), **options)
+    made.update(transitions(made))
+    return made
+
+
+def of_images(kind: Any, *given: Any) -> Any:
+    policy = g.ImagePolicy(PHOTO, BOX, frames=2, depth=2, features=3, hidden=(4,))
+    made = kind(policy, *given, hidden=(4,))
+    made.update(windows())
+    return made
+
+
+def windows() -> SequenceBatch:
+    made = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (4, 3, *PHOTO.shape), generator=made, dtype=torch.uint8)
+    rewards = torch.rand(4, 3, generator=made)
+    return SequenceBatch(images, torch.rand(4, 3, 2, generator=made), rewards, rewards > 2, 0 * rewards)
+
+
+def aside(name: str) -> dict[str, Any]:
+    """What no file of a learner holds."""
+    shown = {"adversary": VECTOR, "SQIL": VECTOR, "SQIL from images": PHOTO}
+    return {"demonstrations": demonstrations(shown[name])} if name in shown else {}
+
+
+def watching(thing: Any) -> Any:
+    """Updates of a copy, and what it does then."""
+    copied = copy.deepcopy(thing)
+    image = np.zeros(PHOTO.shape, np.uint8)
+    return [copied.update(windows()), *(torch.as_tensor(copied.act(image)) for _ in range(2))]
+
+
+def judging(thing: Any) -> Any:
+    """Updates of a copy, and rewards."""
+    copied = copy.deepcopy(thing)
+    rows = numbers(thing, 4, 3)
+    return [copied.update(rows, 2 * rows), copied.update(rows, rows + 1), copied.reward(rows)]
 
 
 def transitions(thing: Any) -> Any:
@@ -258,6 +309,7 @@ def squashed() -> m.Head:
 CHOICE = spaces.Discrete(2, start=1)
 FIVE = spaces.Box(-1, 1, (5,), np.float32)
 IMAGE = spaces.Box(0, 255, (8, 8), np.uint8)
+PHOTO = spaces.Box(0, 255, (16, 16, 1), np.uint8)
 LIT = spaces.Box(np.float32([1, 0, 0, 0]), np.float32([1, 0, 0, 0]))
 
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -326,16 +378,31 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "pathwise": (lambda: Pathwise(2), lambda thing: torch.tensor(thing.draws)),
     "score": (lambda: Score(), lambda thing: torch.tensor(thing.draws)),
     "q-learning": (lambda: learner(SoftQLearning, particles=4), learning),
+    "critics of images": (
+        lambda: ImageCritics(Convolutions((16, 16, 1), 2, 2), 3, 2, (4,)),
+        called((4, 2, 16, 16, 1), (4, 2)),
+    ),
+    "convolutions": (lambda: Convolutions((16, 16, 1), frames=2, depth=2), called((4, 2, 16, 16, 1))),
+    "policy of images": (lambda: g.ImagePolicy(PHOTO, BOX, depth=2, features=3, hidden=(4,)), acting(PHOTO)),
+    "from images": (lambda: of_images(DrQ, 256, 2), watching),
+    # from demonstrations
+    "annealed": (lambda: Annealed(0.3, 0.0, 5), lambda thing: torch.tensor(thing(2))),
+    "discriminator": (lambda: Discriminator(3, hidden=(4,), noise=Annealed(0.3, 0, 5), spectral_norm=True), judging),
+    "random networks": (lambda: CoupledRandomNetworks(3, hidden=(4,), embedding=2).double(), judging),
+    "adversary": (lambda: imitator(DAC, evidence=CoupledRandomNetworks(5, hidden=(4,)), inputs="sa"), learning),
+    "SQIL": (lambda: imitator(SQIL), learning),
+    "SQIL from images": (lambda: of_images(SQILDrQ, demonstrations(PHOTO)), watching),
 }
 ABSTRACT = (
-    "Acting ActionPolicy DirectPolicy Dynamics Head LatentPolicy Memory Policy Process SoftLearner TraceEncoder _Prior"
+    "Acting ActionPolicy DemonstratedActorCritic DirectPolicy Dynamics Head LatentPolicy LearntEvidence Memory "
+    "Optimized Policy Process SoftLearner TraceEncoder _Prior"
 )
 
 
 def outputs(name: str, thing: Any) -> Any:
     torch.manual_seed(0)
     np.random.seed(0)
-    with torch.set_grad_enabled(isinstance(thing, SoftActorCritic | SoftQLearning)):
+    with torch.set_grad_enabled(isinstance(thing, Optimized)):
         return CASES[name][1](thing)
 
 
@@ -346,7 +413,7 @@ def serve(folder: str) -> None:
     for name in CASES:
         if (path := Path(folder) / f"{name}.pt").exists():
             torch.manual_seed(7)  # not that of the weights
-            found[name] = outputs(name, pc.load(path))
+            found[name] = outputs(name, pc.load(path, **aside(name)))
     torch.save(found, Path(folder) / "outputs.pt")
 
 
@@ -364,7 +431,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
             things[name] = make()
         except pytest.skip.Exception:
             continue
-        things[name].save(folder / f"{name}.pt")
+        things[name].save(folder / f"{name}.pt", without=aside(name))
         here[name] = outputs(name, things[name])
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", f"import test_saved; test_saved.serve({str(folder)!r})"]

@@ -45,6 +45,8 @@ class Learner(Protocol):
     - ``observation_space`` says what it takes in place of vectors, a Box of any shape and dtype or a Dict of Boxes:
       :meth:`act` gets an array in that dtype, or a dict of arrays. Nothing but parameters is then read of its policy,
       and actions are normalised unless the learner has ``squash = False``.
+    - ``action_space``, of the learner or its policy, says in which bounds demonstrations or other environments had
+      their actions: those of the environment must be the same.
     - ``make_replay(capacity, **options)`` returns what it learns from, with the `ReplayOptions` that it is given::
 
         def make_replay(self, capacity, **options):
@@ -331,6 +333,9 @@ class _Acting(Run):
     ) -> None:
         _verify_learner(learner)
         self.body = Body(env, learner if hasattr(learner, "observation_space") else learner.policy)
+        for each in (learner, learner.policy):
+            if (acted := getattr(each, "action_space", env.action_space)) != env.action_space:
+                raise ValueError(f"the {type(each).__name__} acts in {acted}, the environment in {env.action_space}")
         if env.unwrapped in getattr(evaluate, "bodies", ()):
             raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
         own = {"seed": seed, "env": environment_of(env), "frozen": checkpoint.frozen(learner.policy)}

@@ -62,8 +62,10 @@ class SeedBatch(nn.Module):
                 raise TypeError(f"a {type(learner).__name__} cannot be stacked: it is no SoftLearner")
             if isinstance(getattr(learner, "gradient", None), ByELBO):
                 raise TypeError("a learner with an elbo takes its step through Pyro, alone: it cannot be stacked")
-            if type(learner).step is not SoftLearner.step:
-                raise TypeError(f"the {type(learner).__name__} has a step of its own, which a batch would pass over")
+            for name in ("step", "update"):
+                if getattr(type(learner), name) is not getattr(SoftLearner, name):
+                    kind = type(learner).__name__
+                    raise TypeError(f"the {kind} has its own {name}, which a batch would pass over")
         tensors = [_named(learner) for learner in learners]
         if len({id(tensor) for named in tensors for tensor in named.values()}) < sum(map(len, tensors)):
             raise ValueError("the same learner is in the batch twice, or two share a policy or other weights")

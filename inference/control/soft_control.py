@@ -19,10 +19,10 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from ..._saved import Saved
 from ..._verify import verify_positive
 from ...models.optimality import ActionGuide, ActionPrior
 from ..training.checkpoint import described
+from ..training.optimized import Optimized
 from .captured import CapturedStep
 from .critics import Critics, TargetCopy
 from .policy_gradient import ByELBO, Estimate, PolicyGradient, Score, policy_gradient
@@ -69,7 +69,7 @@ class SoftOptions(TypedDict, total=False):
     capture: bool
 
 
-class SoftLearner(Saved, nn.Module):
+class SoftLearner(Optimized):
     """What maximum-entropy learners share: a policy that acts, critics, target critics, one optimiser.
 
     Its ``state_dict`` is all of it, the optimiser's state and the number of updates included. A kind of learner calls
@@ -130,14 +130,13 @@ class SoftLearner(Saved, nn.Module):
         self.value_range, self.fixed_latent, self.capture = value_range, fixed_latent, capture
         self.move = TargetCopy(smoothing, target_every)
         dtype = next(self.policy.parameters()).dtype
-        self.critics = Critics(observation_size, action_size, hidden, self.critic_count, coordinates).to(dtype)
+        self.critics = self.make_critics(hidden, coordinates).to(dtype)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.target.coordinates = coordinates  # of the prior itself, not of a copy
         self._captured: CapturedStep | None = None
         self.latent: Tensor | None = None
-        #: Updates so far.
-        self.updates = 0
-        self.learnt: tuple[nn.Parameter, ...] = (*self.policy.parameters(), *self.critics.parameters())
+        both = (*self.policy.parameters(), *self.critics.parameters())
+        self.learnt: tuple[nn.Parameter, ...] = tuple(dict.fromkeys(both))  # some may be of both
         self._settings = {
             "prior": described(prior),
             "hidden": self.critics.hidden,
@@ -151,6 +150,10 @@ class SoftLearner(Saved, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_captured": None}  # a graph of where the tensors are
+
+    def make_critics(self, hidden: Sequence[int], coordinates: Callable[[Tensor], Tensor] | None) -> Critics:
+        """Return the critics, which a subclass may make in another way."""
+        return Critics(self.observation_size, self.action_size, hidden, self.critic_count, coordinates)
 
     def learn_also(self, *others: nn.Parameter | nn.Module, **settings: Any) -> None:
         """Learn more than policy and critics, and make the optimiser of it all.
@@ -243,22 +246,14 @@ class SoftLearner(Saved, nn.Module):
         settings = ", ".join(f"{name}={value}" for name, value in (self._settings | bounds).items())
         return f"{type(self).__name__}({self.policy.signature()}, {settings})"
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the state that is in no tensor of the modules."""
-        return {"updates": self.updates, "optimizer": self.optimizer.state_dict()}
-
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go back to a state of :meth:`get_extra_state`, sharing nothing with it."""
         self._captured = None
-        self.updates = int(state["updates"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        super().set_extra_state(state)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._captured = None  # parameters move to another device
-        super()._apply(*args, **kwargs)
-        if hasattr(self, "optimizer"):  # whose state moves where they are
-            self.optimizer.load_state_dict(self.optimizer.state_dict())
-        return self
+        return super()._apply(*args, **kwargs)
 
 
 class SoftActorCritic(SoftLearner):

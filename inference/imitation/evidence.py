@@ -8,7 +8,6 @@ Shapes: N rows of a batch, X input numbers, `...` any dimensions.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..._saved import Saved
 from ..._verify import verify_finite, verify_least, verify_positive
 from ..training.checkpoint import described
+from ..training.optimized import Optimized
 
 __all__ = ["Annealed", "Evidence", "LearntEvidence", "Schedule"]
 
@@ -70,7 +70,7 @@ class Annealed(Saved):
         return self.first + (self.last - self.first) * min(1.0, updates / self.updates)
 
 
-class LearntEvidence(Saved, nn.Module):
+class LearntEvidence(Optimized):
     """Evidence with parameters: an optimiser of its own, and inputs in units of the expert's. Subclasses say the rest.
 
     Its ``state_dict`` is all of it, the optimiser's state and the number of updates included. With ``standardize``, its
@@ -107,8 +107,6 @@ class LearntEvidence(Saved, nn.Module):
         verify_least(1, size=size)
         verify_positive(lr=lr, weight=weight, **({} if clip is None else {"clip": clip}))
         self.size, self.lr, self.weight, self.clip, self.standardize = size, lr, weight, clip, standardize
-        #: Updates so far.
-        self.updates = 0
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("variance", torch.ones(size))
         self.register_buffer("distance", torch.zeros(size))  # its square
@@ -204,18 +202,3 @@ class LearntEvidence(Saved, nn.Module):
         """What two of a kind share exactly when one can go on from the other's state."""
         settings = ", ".join(f"{name}={described(value)}" for name, value in self._settings.items())
         return f"{type(self).__name__}({self.size}, {settings})"
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the state that is in no tensor of the modules."""
-        return {"updates": self.updates, "optimizer": self.optimizer.state_dict()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go back to a state of :meth:`get_extra_state`, sharing nothing with it."""
-        self.updates = int(state["updates"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        super()._apply(*args, **kwargs)
-        if hasattr(self, "optimizer"):  # whose state moves where the parameters are
-            self.optimizer.load_state_dict(self.optimizer.state_dict())
-        return self

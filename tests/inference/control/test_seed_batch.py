@@ -348,7 +348,7 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         def step(self, batch: ReplayBatch) -> dict[str, Tensor]:
             return super().step(batch)
 
-    with pytest.raises(TypeError, match="the Clipped has a step of its own"):
+    with pytest.raises(TypeError, match="the Clipped has its own step"):
         SeedBatch([Clipped(FlowPolicy(O, A), O, A)])
     with pytest.raises(ValueError, match=r"of one kind, these are\n.*lr=0.1.*\n.*lr=0.2"):
         SeedBatch([SoftActorCritic(FlowPolicy(O, A), O, A, lr=lr) for lr in (0.1, 0.2)])

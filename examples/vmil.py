@@ -149,15 +149,125 @@ def environment(arguments: Arguments) -> gymnasium.Env[Any, Any]:
 def learner_of(arguments: Arguments, shown: pc.envs.Demonstrations, env: gymnasium.Env[Any, Any]) -> Any:
     """Return the learner of a method."""
     memory, latents, hidden, depth = SIZES[arguments.size]
-    spaces = env.observation_space, env.action_space
+    seen: Any = env.observation_space
+    acted: Any = env.action_space
+    if arguments.method == "sqil" and arguments.observations == "pixels":
+        image_policy = pc.guides.ImagePolicy(seen, acted)
+        return pc.inference.SQILDrQ(image_policy, shown, lr=1e-3)
+    if arguments.method in ("dac", "sqil"):
+        policy = pc.guides.GaussianPolicy(seen.shape[0], acted.shape[0], hidden=(hidden, hidden))
+        kind = pc.inference.DAC if arguments.method == "dac" else pc.inference.SQIL
+        return kind(policy, shown, hidden=(hidden, hidden))
     if arguments.method == "observed":
-        return pc.inference.VMIL(BeliefPolicy.observed(*spaces, hidden=(hidden, hidden)), shown, evidence(arguments, 2 * spaces[0].shape[0]))
-    if arguments.method == "vmil":
-        policy = BeliefPolicy.latent(*spaces, memory_size=memory, latent_size=latents, hidden=hidden, depth=depth)
-        features = arguments.judged == "features" or arguments.observations == "pixels"
-        size = policy.world.dynamics.feature_size if features else spaces[0].shape[0]
-        return pc.inference.VMIL(policy, shown, evidence(arguments, 2 * size), judged=arguments.judged)
-    if arguments.method == "dac":
-        policy = pc.guides.GaussianPolicy(spaces[0].shape[0], spaces[1].shape[0], hidden=(hidden, hidden))
-        return pc.inference.DAC(policy, shown)
-    raise NotImplementedError(arguments.method)
+        belief = BeliefPolicy.observed(seen, acted, hidden=(hidden, hidden))
+    else:
+        belief = BeliefPolicy.latent(seen, acted, memory_size=memory, latent_size=latents, hidden=hidden, depth=depth)
+    judge = {"discriminator": pc.inference.Discriminator, "density": pc.inference.CoupledRandomNetworks}
+    return pc.inference.VMIL(belief, shown, judge[arguments.judge], judged=arguments.judged, hidden=(hidden, hidden))
+
+
+def cloned(
+    arguments: Arguments, shown: pc.envs.Demonstrations, env: gymnasium.Env[Any, Any]
+) -> tuple[Any, list[tuple[int, dict[str, float]]], float]:
+    """Clone the demonstrations; return the policy, one evaluation, and the seconds that it took."""
+    policy = pc.models.ReactivePolicy(env.observation_space, env.action_space, hidden=(SIZES[arguments.size][2],) * 2)
+    policy.normalize(shown)
+    loss = pyro.infer.Trace_ELBO()(policy, policy.guide)
+    result = pc.inference.fit(
+        (loss, torch.optim.Adam(loss.parameters(), lr=1e-3)),
+        shown.transitions(),
+        steps=1 if arguments.size == "debug" else 5_000,
+        batch_size=128,
+        seed=arguments.seed,
+        out=arguments.out,
+        device=arguments.device,
+    )
+    found = pc.envs.evaluate_policy(env, policy, arguments.episodes, seed=EVALUATION_SEED)
+    return policy, [(0, {"return": float(np.mean(found["return"]))})], result.seconds
+
+
+def foreseen(policy: Any, shown: pc.envs.Demonstrations) -> tuple[dict[int, tuple[float, float]], Any, Any]:
+    """Let a world model predict the demonstrations, given the first observations of a part and all actions.
+
+    Returns:
+        The mean squared error of what is predicted so many steps ahead, and of the last observation that was given in
+        its place, in the units of the world model; what was real ``[B, T, ...]``, and what was predicted
+        ``[B, T - SEEN, ...]``.
+    """
+    steps = SEEN + max(AHEAD)
+    starts = range(0, int(shown.lengths[0]) - steps, steps)
+    parts = torch.stack([shown.observations[0, t : t + steps] for t in starts])
+    low, high = (torch.as_tensor(bound) for bound in (policy.action_space.low, policy.action_space.high))
+    actions = torch.stack([shown.actions[0, t : t + steps] for t in starts])
+    policy = policy.cpu()
+    real = policy.readings(policy.readings.unflatten(parts))
+    found = policy.foresee(policy.readings.unflatten(parts), (actions - low) / ((high - low) / 2) - 1, SEEN)
+    errors = {}
+    for ahead in AHEAD:
+        at = real[:, SEEN + ahead - 1]
+        model, copied = ((what - at).square().mean() for what in (found[:, ahead - 1], real[:, SEEN - 1]))
+        errors[ahead] = float(model), float(copied)
+    return errors, real, found
+
+
+def write(
+    arguments: Arguments,
+    shown: pc.envs.Demonstrations,
+    policy: Any,
+    curve: list[tuple[int, dict[str, float]]],
+    seconds: float,
+) -> None:
+    """Write the results and the pictures."""
+    assert shown.rewards is not None
+    expert = float(shown.rewards.sum(1).mean())
+    setting = {name: getattr(arguments, name) for name in ("observations", "demos", "size", "judge")}
+    common = {"seed": arguments.seed, "seconds": seconds, **setting}
+    row = pc.inference.row
+    rows = [row(arguments.method, arguments.task, "expert", expert, **common)]
+    for step, values in curve:
+        rows.append(row(arguments.method, arguments.task, "return", values["return"], frames=2 * step, **common))
+    if model_based(arguments):
+        errors, real, found = foreseen(policy, shown)
+        for ahead, (model, copied) in errors.items():
+            rows.append(row(arguments.method, arguments.task, "foreseen", model, ahead=ahead, **common))
+            rows.append(row("copy", arguments.task, "foreseen", copied, ahead=ahead, **common))
+        picture(arguments, policy, real, found)
+    pc.inference.write_results(arguments.out / "result.json", "vmil", rows)
+    points = [(2 * step, values["return"]) for step, values in curve]
+    print(f"return {points[-1][1]:.0f}, the expert's {expert:.0f}")
+    plot_curves(
+        arguments.out / "learning_curve.png",
+        {"return": {arguments.method: points}},
+        {"return": {"the expert": expert}},
+        along="frame",
+        log=False,
+    )
+
+
+def picture(arguments: Arguments, policy: Any, real: torch.Tensor, found: torch.Tensor) -> None:
+    """Draw what was real beside what was imagined: of pixels a film, of vectors four numbers over time."""
+    if arguments.observations == "pixels":
+        imagined = torch.cat([real[0, :SEEN], found[0]])
+        frames = np.concatenate([policy.readings.picture(each) for each in (real[0], imagined)], 1)
+        pc.envs.save_video(arguments.out / "foreseen.gif", frames.repeat(3, 1).repeat(3, 2), fps=20)
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5), sharex=True, layout="constrained")
+    for number, place in enumerate(real[0].std(0).argsort(descending=True)[:4].tolist()):
+        axis = axes.flat[number]
+        axis.plot(real[0, :, place], color="0.5", label="real")
+        axis.plot(range(SEEN, real.shape[1]), found[0, :, place], label="imagined")
+        axis.axvline(SEEN - 1, color="0.8", linewidth=1)
+        axis.set_title(f"number {place} of the observation", loc="left", fontsize=10)
+    axes[0, 0].legend()
+    figure.supxlabel(f"environment steps; the first {SEEN} observations are given")
+    figure.savefig(arguments.out / "foreseen.png", dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -120,7 +120,8 @@ class VMIL(Saved, nn.Module):
     Args:
         policy: what acts, and holds the world model, its guide and the actor.
         demonstrations: of the same observations and actions.
-        evidence: of optimality, over X numbers; None for a `Discriminator` with its defaults.
+        evidence: of optimality, over X numbers, or what makes it of X, such as the class `Discriminator`, which None
+            stands for.
         judged: what the evidence reads of a state: ``"observations"``, vectors, as they are or decoded; or
             ``"features"``, from which no gradient reaches the world model. With ``actions``, X counts those too.
         actions: whether the evidence reads the action between the two states, as in eq. (2).
@@ -149,7 +150,7 @@ class VMIL(Saved, nn.Module):
         self,
         policy: BeliefPolicy,
         demonstrations: Demonstrations,
-        evidence: Evidence | None = None,
+        evidence: Evidence | Callable[[int], Evidence] | None = None,
         *,
         judged: Judged | None = None,
         actions: bool = False,
@@ -193,8 +194,9 @@ class VMIL(Saved, nn.Module):
             else sum(math.prod(box.shape) for box in policy.readings.vectors.values())
         )
         self.judged_size = 2 * state + (dynamics.action_size if actions else 0)
-        self.evidence: Any = Discriminator(self.judged_size) if evidence is None else evidence
-        if (reads := getattr(evidence, "size", self.judged_size)) != self.judged_size:
+        made: Any = Discriminator if evidence is None else evidence
+        self.evidence: Any = made if isinstance(made, nn.Module) else made(self.judged_size)
+        if (reads := getattr(self.evidence, "size", self.judged_size)) != self.judged_size:
             raise ValueError(f"the evidence reads {reads} numbers, here are {self.judged_size}")
         self.elbo = StepwiseKL_ELBO(max_plate_nesting=1, free_nats=3.0) if elbo is None else elbo
         self.length, self.horizon, self.share, self.pairs = length, horizon, share, pairs
@@ -221,7 +223,7 @@ class VMIL(Saved, nn.Module):
         self._settings = {
             "judged": judged,
             "actions": actions,
-            "evidence": described(self.evidence),
+            "evidence": getattr(self.evidence, "signature", lambda: type(self.evidence).__name__)(),
             "elbo": described(self.elbo),
             "length": length,
             "horizon": horizon,
@@ -236,7 +238,7 @@ class VMIL(Saved, nn.Module):
             "lr": lr,
             "clip": clip,
             "smoothing": smoothing,
-            "demonstrations": demonstrations.digest() if hasattr(demonstrations, "digest") else len(demonstrations),
+            "demonstrations": demonstrations.fingerprint(),
         }
 
     # -- what `learn` asks for --------------------------------------------------------------------------------------

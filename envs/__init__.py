@@ -11,6 +11,7 @@ from .acting.evaluate import evaluate_policy
 from .acting.video import save_video
 from .addition import ADDITION_ACTIONS, ADDITION_TREE, AdditionEnv
 from .ant_maze import AntMaze, AntMove
+from .baoding import Baoding
 from .bubble_sort import (
     ACTIONS,
     BUBBLE_SORT_MOVE_TREE,
@@ -41,6 +42,7 @@ from .planning.mppi import MPPITeacher
 from .point_maze import PointMaze, PointMove
 from .point_skills import PointSkillsEnv, PointTeacher
 from .reacher_goal import GoalReacher
+from .sawyer import SawyerPeg, sawyer_peg_expert
 from .t_maze import T_MAZE_ACTIONS, TMazeEnv, TMazeTeacher
 from .teaching import CallRecorder, taught
 
@@ -57,6 +59,7 @@ __all__ = [
     "AdditionEnv",
     "AntMaze",
     "AntMove",
+    "Baoding",
     "BubbleSortEnv",
     "BubbleSortMoveEnv",
     "CallRecorder",
@@ -82,6 +85,7 @@ __all__ = [
     "PointMove",
     "PointSkillsEnv",
     "PointTeacher",
+    "SawyerPeg",
     "StoredDemonstrations",
     "StoredTransitions",
     "TMazeEnv",
@@ -97,6 +101,7 @@ __all__ = [
     "from_npz",
     "from_robomimic",
     "save_video",
+    "sawyer_peg_expert",
     "taught",
     "to_imitation",
     "to_minari",
@@ -123,6 +128,9 @@ _gymnasium.register(
 # mujoco is imported when one of these is made.
 _gymnasium.register("pyrocontrol/AntMaze-v0", entry_point="pyrocontrol.envs.ant_maze:AntMaze", max_episode_steps=1000)
 _gymnasium.register("pyrocontrol/AntMove-v0", entry_point="pyrocontrol.envs.ant_maze:AntMove", max_episode_steps=1000)
+# What these need, the hand of gymnasium-robotics and Meta-World, is looked for when one is made.
+_gymnasium.register("pyrocontrol/Baoding-v0", entry_point="pyrocontrol.envs.baoding:Baoding")
+_gymnasium.register("pyrocontrol/SawyerPeg-v0", entry_point="pyrocontrol.envs.sawyer:SawyerPeg")
 # dm_control is imported when one of these is made.
 for _task in _TASKS:
     _gymnasium.register(

@@ -89,8 +89,7 @@ TASKS = {
     "cheetah-run": Task(
         ("cheetah", "run"),
         _cheetah_run,
-        {"horizon": 24, "samples": 64, "temperature": 0.2, "noise": (0.1, 0.7), "correlation": 0.7, "iterations": 3}
-        | {"smoothing": 0.2},
+        {"horizon": 24, "samples": 64, "temperature": 0.1, "noise": (0.1, 0.5), "iterations": 4, "smoothing": 0.2},
     ),
     "walker-walk": Task(
         ("walker", "walk"),

@@ -212,7 +212,18 @@ def test_common_form_of_results_is_checked(check_results: Callable[[dict[str, An
 def test_extras_are_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"mujoco", "dm-control", "bullet", "data", "flows", "docs", "test", "all"}
+    assert set(extras) == {
+        "mujoco",
+        "dm-control",
+        "robotics",
+        "metaworld",
+        "bullet",
+        "data",
+        "flows",
+        "docs",
+        "test",
+        "all",
+    }
     assert extras["all"][0] == f"pyrocontrol-ppl[{','.join(name for name in extras if name != 'all')}]"
 
 

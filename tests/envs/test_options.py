@@ -7,6 +7,7 @@ import pyrocontrol  # noqa: F401  (registers the environments)
 
 NEEDS = {"AntMaze": "mujoco", "AntMove": "mujoco", "ReacherGoal": "mujoco", "DeepMimic": "pybullet"}
 NEEDS |= dict.fromkeys(("CheetahRun", "WalkerWalk", "CartpoleSwingup", "ReacherEasy"), "dm_control")
+NEEDS |= {"Baoding": "gymnasium_robotics", "SawyerPeg": "metaworld"}
 NAMES = sorted(name for name, spec in gymnasium.registry.items() if spec.namespace == "pyrocontrol")
 
 

@@ -64,8 +64,9 @@ class DrQ(SoftActorCritic):
         y = r + gamma (1 - terminated) mean_m (min_k Qbar_k(s~'_m, a'_m) - alpha [log pi(a'_m | s~'_m) - log p(a'_m)]),
 
     and every critic is drawn towards it at every s~. (I. Kostrikov, D. Yarats and R. Fergus, "Image Augmentation Is All
-    You Need" (2020), eq. (3), with K = M = 2.) The policy learns at one shift of each. The replay holds single images,
-    as bytes; F of them are put together when a batch is drawn. The F - 1 first steps of an episode are not learnt from.
+    You Need" (2020), algorithm 1, with K = M = 2.) The policy learns at one shift of each. The replay holds single
+    images, as bytes; F of them are put together when a batch is drawn. The F - 1 first steps of an episode are not
+    learnt from.
 
     Args:
         policy: an `ImagePolicy`.

@@ -29,16 +29,16 @@ class Discriminator(LearntEvidence):
     .. math:: \min_\psi \; -E_E[\log D(x + e)] - E_A[\log(1 - D(x + e'))] + \lambda \, E[(\|\nabla f(u)\|_2 - 1)^2],
 
     u being drawn evenly from the lines between a row of the expert's and one of the agent's. The first two terms are
-    eq. (2) of VMIL, where the signs are the other way round: as printed, (2) is least for a D that is 1 for the
-    *agent*, while the model needs log D as the evidence of the *expert's* event. Here D is the probability of the
-    expert throughout. Without noise and penalty the optimum is ``p_E / (p_E + p_A)``, whose logit is the log ratio of
-    the two densities.
+    what eq. (2) of VMIL is for. As printed, it minimises ``E_A[log D] + E_E[log(1 - D)]``, which has no minimum.
+    Maximised, as in GAIL, it makes D the probability of the *agent*, while the model needs log D as the evidence of the
+    *expert's* event. The released code has the signs used here: D is the probability of the expert throughout. Without
+    noise and penalty the optimum is ``p_E / (p_E + p_A)``, whose logit is the log ratio of the two densities.
 
     The penalty is that of I. Gulrajani et al., "Improved Training of Wasserstein GANs" (2017), eq. (3), on the logit:
     a bound on how fast the reward changes. Three forms are known:
 
     - ``"two-sided"``: as above. The gradient is in units of the standardised inputs.
-    - ``"one-sided"``: ``max(0, |grad f(u)| - 1)^2``, which leaves a flat logit alone (section 5 there).
+    - ``"one-sided"``: ``max(0, |grad f(u)| - 1)^2``, which leaves a flat logit alone (section 4 there).
     - ``"parameters"``: ``(|grad_psi mean f(u)| - 1)^2``, of the gradient in D's own parameters: what VMIL's released
       code computes under the name of a gradient penalty. It bounds no Lipschitz constant.
 

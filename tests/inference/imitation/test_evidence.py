@@ -47,7 +47,7 @@ def test_the_optimum_is_the_share_of_the_expert() -> None:
     for link, value in {"logit": torch.logit(expected), "log_d": expected.log(), "probability": expected}.items():
         evidence.link = link  # type: ignore[assignment]
         torch.testing.assert_close(evidence.reward(torch.eye(4)), 0.2 * value, atol=1e-3, rtol=0)
-    # At exactly this D the gradient is 0. The signs of the paper's eq. (2) have their optimum at 1 - D.
+    # At exactly this D the gradient is 0. It is not at 1 - D, the optimum where the labels are exchanged.
     network: Any = evidence.network
     for sign, gradient in ((1, 0.0), (-1, 0.1)):
         network[0].weight.data, network[0].bias.data = sign * torch.logit(expected)[None], torch.zeros(1)

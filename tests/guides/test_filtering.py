@@ -8,7 +8,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn import functional
@@ -187,115 +186,6 @@ def test_observed_dynamics_score_what_an_unrolling_does() -> None:
     changed = path.step_log_prob(x)
     assert torch.equal(changed[[0, 2]], at_once[[0, 2]])
     assert not torch.equal(changed[1], at_once[1])
-
-
-# -- a linear-Gaussian system, of which all is known ---------------------------------------------------------------
-
-
-class Linear(ActionDriven):
-    """z_t = 0.9 z_{t-1} + 0.5 a_{t-1} + N(0, 0.3), z_0 ~ N(0, 1), seen through x_t = 2 z_t + N(0, 0.5): variances."""
-
-    memory_size, latent_size, action_size = 2, 1, 1
-    event_shape = torch.Size([1])
-
-    def transition(self, memory: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        return torch.cat([0.9 * z + 0.5 * action, torch.ones_like(z)], -1)
-
-    def prior(self, memory: Tensor) -> TorchDistribution:
-        later = memory[..., 1:]
-        return dist.Normal(memory[..., :1], (1 - 0.7 * later).sqrt()).to_event(1)
-
-
-class Seen(nn.Module):
-    def forward(self, features: Tensor) -> TorchDistribution:
-        mean = 2 * features[..., -1:]
-        return dist.Normal(mean, torch.full_like(mean, 0.5).sqrt()).to_event(1)
-
-
-class Given(NamedTuple):
-    actions: Tensor
-    precision: Tensor
-    shift: Tensor
-
-
-class Posterior(ActionDriven):
-    """q(z_t | z_{t-1}, messages): the prior times ``exp(shift z - precision z^2 / 2)``, which a context gives."""
-
-    memory_size, latent_size, action_size = 2, 1, 1
-    event_shape = torch.Size([1])
-
-    def __init__(self, dynamics: Linear):
-        super().__init__()
-        self.dynamics = dynamics
-
-    def transition(self, memory: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        return self.dynamics.transition(memory, z, action)
-
-    def conditional(self, state: Any, context: Given) -> TorchDistribution:
-        p = self.dynamics.prior(state.memory).base_dist
-        step = state.step.clamp(max=T - 1)
-        rows = torch.arange(len(step)).reshape(-1, *(1,) * (step.dim() - 1))
-        precision = 1 / p.scale.square() + context.precision[rows, step]
-        mean = (p.loc / p.scale.square() + context.shift[rows, step]) / precision
-        return dist.Normal(mean, precision.rsqrt()).to_event(1)
-
-
-def messages(x: Tensor, actions: Tensor, ahead: bool) -> Given:
-    """What the observations at t, or those at t and later, say of z_t."""
-    precision, shift = torch.zeros(B, T, 1), torch.zeros(B, T, 1)
-    later_precision = later_shift = torch.zeros(B, 1)
-    for t in reversed(range(T)):
-        precision[:, t], shift[:, t] = 4 / 0.5 + later_precision, 2 * x[:, t] / 0.5 + later_shift
-        if ahead:  # integrate N(z_t; 0.9 z_{t-1} + 0.5 a_{t-1}, 0.3) times the message of z_t
-            before = actions[:, t - 1] if t else torch.zeros(B, 1)
-            weight = 1 / (1 + 0.3 * precision[:, t])
-            later_precision = 0.81 * precision[:, t] * weight
-            later_shift = 0.9 * weight * (shift[:, t] - precision[:, t] * 0.5 * before)
-    return Given(actions, precision, shift)
-
-
-def evidence_of(x: Tensor, actions: Tensor) -> Tensor:
-    """log p(x | a) by the Kalman filter, summed over rows."""
-    mean, variance, total = torch.zeros(B, 1), torch.ones(B, 1), torch.zeros(())
-    for t in range(T):
-        seen = 4 * variance + 0.5
-        total = total + dist.Normal(2 * mean, seen.sqrt()).log_prob(x[:, t]).sum()
-        gain = 2 * variance / seen
-        mean, variance = mean + gain * (x[:, t] - 2 * mean), variance * (1 - 2 * gain)
-        mean, variance = 0.9 * mean + 0.5 * actions[:, t], 0.81 * variance + 0.3
-    return total
-
-
-def test_on_a_linear_system_the_elbo_is_the_kalman_filters_evidence() -> None:
-    world = WorldModel(Linear(), Seen())
-    x, actions = torch.randn(B, T, 1) * 2, torch.randn(B, T, 1)
-
-    def loss(ahead: bool) -> float:
-        def guide(x: Tensor, actions: Tensor) -> None:
-            posterior: Any = Posterior(world.dynamics)  # type: ignore[arg-type]
-            with pyro.plate("batch", B, dim=-1):
-                pyro.sample("latents", Sequence(posterior, messages(x, actions, ahead), T))
-
-        elbo = StepwiseKL_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
-        return elbo.loss(world.model, guide, x, actions)
-
-    evidence = float(evidence_of(x, actions))
-    exact, filtering = -loss(ahead=True), -loss(ahead=False)
-    assert exact == pytest.approx(evidence, abs=0.1)
-    assert filtering < evidence - 0.3
-
-
-def test_log_ratios_of_the_exact_posterior_are_the_evidence_in_every_sample() -> None:
-    world = WorldModel(Linear(), Seen())
-    x, actions = torch.randn(B, T, 1) * 2, torch.randn(B, T, 1)
-    posterior: Any = Posterior(world.dynamics)  # type: ignore[arg-type]
-
-    def guide(x: Tensor, actions: Tensor) -> None:
-        with pyro.plate("batch", B, dim=-1):
-            pyro.sample("latents", Sequence(posterior, messages(x, actions, True), T), infer={"analytic_kl": False})
-
-    loss = StepwiseKL_ELBO(max_plate_nesting=1).loss(world.model, guide, x, actions)
-    assert -loss == pytest.approx(float(evidence_of(x, actions)), abs=1e-9)
 
 
 def test_bad_input_is_refused() -> None:

@@ -32,6 +32,8 @@ __all__ = ["DAC", "SQIL", "DemonstratedActorCritic", "SQILDrQ"]
 
 Inputs = Literal["sa", "ss", "sas"]
 
+_TEMPERATURE = Temperature.learned(0.2)  # rewards are of the order of 1 here
+
 
 class Steps(NamedTuple):
     """Demonstrated steps, every observation once.
@@ -78,9 +80,9 @@ class DemonstratedActorCritic(SoftActorCritic):
         policy: ActionGuide,
         demonstrations: Demonstrations,
         *,
-        expert_share: float,
-        temperature: Temperature | float | Literal["learned"],
-        gradient: PolicyGradient | ELBO | None,
+        expert_share: float = 0.5,
+        temperature: Temperature | float | Literal["learned"] = _TEMPERATURE,
+        gradient: PolicyGradient | ELBO | None = None,
         **options: Unpack[SoftOptions],
     ) -> None:
         verify_finite(0.0, expert_share=expert_share)
@@ -168,7 +170,7 @@ class DAC(DemonstratedActorCritic):
         evidence: Evidence | None = None,
         inputs: Inputs = "ss",
         expert_share: float = 0.25,
-        temperature: Temperature | float | Literal["learned"] = Temperature.learned(0.2),  # noqa: B008
+        temperature: Temperature | float | Literal["learned"] = _TEMPERATURE,
         gradient: PolicyGradient | ELBO | None = None,
         **options: Unpack[SoftOptions],
     ) -> None:
@@ -239,25 +241,6 @@ class SQIL(DemonstratedActorCritic):
         ValueError: for demonstrations of other sizes than the policy's, actions without bounds, and as
             `SoftActorCritic`.
     """
-
-    def __init__(
-        self,
-        policy: ActionGuide,
-        demonstrations: Demonstrations,
-        *,
-        expert_share: float = 0.5,
-        temperature: Temperature | float | Literal["learned"] = Temperature.learned(0.2),  # noqa: B008
-        gradient: PolicyGradient | ELBO | None = None,
-        **options: Unpack[SoftOptions],
-    ) -> None:
-        super().__init__(
-            policy,
-            demonstrations,
-            expert_share=expert_share,
-            temperature=temperature,
-            gradient=gradient,
-            **options,
-        )
 
     def rewards(self, batch: ReplayBatch, count: int) -> Tensor:
         """Return 1 for the demonstrated rows, 0 for the others, ``[B]``."""

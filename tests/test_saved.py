@@ -39,6 +39,7 @@ from pyrocontrol.guides.policies.image_policy import Convolutions
 from pyrocontrol.inference import (
     DAC,
     SQIL,
+    VMIL,
     Annealed,
     CoupledRandomNetworks,
     Discriminator,
@@ -182,7 +183,7 @@ def windows() -> SequenceBatch:
 
 def aside(name: str) -> dict[str, Any]:
     """What no file of a learner holds."""
-    shown = {"adversary": VECTOR, "SQIL": VECTOR, "SQIL from images": PHOTO}
+    shown = {"adversary": VECTOR, "SQIL": VECTOR, "SQIL from images": PHOTO, "VMIL": VECTOR}
     return {"demonstrations": demonstrations(shown[name])} if name in shown else {}
 
 
@@ -198,6 +199,48 @@ def judging(thing: Any) -> Any:
     copied = copy.deepcopy(thing)
     rows = numbers(thing, 4, 3)
     return [copied.update(rows, 2 * rows), copied.update(rows, rows + 1), copied.reward(rows)]
+
+
+def rssm() -> m.LatentDynamics:
+    return m.LatentDynamics(2, memory_size=4, latent_size=2, hidden=3)
+
+
+def readings() -> m.Readings:
+    made = m.Readings(VECTOR)
+    made.standardize(np.arange(12.0).reshape(4, 3))
+    return made
+
+
+def driven(thing: Any) -> Any:
+    return m.Driven(numbers(thing, 2, 3, 2))
+
+
+def filtered(thing: Any) -> Any:
+    return g.Filtered(numbers(thing, 2, 3, 2), numbers(thing, 2, 3, 4))
+
+
+def started(thing: Any) -> Any:
+    return m.Start(numbers(thing.policy, 5, 4), numbers(thing.policy, 5, 2))
+
+
+def vmil() -> VMIL:
+    policy = g.BeliefPolicy.observed(VECTOR, BOX, hidden=(4,), members=2)
+    made = VMIL(policy, demonstrations(), length=3, pairs=4, hidden=(4,))
+    made.update(sequences())
+    return made
+
+
+def sequences() -> SequenceBatch:
+    made = torch.Generator().manual_seed(0)
+    rewards = torch.rand(4, 3, generator=made)
+    actions = torch.rand(4, 3, 2, generator=made)
+    return SequenceBatch(torch.rand(4, 3, 3, generator=made), actions, rewards, rewards > 2, 0 * rewards)
+
+
+def imitating(thing: Any) -> Any:
+    """Updates of a copy, and what it does then."""
+    copied = copy.deepcopy(thing)
+    return [copied.update(sequences()), torch.as_tensor(copied.act(np.zeros(3, np.float32)))]
 
 
 def transitions(thing: Any) -> Any:
@@ -385,6 +428,33 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "convolutions": (lambda: Convolutions((16, 16, 1), frames=2, depth=2), called((4, 2, 16, 16, 1))),
     "policy of images": (lambda: g.ImagePolicy(PHOTO, BOX, depth=2, features=3, hidden=(4,)), acting(PHOTO)),
     "from images": (lambda: of_images(DrQ, 256, 2), watching),
+    # world models
+    "latent dynamics": (
+        lambda: m.LatentDynamics(2, memory_size=4, latent_size=2, hidden=3, classes=2),
+        walked(driven, 3),
+    ),
+    "observed dynamics": (lambda: m.ObservedDynamics(3, 2, hidden=(4,), members=2), walked(driven, 3)),
+    "filtering": (lambda: g.FilteringPosterior(rssm(), 4), walked(filtered, 3)),
+    "imagination": (lambda: m.Imagination(rssm(), g.GaussianPolicy(6, 2, hidden=(4,))), walked(started, 3)),
+    "imagined optimality": (
+        lambda: m.ImaginedOptimality(rssm(), Critics(6, 2), prior=m.UniformPrior(2), horizon=3),
+        lambda thing: torch.tensor(thing.horizon),
+    ),
+    "encoder of vectors": (lambda: m.VectorEncoder(3, 4), called((4, 3))),
+    "decoder of vectors": (lambda: m.VectorDecoder(3, 4, hidden=5), called((2, 4, 3))),
+    "encoder of images": (lambda: m.ImageEncoder(1, depth=1), called((2, 64, 64, 1))),
+    "decoder of images": (lambda: m.ImageDecoder(3, 1, depth=1), called((2, 4, 3))),
+    "readings": (readings, lambda thing: thing(torch.linspace(-1, 1, 12).reshape(4, 3))),
+    "world model": (
+        lambda: m.WorldModel(rssm(), m.VectorDecoder(6, 3, hidden=4)),
+        lambda thing: thing(numbers(thing, 2, 4, 3), numbers(thing, 2, 4, 2)),
+    ),
+    "guide of a world": (
+        lambda: g.FilteringGuide(m.WorldModel(rssm(), m.VectorDecoder(6, 3)), m.VectorEncoder(3, 4), 4, trace="lstm"),
+        lambda thing: thing.posterior(numbers(thing, 2, 4, 3), numbers(thing, 2, 4, 2)).sample(),
+    ),
+    "beliefs": (lambda: g.BeliefPolicy.latent(VECTOR, BOX, memory_size=4, latent_size=2, hidden=4), acting()),
+    "VMIL": (vmil, imitating),
     # from demonstrations
     "annealed": (lambda: Annealed(0.3, 0.0, 5), lambda thing: torch.tensor(thing(2))),
     "discriminator": (lambda: Discriminator(3, hidden=(4,), noise=Annealed(0.3, 0, 5), spectral_norm=True), judging),
@@ -394,15 +464,15 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "SQIL from images": (lambda: of_images(SQILDrQ, demonstrations(PHOTO)), watching),
 }
 ABSTRACT = (
-    "Acting ActionPolicy DemonstratedActorCritic DirectPolicy Dynamics Head LatentPolicy LearntEvidence Memory "
-    "Optimized Policy Process SoftLearner TraceEncoder _Prior"
+    "Acting ActionDriven ActionPolicy DemonstratedActorCritic DirectPolicy Dynamics Head LatentPolicy LearntEvidence "
+    "Memory Optimized Policy Process SoftLearner TraceEncoder _Prior"
 )
 
 
 def outputs(name: str, thing: Any) -> Any:
     torch.manual_seed(0)
     np.random.seed(0)
-    with torch.set_grad_enabled(isinstance(thing, Optimized)):
+    with torch.set_grad_enabled(isinstance(thing, Optimized | VMIL)):
         return CASES[name][1](thing)
 
 

@@ -387,7 +387,9 @@ class VMIL(Saved, nn.Module):
         self.updates = int(state["updates"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
-        self.state = None if state["state"] is None else Start(*(leaf.to(self.log_alpha.device, copy=True) for leaf in state["state"]))
+        device = self.log_alpha.device
+        kept = state["state"]
+        self.state = None if kept is None else Start(*(leaf.to(device, copy=True) for leaf in kept))
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         super()._apply(*args, **kwargs)

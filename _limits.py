@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["DEPTH", "ROOM", "TIMES", "Allocations", "Budget", "json_of", "verify_parts"]
+__all__ = ["DEPTH", "ROOM", "TIMES", "Allocations", "Budget", "available_memory", "json_of", "verify_parts"]
 
 #: Bytes that every file may take, however small it is.
 ROOM = 2**26
@@ -28,6 +31,23 @@ ROOM = 2**26
 TIMES = 1100
 #: How deep a list may lie in lists.
 DEPTH = 64
+
+
+def available_memory() -> int | None:
+    """Return how many bytes of memory can be taken without ending a process, or None where the system does not say.
+
+    That is what Linux calls available, within the limit of a container; elsewhere all the memory there is.
+    """
+    found = []
+    with suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found += [1024 * int(lines[name].split()[0]) for name in ("MemAvailable",) if name in lines]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups 2 and 1
+        with suppress(OSError, ValueError):
+            found.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
+    return min(found, default=None)
 
 
 class Budget:

@@ -2,8 +2,10 @@
 
 from .call_stack import CallStackGuide
 from .encoders import BiLSTMEncoder, LSTMEncoder, MLPEncoder, TraceEncoder, TransformerEncoder, make_encoder
+from .filtering import Filtered, FilteringGuide, FilteringPosterior
 from .memory import MemoryGuide
 from .policies.action_policy import ActionDistribution, ActionPolicy, LatentPolicy
+from .policies.belief_policy import BeliefPolicy
 from .policies.flow_policy import FlowPolicy
 from .policies.gaussian_policy import GaussianPolicy, MixturePolicy
 from .policies.hierarchy import Hierarchy, HierarchyState
@@ -14,7 +16,11 @@ __all__ = [
     "ActionDistribution",
     "ActionPolicy",
     "BiLSTMEncoder",
+    "BeliefPolicy",
     "CallStackGuide",
+    "Filtered",
+    "FilteringGuide",
+    "FilteringPosterior",
     "FlowPolicy",
     "GaussianPolicy",
     "Hierarchy",

@@ -7,7 +7,9 @@ from .control.first_form import FirstSoftActorCritic
 from .control.loop import Learner, LearnOptions, LearnResult, learn, learn_together
 from .control.policy_gradient import Pathwise, PolicyGradient, Score
 from .control.replay import Replay, ReplayBatch
+from .control.ring import ReplayOptions
 from .control.seed_batch import SeedBatch
+from .control.sequence_replay import SequenceBatch, SequenceReplay
 from .control.soft_control import SoftActorCritic, SoftLearner, SoftOptions
 from .control.soft_q_learning import SoftQLearning
 from .control.stagewise import StagewiseResult, train_stagewise, train_stagewise_together
@@ -32,7 +34,7 @@ from .objectives.mutual_information import (
     sum_of_parts,
     variational_bound,
 )
-from .objectives.stepwise import InexactKLError, StepTerm, StepwiseKL_ELBO
+from .objectives.stepwise import BalancedKL, InexactKLError, StepTerm, StepwiseKL_ELBO
 from .training.checkpoint import load_checkpoint
 from .training.fit import Examples, FitResult, fit
 from .training.restarts import BestFit, fit_best
@@ -41,6 +43,7 @@ from .training.run import RunOptions
 
 __all__ = [
     "Augmented",
+    "BalancedKL",
     "BestFit",
     "CallStackPosterior",
     "ChainPosterior",
@@ -67,10 +70,13 @@ __all__ = [
     "PolicyGradient",
     "Replay",
     "ReplayBatch",
+    "ReplayOptions",
     "Round",
     "RunOptions",
     "Score",
     "SeedBatch",
+    "SequenceBatch",
+    "SequenceReplay",
     "SoftActorCritic",
     "SoftLearner",
     "SoftOptions",

@@ -22,6 +22,16 @@ from .heads import (
     SquashedHead,
     make_head,
 )
+from .imagination import Imagination, ImaginedOptimality, Start, soft_lambda_returns
+from .latent_dynamics import (
+    ActionDriven,
+    Belief,
+    Driven,
+    LatentDynamics,
+    ObservedDynamics,
+    VectorDecoder,
+    WorldModel,
+)
 from .observation_encoder import ObservationEncoder
 from .optimality import (
     ActionGuide,
@@ -52,6 +62,7 @@ from .programs.control_program import ControlProgram, Execution
 from .programs.field_encoder import FieldEncoder
 from .programs.procedure_tree import Action, Field, PlacedField, Procedure, ProcedureTree
 from .programs.traces import Traces, check_stopped, split_annotated
+from .readings import ImageDecoder, ImageEncoder, Readings
 from .registration import register
 from .skills import Skill, TrajectoryCVAE
 from .space_json import space_from_json, space_to_json
@@ -73,27 +84,30 @@ from .wavenet import WaveNet, WaveNetCache
 
 __all__ = [
     "Action",
+    "ActionDriven",
     "ActionGuide",
     "ActionPrior",
+    "Belief",
     "Boundary",
     "CallStack",
     "CallStackContext",
     "CallStackState",
     "CallTrace",
-    "Causal",
     "CategoricalHead",
+    "Causal",
     "ComponentDynamics",
     "ControlProgram",
     "Controller",
     "DeterministicHead",
     "DirectPolicy",
     "DiscreteMemory",
+    "Driven",
     "Dynamics",
     "DynamicsContext",
     "DynamicsState",
     "Emission",
-    "Execution",
     "Episodes",
+    "Execution",
     "Field",
     "FieldEncoder",
     "FunctionController",
@@ -102,7 +116,12 @@ __all__ = [
     "GaussianPrior",
     "GoalConditionedPolicy",
     "Head",
+    "ImageDecoder",
+    "ImageEncoder",
+    "Imagination",
+    "ImaginedOptimality",
     "Interval",
+    "LatentDynamics",
     "LatentMemoryPolicy",
     "MLPDynamics",
     "Memory",
@@ -111,6 +130,7 @@ __all__ = [
     "MixtureHead",
     "MultiCategoricalHead",
     "ObservationEncoder",
+    "ObservedDynamics",
     "OneStepOptimality",
     "OptimalityModel",
     "PlacedField",
@@ -121,6 +141,7 @@ __all__ = [
     "ProcedureTree",
     "Process",
     "ReactivePolicy",
+    "Readings",
     "RecurrentController",
     "RecurrentPolicy",
     "RecurrentState",
@@ -130,14 +151,17 @@ __all__ = [
     "Skill",
     "SpaceError",
     "SquashedHead",
+    "Start",
     "Step",
     "Steps",
     "Traces",
     "TrajectoryCVAE",
     "UniformPrior",
+    "VectorDecoder",
     "WaveNet",
     "WaveNetCache",
     "WaveNetDynamics",
+    "WorldModel",
     "action_size",
     "as_action_space",
     "as_controller",
@@ -156,6 +180,7 @@ __all__ = [
     "plot_call_stack",
     "plot_posterior",
     "register",
+    "soft_lambda_returns",
     "space_from_json",
     "space_to_json",
     "split_annotated",

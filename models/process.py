@@ -23,6 +23,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._saved import Saved
 
@@ -79,6 +80,20 @@ class Process(Saved, nn.Module):
     def live(self, state: State, context: Context) -> Tensor:
         """Return which rows have not ended, bool ``[B]``; asked only of a process that ``terminates``."""
         raise NotImplementedError
+
+    def step(self, state: State, context: Context, draw: str) -> tuple[Tensor, State]:
+        """Take one step of a walk that does not end by itself; return its value ``[B, ...]`` and the state after it.
+
+        The default draws from :meth:`conditional` and calls :meth:`advance`. Override it where both need the same
+        computation.
+
+        Args:
+            state: leaves ``[B, ...]``.
+            context: leaves ``[B, ...]``.
+            draw: ``"sample"``, ``"rsample"`` or ``"mode"``.
+        """
+        z = _drawn(self.conditional(state, context), draw)
+        return z, self.advance(state, z, context)
 
     def walk(self, context: Context, horizon: int, draw: str) -> tuple[Tensor, Tensor] | None:
         """Take a whole walk in some faster way, or return None: then :class:`Sequence` walks step by step.
@@ -194,32 +209,57 @@ def _trailing(flag: Tensor, like: Tensor) -> Tensor:
     return flag.reshape(flag.shape + (1,) * (like.dim() - flag.dim()))
 
 
+def _drawn(conditional: TorchDistribution, draw: str) -> Tensor:
+    return conditional.mode if draw == "mode" else getattr(conditional, draw)()
+
+
 def _take_steps(
     process: Process, state: State, context: Context, steps: int, draw: str
-) -> tuple[State, Tensor, Tensor]:
-    """Take ``steps`` steps; return the state, the values ``[B, steps, ...]`` and the ends.
+) -> tuple[State, Tensor, Tensor, list[State]]:
+    """Take ``steps`` steps; return the state, the values ``[B, steps, ...]``, the ends, and the states before each.
 
-    The last is which rows were alive before each step and after the last one, ``[B, steps + 1]``.
+    The ends are which rows were alive before each step and after the last one, ``[B, steps + 1]``. The states before
+    are kept of a walk that keeps its graph.
     """
-    values, lives = [], []
+    values, lives, states = [], [], []
     # A walk that keeps its graph never asks for a conditional after the end, whose gradient need not be finite.
     first = process.initial(context) if process.terminates and draw == "rsample" else None
     for _ in range(steps):
         there = state if first is None else _select(process.live(state, context), state, first, True)
-        conditional = process.conditional(there, context)
-        z = conditional.mode if draw == "mode" else getattr(conditional, draw)()
+        if draw == "rsample":
+            states.append(there)
         if process.terminates:
+            z = _drawn(process.conditional(there, context), draw)
             live = process.live(state, context)
             lives.append(live)
             z = _fill_dead(process, z, live)
             state = _select(live, process.advance(state, z, context), state, True)
         else:
-            state = process.advance(state, z, context)
+            z, state = process.step(state, context, draw)
         values.append(z)
     stacked = torch.stack(values, 1)
     if not process.terminates:
-        return state, stacked, stacked.new_ones((stacked.shape[0], steps + 1), dtype=torch.bool)
-    return state, stacked, torch.stack([*lives, process.live(state, context)], 1)
+        return state, stacked, stacked.new_ones((stacked.shape[0], steps + 1), dtype=torch.bool), states
+    return state, stacked, torch.stack([*lives, process.live(state, context)], 1), states
+
+
+class _Walk(NamedTuple):
+    """A walk that kept its graph: the states before its steps, and what they are of."""
+
+    process: Process
+    context: Context
+    versions: list[int]
+    state: State
+    live: Tensor
+
+
+# By the values that a walk drew. Nothing in a walk refers to them, so that both go together.
+_walks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _versions(process: Process, z: Tensor) -> list[int]:
+    """Numbers that change when the values, or a parameter, are changed in place."""
+    return [z._version, *(parameter._version for parameter in process.parameters())]
 
 
 # One step of lookahead costs little, a host synchronisation a step costs much: rows are asked whether they
@@ -341,7 +381,8 @@ class Sequence(TorchDistribution):
     def _draw(self, sample_shape: torch.Size, draw: str) -> Tensor:
         shape = sample_shape + self.batch_shape
         context = self.expand(shape)._flat_context()
-        z, steps = self.process.walk(context, self.horizon, draw) or self._step_by_step(context, draw)
+        states: list[State] = []
+        z, steps = self.process.walk(context, self.horizon, draw) or self._step_by_step(context, draw, states)
         if self.process.terminates:
             used = int(steps.max())
             if used > self.horizon and draw != "mode":
@@ -354,10 +395,16 @@ class Sequence(TorchDistribution):
         if missing > 0:
             z = torch.cat([z, z.new_full((len(z), missing) + z.shape[2:], self.process.padding)], 1)
         z = z[:, : self.horizon]
-        return z.reshape(shape + z.shape[1:])
+        values = z.reshape(shape + z.shape[1:])
+        if states and torch.is_grad_enabled():
+            states = states[: self.horizon]
+            state = pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *states)
+            live = torch.arange(len(states), device=z.device) < steps.unsqueeze(1)
+            _walks[values] = _Walk(self.process, context, _versions(self.process, values), state, live)
+        return values
 
-    def _step_by_step(self, context: Context, draw: str) -> tuple[Tensor, Tensor]:
-        """Walk the process; return what :meth:`Process.walk` does."""
+    def _step_by_step(self, context: Context, draw: str, states: list[State]) -> tuple[Tensor, Tensor]:
+        """Walk the process, add the states before each step to a list, and return what :meth:`Process.walk` does."""
         process = self.process
         compiled = process.compile_walk and draw == "sample"
         take = _compiled_steps(process) if compiled else _take_steps
@@ -373,7 +420,8 @@ class Sequence(TorchDistribution):
         while taken < self.horizon:
             # A compiled walk keeps one chunk length: what it takes beyond the horizon is cut off.
             steps = chunk if compiled else min(chunk, self.horizon - taken)
-            state, block, live = take(process, state, context, steps, draw)
+            state, block, live, before = take(process, state, context, steps, draw)
+            states += before
             values.append(block)
             lives.append(live[:, :steps])
             taken += steps
@@ -388,13 +436,39 @@ class Sequence(TorchDistribution):
 
         Give them to :meth:`step_score_parts` and :meth:`step_kl` to evaluate the conditionals once for both. With
         ``like``, the steps of a process with the same states along the same ``z``, its unrolling is used again.
+
+        If ``z`` itself was drawn by :meth:`rsample`, from this sequence or one with the same states, the states of that
+        walk are used again. Their gradients reach what ``z`` was made of, and not ``z``: what is to be differentiated
+        by ``z`` is :meth:`log_prob`.
         """
         context = self._flat_context()
-        if like is not None:
-            state, live = like.state, like.live
-        else:
-            flat = self._flatten(z)
-            state, live = self.process.unroll(flat[:, : self.process.steps_alive(flat)], context)
+        state, live = self._unrolled(z) if like is None else like[:2]
+        return Steps(state, live, self.process.conditional(state, context))
+
+    def states(self, z: Tensor) -> State:
+        """Return the states before each step along ``z``, leaves ``batch_shape + [I, ...]``, as :meth:`steps` does.
+
+        For what reads them beside the steps, as a decoder of observations does. I may be smaller than the sequence's
+        length: all further steps are dead.
+        """
+        mine, z = self._for(z)
+        state, _ = mine._unrolled(z)
+        return pytree.tree_map(lambda leaf: leaf.reshape(mine.batch_shape + leaf.shape[1:]), state)
+
+    def _unrolled(self, z: Tensor) -> tuple[State, Tensor]:
+        """Return the states along ``z`` and which steps exist, of the walk that drew ``z`` if there was one."""
+        context = self._flat_context()
+        if (found := _walks.get(z)) is not None:
+            unchanged = found.versions == _versions(found.process, z)
+            if unchanged and self.process.same_states(found.process, context, found.context):
+                return found.state, found.live
+        flat = self._flatten(z)
+        return self.process.unroll(flat[:, : self.process.steps_alive(flat)], context)
+
+    def _scored(self, z: Tensor, most: int | None = None) -> Steps:
+        """All steps along ``z``, or the first few, as a function of ``z``."""
+        flat, context = self._flatten(z), self._flat_context()
+        state, live = self.process.unroll(flat[:, : self.process.steps_alive(flat) if most is None else most], context)
         return Steps(state, live, self.process.conditional(state, context))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -426,11 +500,31 @@ class Sequence(TorchDistribution):
             NotImplementedError: if no closed form is registered for the two conditionals.
         """
         mine, z = self._for(z)
-        steps = steps or mine.steps(z)
-        theirs = other.expand(mine.batch_shape)
-        same = mine.process.same_states(other.process, mine._flat_context(), theirs._flat_context())
-        others = theirs.steps(z, like=steps if same else None)
+        steps = steps or mine._scored(z)
+        others = mine._others(other, z, steps)
         return mine._masked(kl(steps.conditional, others.conditional), steps.live, z)
+
+    def step_log_ratio(self, other: Sequence, z: Tensor, steps: Steps | None = None) -> Tensor:
+        """Return ``log self(z_i | z_<i) - log other(z_i | z_<i)`` of every step, ``batch_shape + [I]``.
+
+        Conditionals that know their ratio say so by a method ``log_ratio(other, value)``, which the conditional of this
+        sequence is asked for: what both have in common need not be computed.
+        """
+        mine, z = self._for(z)
+        steps = steps or mine._scored(z)
+        others = mine._others(other, z, steps)
+        value = _fill_dead(self.process, mine._flatten(z)[:, : steps.live.shape[1]], steps.live)
+        if hasattr(steps.conditional, "log_ratio"):
+            ratio = steps.conditional.log_ratio(others.conditional, value)
+        else:
+            ratio = steps.conditional.log_prob(value) - others.conditional.log_prob(value)
+        return mine._masked(ratio, steps.live, z)
+
+    def _others(self, other: Sequence, z: Tensor, steps: Steps) -> Steps:
+        """The steps of another sequence along ``z``, given this one's; one unrolling if their states are the same."""
+        theirs = other.expand(self.batch_shape)
+        same = self.process.same_states(other.process, self._flat_context(), theirs._flat_context())
+        return theirs.steps(z, like=steps) if same else theirs._scored(z, steps.live.shape[1])
 
     def step_score_parts(self, z: Tensor, steps: Steps | None = None) -> ScoreParts:
         """Return log-probability, score term and entropy term of every step, each ``batch_shape + [I]``.
@@ -439,7 +533,7 @@ class Sequence(TorchDistribution):
         discrete steps, nothing for reparametrised ones, the discrete part of mixed ones.
         """
         mine, z = self._for(z)
-        steps = steps or mine.steps(z)
+        steps = steps or mine._scored(z)
         flat = _fill_dead(self.process, mine._flatten(z)[:, : steps.live.shape[1]], steps.live)
         if not self.has_rsample:
             log_prob = mine._masked(steps.conditional.log_prob(flat), steps.live, z)
@@ -544,10 +638,10 @@ class Emission(Independent):
         return self.base_dist.log_prob(x)
 
 
-_compiled: WeakKeyDictionary[Process, Callable[..., tuple[State, Tensor, Tensor]]] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[Process, Callable[..., tuple[State, Tensor, Tensor, list[State]]]] = WeakKeyDictionary()
 
 
-def _compiled_steps(process: Process) -> Callable[..., tuple[State, Tensor, Tensor]]:
+def _compiled_steps(process: Process) -> Callable[..., tuple[State, Tensor, Tensor, list[State]]]:
     """Compile the walk once a process."""
     if process not in _compiled:
         _compiled[process] = torch.compile(_take_steps)

@@ -6,6 +6,7 @@ import os
 import statistics
 import warnings
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Unpack
 
@@ -13,13 +14,16 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..._random_state import keep_random_state
-from ..._verify import verify_least, verify_seed
+from ..._verify import verify_least, verify_positive, verify_seed
 from ..training import checkpoint
 from ..training.run import Evaluate, Run, RunOptions, Training
 from .body import Body, environment_of
+from .observed import Observation
 from .replay import Replay, ReplayBatch
+from .ring import ReplayOptions
 from .seed_batch import SeedBatch
 
 __all__ = ["LearnOptions", "LearnResult", "Learner", "learn", "learn_together"]
@@ -33,8 +37,20 @@ class Learner(Protocol):
     """What `learn` trains: an ``nn.Module`` whose state is all of it, such as `SoftActorCritic`.
 
     Of its policy, a module with parameters, `learn` reads ``observation_size``, ``action_size`` and ``squash``, and the
-    precision of the first parameter, in which observations and actions are kept. A method ``begin(seed)`` is called
-    where an episode begins, if there is one.
+    precision of the first parameter, in which observations and actions are kept. A learner may have more:
+
+    - ``begin(seed)`` is called where an episode begins. What an agent with a memory carries from one :meth:`act` to the
+      next begins anew there. It belongs into the state of the module (``get_extra_state``), and a resumed run acts on
+      as if nothing had been.
+    - ``observation_space`` says what it takes in place of vectors, a Box of any shape and dtype or a Dict of Boxes:
+      :meth:`act` gets an array in that dtype, or a dict of arrays. Nothing but parameters is then read of its policy,
+      and actions are normalised unless the learner has ``squash = False``.
+    - ``make_replay(capacity, **options)`` returns what it learns from, with the `ReplayOptions` that it is given::
+
+        def make_replay(self, capacity, **options):
+            return SequenceReplay(capacity, self.observation_space, self.action_size, length=50, **options)
+
+      :meth:`update` then gets what that replay samples. Without, it is a `Replay` of transitions.
     """
 
     @property
@@ -47,10 +63,10 @@ class Learner(Protocol):
 
     policy: Any
 
-    def act(self, observation: np.ndarray, deterministic: bool = False) -> np.ndarray:
+    def act(self, observation: Any, deterministic: bool = False) -> np.ndarray:
         """Return a normalised action ``[A]`` at an observation ``[O]``."""
 
-    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
+    def update(self, batch: Any) -> dict[str, Tensor]:
         """Take a step on a batch; return named numbers, ``critic_loss`` among them."""
 
 
@@ -79,18 +95,18 @@ class LearnOptions(RunOptions, total=False):
 
     Attributes:
         steps: environment steps to train up to, counting those before a resume (200,000).
-        batch_size: transitions in a batch (128).
-        replay: greatest number of transitions to learn from (1,000,000).
-        start: steps before the first update; with no more steps than that, nothing is learnt, and a warning given
-            (1000).
-        updates_per_step: of the learner (1).
+        batch_size: transitions, or sequences, in a batch (128).
+        replay: greatest number of transitions, or observations, to learn from (1,000,000).
+        start: steps before the first update; with no more steps than that, nothing is learnt, and a warning given.
+            Where sequences are learnt from, one has to be there by then (1000).
+        updates_per_step: of the learner; 0.2 is one every five steps (1).
     """
 
     steps: int
     batch_size: int
     replay: int
     start: int
-    updates_per_step: int
+    updates_per_step: float
 
 
 def learn(
@@ -104,10 +120,10 @@ def learn(
 ) -> LearnResult:
     """Act, remember and learn, a step of the environment at a time.
 
-    The learner's policy acts from the first step on; after ``start`` steps, each is followed by ``updates_per_step``
-    updates on batches of the replay. Where the task ends, nothing follows; where time runs out (``truncated``), the
-    value of the last observation counts. Normalised actions in (-1, 1) are mapped affinely to the environment's bounds;
-    an environment with a true attribute ``latent`` takes them as they are.
+    The learner acts from the first step on; after ``start`` steps, each is followed by ``updates_per_step`` updates on
+    batches of the replay, or every few of them by one. Where the task ends, nothing follows; where time runs out
+    (``truncated``), the value of the last observation counts. Normalised actions in (-1, 1) are mapped affinely to the
+    environment's bounds; an environment with a true attribute ``latent`` takes them as they are.
 
     Episode number n is reset with a seed made of ``seed`` and n. With ``out``, the run writes ``out/checkpoint.pt``,
     ``out/tensorboard`` and the replay, a file ``out/replay-N.bin`` that only ever grows, and a later call with the same
@@ -123,7 +139,7 @@ def learn(
 
     Args:
         learner: such as `SoftActorCritic`.
-        env: one environment with a Box of float actions and a flat Box of observations.
+        env: one environment with a Box of float actions, and a flat Box of observations or what the learner takes.
         seed: of torch, numpy and Python at step 0, of the replay, and of the episodes.
         out: folder to write to; made if missing. None writes nothing.
         evaluate: called with the number of steps, returns named numbers to log; see :func:`evaluation`. Give it an
@@ -137,9 +153,10 @@ def learn(
         TypeError: for an environment or learner of another kind, actions that are not numbers in a Box, or a number
             that should be whole and is not.
         ValueError: for spaces that do not fit the learner, unbounded actions, an argument out of range, a device that
-            cannot be used, an ``out`` that is a file, or a checkpoint that is truncated, of another learner, made
-            under other settings or beyond ``steps``, or a replay that is damaged; nothing has been changed or written
-            then. Also for an observation of another shape than before.
+            cannot be used, an ``out`` that is a file, a replay that does not fit into memory, or a checkpoint that is
+            truncated, of another learner, made under other settings or beyond ``steps``, or with a damaged replay;
+            nothing has been changed or written then. Also for an observation of another shape or dtype than the space
+            has, and where there is no sequence to draw, as no episode is long enough.
         FloatingPointError: an action, reward or observation, the loss or a parameter is not finite.
         BlockingIOError: another run writes to ``out``; says which process, where and since when.
         OSError: ``out`` cannot be written, or the disk is full; names the file, and the last checkpoint stands.
@@ -165,7 +182,7 @@ def learn_together(
     batch_size: int = 128,
     replay: int = 1_000_000,
     start: int = 1000,
-    updates_per_step: int = 1,
+    updates_per_step: float = 1,
     **options: Unpack[RunOptions],
 ) -> list[LearnResult]:
     """Do what :func:`learn` does for several learners at once, each in its own environment, in step with each other.
@@ -206,17 +223,15 @@ def learn_together(
     for number in seeds:
         verify_seed(number)
     _verify_each(learners, envs=envs, seeds=seeds, outs=outs, evaluates=evaluates)
-    sizes: dict[str, Any] = {
-        "batch_size": batch_size,
-        "replay": replay,
-        "start": start,
-        "updates_per_step": updates_per_step,
-    }
+    verify_positive(updates_per_step=updates_per_step)
+    rate = Fraction(float(updates_per_step)).limit_denominator(1_000_000)
+    sizes: dict[str, Any] = {"batch_size": batch_size, "replay": replay, "start": start}
     usual: RunOptions = {"checkpoint_every": 10_000, "log_every": 1000}
     options = usual | options
     checkpoint_every = options["checkpoint_every"]
     for name, value in (sizes | {"steps": steps, "checkpoint_every": checkpoint_every}).items():
         verify_least(0 if name == "start" else 1, **{name: value})
+    sizes["updates_per_step"] = rate.numerator if rate.denominator == 1 else float(updates_per_step)
     if alone := len(learners) == 1 and not isinstance(batch, SeedBatch):
         settings, first_seed = sizes, int(seeds[0])
     else:  # they share the random numbers of the noise
@@ -232,7 +247,7 @@ def learn_together(
     ]
     if isinstance(batch, SeedBatch):
         batch.verify()
-    if steps <= start:
+    if (steps - start) * rate < 1:
         warnings.warn(f"steps={steps} with start={start}: nothing is learnt yet", stacklevel=2 + alone)
     training = Training(runs=runs, steps=steps, **options)
     training.interrupts.patience = 2
@@ -241,11 +256,12 @@ def learn_together(
 
     def advance() -> bool:
         _act(batch, runs, training)
-        if runs[0].history.step > start:
-            for _ in range(updates_per_step):
-                found = _update(batch, [run.memory.sample(batch_size) for run in runs])
-            for run, numbers in zip(runs, found, strict=True):
-                run.count(numbers)
+        past = runs[0].history.step - start  # of which each step brings its share of updates
+        found: list[dict[str, Tensor]] = []
+        for _ in range(int(past * rate) - int((past - 1) * rate) if past > 0 else 0):
+            found = _update(batch, [run.memory.sample(batch_size) for run in runs])
+        for run, numbers in zip(runs, found, strict=False):  # none where there was no update
+            run.count(numbers)
         for run in runs:
             if run.body.over:
                 run.finish_episode()
@@ -260,7 +276,7 @@ def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Tr
     put_back = keep_random_state()
     acting = runs[0]
     try:
-        seen = []
+        seen: list[Any] = []
         for acting in runs:
             seen.append(acting.observe())
         acting = runs[0]
@@ -284,11 +300,11 @@ def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Tr
         raise
     for run, step in zip(runs, steps, strict=True):
         run.remember()
-        run.memory.add(step.observation, step.action, step.reward, step.next_observation, step.terminated)
+        run.memory.add(*step[:-1], first=run.body.steps == 1)
         run.history.step += 1
 
 
-def _update(batch: SeedBatch | Sequence[Learner], batches: list[ReplayBatch]) -> list[dict[str, Tensor]]:
+def _update(batch: SeedBatch | Sequence[Learner], batches: list[Any]) -> list[dict[str, Tensor]]:
     """Update each learner on its own batch."""
     if not isinstance(batch, SeedBatch):
         return [learner.update(own) for learner, own in zip(batch, batches, strict=True)]
@@ -314,7 +330,7 @@ class _Acting(Run):
         evaluate: Evaluate | None,
     ) -> None:
         _verify_learner(learner)
-        self.body = Body(env, learner.policy)
+        self.body = Body(env, learner if hasattr(learner, "observation_space") else learner.policy)
         if env.unwrapped in getattr(evaluate, "bodies", ()):
             raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
         own = {"seed": seed, "env": environment_of(env), "frozen": checkpoint.frozen(learner.policy)}
@@ -346,21 +362,21 @@ class _Acting(Run):
         if content is None:
             self.memory = self._replay()
         else:
-            checkpoint.apply(self.matched)
             self._take_up(content["episodes"])
+            checkpoint.apply(self.matched)  # with what the learner remembers of the episode
 
-    def _replay(self) -> Replay:
-        weight = next(self.learner.policy.parameters())
-        return Replay(
-            self.settings["replay"],
-            self.learner.observation_size,
-            self.learner.action_size,
-            seed=self.seed,
-            dtype=weight.dtype,
-            device=weight.device if self.device is None else self.device,
-            path=self.file,
-            spare=self.spare,
-        )
+    def _replay(self) -> Any:
+        weight, capacity = next(self.learner.policy.parameters()), self.settings["replay"]
+        options: ReplayOptions = {
+            "seed": self.seed,
+            "dtype": weight.dtype,
+            "device": weight.device if self.device is None else self.device,
+            "path": self.file,
+            "spare": self.spare,
+        }
+        if callable(make := getattr(self.learner, "make_replay", None)):
+            return make(capacity, **options)
+        return Replay(capacity, self.learner.observation_size, self.learner.action_size, **options)
 
     def _take_up(self, episode: dict[str, Any]) -> None:
         """Have the environment where it was in its episode; where it does not come there, that episode is given up."""
@@ -374,25 +390,29 @@ class _Acting(Run):
             why = "the environment did not come back to"
             if len(before) + len(past.actions) < steps:
                 why = "neither replay nor checkpoint hold all actions to"
-            elif self._comes_back(before, past):
+            elif self._comes_back([*before, *past.actions.numpy()], past.observations, episode.get("observation")):
                 self.body.total = episode["rewards"]
                 self.forgotten = bytearray(before.tobytes())
                 return
             warnings.warn(f"{why} step {steps} of episode {number}: a new episode begins", RuntimeWarning, stacklevel=3)
         self.body.number, self.body.over = number, True
 
-    def _comes_back(self, before: np.ndarray, past: ReplayBatch) -> bool:
-        """Take the steps of an episode again; return whether they lead where they led."""
+    def _comes_back(self, actions: list[np.ndarray], past: Any, last: Any) -> bool:
+        """Take the steps of an episode again; return whether they lead where they led.
+
+        Args:
+            actions: all of the episode.
+            past: what was observed before the last of them, as far as the replay holds it.
+            last: what was observed after them; None where a checkpoint of before version 0.4 does not tell.
+        """
         self.observe()
-        for action in before:
+        known = len(pytree.tree_leaves(past)[0])
+        for left, action in zip(range(len(actions), 0, -1), actions, strict=True):
+            expected = pytree.tree_map(lambda part, at=-left: part[at], past) if left <= known else None
+            if self.body.over or not _same(self.body.observation, expected):
+                return False
             self.body.step(action)
-        for action, expected in zip(past.actions.numpy(), past.next_observations.numpy(), strict=True):
-            if self.body.over:
-                return False
-            seen = self.body.step(action).next_observation
-            if not np.array_equal(seen.astype(expected.dtype), expected):
-                return False
-        return not self.body.over
+        return not self.body.over and _same(self.body.observation, last)
 
     def remember(self) -> None:
         """Keep the action that the replay is about to forget, if the episode cannot be brought back without it."""
@@ -409,6 +429,7 @@ class _Acting(Run):
                 "steps": 0 if over else body.steps,
                 "rewards": 0.0 if over else body.total,
                 "broken": self.broken,
+                "observation": None if over or self.broken else pytree.tree_map(torch.from_numpy, body.observation),
                 "forgotten": torch.from_numpy(forgotten.copy()).reshape(-1, self.learner.action_size),
                 "returns": self.returns,
             },
@@ -426,7 +447,7 @@ class _Acting(Run):
         latest = [value for _, value in self.returns[-_LATEST:]]
         return ([f"mean return {statistics.fmean(latest):.4g}"] if latest else []) + super().told()
 
-    def observe(self) -> np.ndarray:
+    def observe(self) -> Observation:
         """Return the observation to act on, that of a new episode where one begins."""
         if self.body.over:
             seed = _mixed(self.seed, self.body.number + 1)
@@ -473,8 +494,15 @@ def _verify_each(learners: list[Any], **given: Sequence[Any] | None) -> None:
             raise ValueError(f"two of the {name} are the same")
 
 
+def _same(seen: Observation, expected: Any) -> bool:
+    """Whether an observation is what was expected, as tensors; nothing may be."""
+    pairs = zip(pytree.tree_leaves(seen), pytree.tree_leaves(expected), strict=True) if expected is not None else ()
+    return all(torch.equal(torch.from_numpy(one).to(other.dtype), other) for one, other in pairs)
+
+
 def _verify_learner(learner: Any) -> None:
-    for name in ("policy", "observation_size", "action_size", "act", "update"):
+    takes = "make_replay" if hasattr(learner, "observation_space") else "observation_size"
+    for name in ("policy", takes, "action_size", "act", "update"):
         if not hasattr(learner, name):
             raise TypeError(f"a {type(learner).__name__} is no learner such as SoftActorCritic: it has no {name}")
     for name in ("act", "update"):

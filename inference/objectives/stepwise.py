@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled
@@ -19,11 +23,14 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 from torch import Tensor
-from torch.distributions import Categorical, Independent, OneHotCategorical, kl_divergence
+from torch.distributions import Categorical, Distribution, Independent, OneHotCategorical, kl_divergence
 
 from .dependencies import Dependencies, Frame, dependencies, frames_of, latent_names
 
-__all__ = ["InexactKLError", "StepTerm", "StepwiseKL_ELBO"]
+__all__ = ["BalancedKL", "InexactKLError", "StepTerm", "StepwiseKL_ELBO"]
+
+Divergence = Callable[[Any, Any], Tensor]
+"""KL(q || p) of two distributions, of their batch shape; a NotImplementedError where there is no closed form."""
 
 _SCORES = ("sequential", "full", "none")
 
@@ -121,11 +128,17 @@ class StepwiseKL_ELBO(ELBO):
         vectorize_particles: draw the particles in one batched run, where they are baselines for each other.
         score: ``"sequential"``; ``"full"`` multiplies every score with all costs (the plain score function: also
             unbiased, noisier); ``"none"`` drops the score term (biased for steps that are not reparametrised).
+        kl: the divergence of two distributions q and p, nats, of their batch shape. None for the registered one;
+            :class:`BalancedKL` weighs its two gradients.
+        free_nats: a KL costs at least so much, on average over a site's rows and steps; less has no gradient
+            (D. Hafner et al., "Learning Latent Dynamics for Planning from Pixels", 2019; on the mean, as their code has
+            it). The loss is then no bound. For sites that are reparametrised.
 
     Raises:
         InexactKLError: whether or not validation is on, when a KL would be biased.
         ValueError: for an unknown ``score``, when model and guide do not match: a latent site of one that the
-            other lacks or observes; or when an emission goes along a site that is not there, or has other steps.
+            other lacks or observes; or when an emission goes along a site that is not there, or has other steps; for
+            free nats that are negative, or of a site that needs the score function.
     """
 
     def __init__(
@@ -135,14 +148,18 @@ class StepwiseKL_ELBO(ELBO):
         vectorize_particles: bool = False,
         *,
         score: str = "sequential",
+        kl: Divergence | None = None,
+        free_nats: float = 0.0,
     ):
         if score not in _SCORES:
             raise ValueError(f"score must be one of {', '.join(_SCORES)}, got {score!r}")
+        if not 0 <= free_nats < math.inf:
+            raise ValueError(f"free_nats must be at least 0 and finite, got {free_nats}")
         nesting = float("inf") if max_plate_nesting is None else max_plate_nesting
         super().__init__(
             num_particles=num_particles, max_plate_nesting=nesting, vectorize_particles=vectorize_particles
         )
-        self.score = score
+        self.score, self.kl, self.free_nats = score, kl or closed_form, free_nats
         self._seen: tuple[Any, Any] | None = None
         self._legal: set[tuple[Any, ...]] = set()  # of the model and guide seen last, as are those kept
         self._kept: dict[tuple[Any, ...], _Kept] = {}
@@ -269,7 +286,9 @@ class StepwiseKL_ELBO(ELBO):
                 costs[name] = _guide_factor(name, site, before)
         for name in latent:
             guide_site, model_site = guide_trace.nodes[name], model_trace.nodes.get(name)
-            term, value, score, untouched = _latent_term(model_site, guide_site)
+            term, value, score, untouched = _latent_term(model_site, guide_site, self.kl)
+            if self.free_nats:
+                value = self._at_least_free(name, term, value, score)
             n, steps = number[name], _has_steps(model_site, guide_site)
             last = max(n - 1, reaches.get(name, -1))
             if term.kind != "kl" or steps:
@@ -284,6 +303,15 @@ class StepwiseKL_ELBO(ELBO):
             if score is not None and score.requires_grad:
                 scores[n] = _Score(score, frames, steps)
         return costs, scores
+
+    def _at_least_free(self, name: str, term: StepTerm, cost: Tensor, score: Tensor | None) -> Tensor:
+        """Return a site's cost, or where its KL is on average less than the free nats, that of these."""
+        if score is not None:
+            raise ValueError(f"free nats are for reparametrised sites: {name!r} needs the score function")
+        if term.kind != "kl":
+            return cost
+        free = self.free_nats * (term.value.numel() / cost.numel())
+        return torch.where(term.value.mean() > self.free_nats, cost, -free)
 
     def _credit(
         self, named: dict[str, _Cost], scores: dict[int, _Score], kept: _Kept
@@ -532,11 +560,14 @@ def _weighed(value: Tensor, by: Any, *, steps: bool) -> Tensor:
     return scale_and_mask(value, *weights)
 
 
-def _latent_term(model_site: Any | None, guide_site: Any) -> tuple[StepTerm, Tensor, Tensor | None, Tensor | None]:
+def _latent_term(
+    model_site: Any | None, guide_site: Any, divergence: Divergence
+) -> tuple[StepTerm, Tensor, Tensor | None, Tensor | None]:
     """Return the diagnostic, the cost, the score, and what of the cost the site (each step of it) cannot influence."""
     q, z = guide_site["fn"], guide_site["value"]
     p: Any = None if model_site is None else model_site["fn"]
     sequence = _has_steps(model_site, guide_site)
+    kl_of = partial(_kl, divergence=divergence)
     analytic = (
         model_site is not None
         and guide_site["infer"].get("analytic_kl", True)
@@ -544,27 +575,39 @@ def _latent_term(model_site: Any | None, guide_site: Any) -> tuple[StepTerm, Ten
         and _same(guide_site["mask"], model_site["mask"])
     )
     steps = q.steps(z) if sequence else None
-    parts: ScoreParts = q.step_score_parts(z, steps) if sequence else q.score_parts(z)
-    score = _score(q, z, parts)
+    pathwise = _is_pathwise(q if steps is None else steps.conditional)
+    parts = None if pathwise else q.step_score_parts(z, steps) if sequence else q.score_parts(z)
+    score = None if parts is None else _score(q, z, parts)
 
     if analytic:
         try:
-            kl = q.step_kl(p, z, steps, _kl) if sequence else _kl(q, p)
+            kl = q.step_kl(p, z, steps, kl_of) if sequence else kl_of(q, p)
         except NotImplementedError:
             pass
         else:
             kl = _weighed(kl, guide_site, steps=sequence)
             # A step's own KL is a function of what comes before the step.
             return StepTerm("kl", kl), -(kl.sum(-1) if sequence else kl), score, -(kl.cumsum(-1) if sequence else kl)
+        if sequence and pathwise:
+            log_ratio = _weighed(q.step_log_ratio(p, z, steps), guide_site, steps=True)
+            return StepTerm("log_ratio", log_ratio), -log_ratio.sum(-1), None, log_ratio - log_ratio.cumsum(-1)
+    parts = parts or (q.step_score_parts(z, steps) if sequence else q.score_parts(z))
     # The gradient of log q at a value that was not reparametrised has expectation zero: leave it out.
     log_q = parts.log_prob.detach() + _zero_valued(parts.entropy_term)
     log_ratio = _weighed(log_q, guide_site, steps=sequence)
     if model_site is not None:
-        log_p = p.step_log_prob(z) if sequence else p.log_prob(z)
+        log_p = p.step_score_parts(z, p.steps(z)).log_prob if sequence else p.log_prob(z)
         log_ratio = log_ratio - _weighed(log_p, model_site, steps=sequence)
     if not sequence:
         return StepTerm("log_ratio", log_ratio), -log_ratio, score, None
     return StepTerm("log_ratio", log_ratio), -log_ratio.sum(-1), score, log_ratio - log_ratio.cumsum(-1)
+
+
+def _is_pathwise(fn: Any) -> bool:
+    """Whether all of a value is reparametrised, so that it needs no score function."""
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return bool(fn.has_rsample) and type(fn).score_parts is TorchDistributionMixin.score_parts
 
 
 def _zero_valued(term: Any) -> Any:
@@ -591,13 +634,13 @@ def _score(q: Any, z: Tensor, parts: ScoreParts | None = None) -> Tensor | None:
     return score if isinstance(score, Tensor) else None
 
 
-def _kl(q: Any, p: Any) -> Tensor:
+def _kl(q: Any, p: Any, divergence: Divergence) -> Tensor:
     """Return the KL in closed form, of the guide's batch shape.
 
     Raises:
         NotImplementedError: if none is registered, or what is registered is not the expectation of the log-ratio.
     """
-    kl = closed_form(q, p)
+    kl = divergence(q, p)
     if not isinstance(kl, Tensor) or kl.shape != q.batch_shape:
         raise NotImplementedError
     return kl
@@ -630,6 +673,43 @@ def closed_form(q: Any, p: Any) -> Tensor:
         difference = torch.where(held, q.logits, 0.0) - torch.where(held, p.logits, 0.0)
         return (q.probs * difference).sum(-1)
     return kl_divergence(q, p)
+
+
+class BalancedKL:
+    """A KL whose two gradients are weighed: ``prior KL(sg(q) || p) + posterior KL(q || sg(p))``.
+
+    KL balancing, of D. Hafner et al., "Mastering Atari with Discrete World Models" (2021), whose 0.8 is the default: a
+    prior that is learnt faster than the posterior is drawn to it. The value is ``prior + posterior`` times the KL.
+
+    Args:
+        prior: weight of the gradient of p.
+        posterior: weight of the gradient of q.
+        kl: the divergence.
+
+    Raises:
+        ValueError: for weights that are negative or not finite.
+    """
+
+    def __init__(self, prior: float = 0.8, posterior: float = 0.2, kl: Divergence = closed_form):
+        for name, weight in {"prior": prior, "posterior": posterior}.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"the weight {name} must be at least 0 and finite, got {weight}")
+        self.prior, self.posterior, self.kl = prior, posterior, kl
+
+    def __call__(self, q: Any, p: Any) -> Tensor:
+        """Return the weighed divergence, of the distributions' batch shape."""
+        return self.prior * self.kl(_without_graph(q), p) + self.posterior * self.kl(q, _without_graph(p))
+
+
+def _without_graph(distribution: Any) -> Any:
+    """A copy of a distribution whose tensors carry no gradients."""
+    held = copy.copy(distribution)
+    for name, value in vars(distribution).items():
+        if isinstance(value, Tensor):
+            held.__dict__[name] = value.detach()
+        elif isinstance(value, Distribution):
+            held.__dict__[name] = _without_graph(value)
+    return held
 
 
 def _apart(costs: dict[str, _Cost], scores: dict[int, _Score], latent: list[str], tracked: Dependencies) -> _Kept:

@@ -454,9 +454,10 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
             Point(),
             Hierarchy([make().policy]),
             1,
-            TypeError,
-            "a Hierarchy is no policy that acts with.*: no squash",
+            ValueError,
+            "the hierarchy acts in .*, the environment in .*: make it with action_space=env.action_space",
         ),
+        (Point(), nn.Linear(2, 1), 1, TypeError, "a Linear is no policy that acts with normalised actions: no observ"),
         (Point(), make().policy, 2.5, TypeError, "episodes must be a whole number, not 2.5"),
     ):
         with pytest.raises(error, match=message):

@@ -171,7 +171,7 @@ def test_a_full_disk_is_an_error_and_changes_nothing(tmp_path: Path, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", allocate)
-    monkeypatch.setattr("pyrocontrol.inference.control.replay._ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("pyrocontrol.inference.control.ring._ROWS_AT_ONCE", 4)
     path = tmp_path / "replay.bin"
     with pytest.raises(OSError, match="No space left on device .the replay.: '.*replay.bin'"):
         Replay(10, 2, 1, path=path)

@@ -120,15 +120,36 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="an action must"):
             env.step(action)
 
-    def missing(*_: Any) -> None:
-        raise RuntimeError("no OpenGL here")
+    class Missing:
+        def __init__(self, *_: Any) -> None:
+            raise RuntimeError("no OpenGL here")
 
-    monkeypatch.setattr("mujoco.Renderer", missing)
+    monkeypatch.setattr("mujoco.Renderer", Missing)
     with pytest.raises(DependencyNotInstalled, match="install libegl1 and libgl1-mesa-dri and set MUJOCO_GL=egl"):
         DMControl("walker-walk", "pixels")
     monkeypatch.setitem(__import__("sys").modules, "shimmy", None)
     with pytest.raises(DependencyNotInstalled, match=r"pip install 'pyrocontrol-ppl\[dm-control\]'"):
         DMControl("walker-walk")
+
+
+def test_renderers_are_freed_in_their_own_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[Any] = [None]
+    freed = []
+
+    class Contextual(Painter):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._gl_context = type("Context", (), {"make_current": lambda context: current.__setitem__(0, context)})()
+            self._gl_context.make_current()
+
+        def close(self) -> None:
+            freed.append(current[0] is self._gl_context)
+
+    monkeypatch.setattr("mujoco.Renderer", Contextual)
+    first, second = DMControl("reacher-easy", "pixels"), DMControl("reacher-easy", "pixels")
+    first.close()
+    del second
+    assert freed == [True, True]
 
 
 def test_the_planner_swings_up() -> None:

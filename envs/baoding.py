@@ -97,7 +97,7 @@ class Baoding(gymnasium.Env[Any, np.ndarray]):
         self.dt = 0.1
         self.frame_skip = round(self.dt / self.model.opt.timestep)
         self.planning = dict(_PLANNING)
-        self._cameras: dict[int, MujocoCamera] = {}
+        self._camera = MujocoCamera("above")
         self._step, self._turned, self._dropped = STEPS, 0.0, False
         vector = spaces.Box(-np.inf, np.inf, (64 if observations == "vectors" else 52,), np.float32)
         picture = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
@@ -106,7 +106,7 @@ class Baoding(gymnasium.Env[Any, np.ndarray]):
         )
         self.action_space: spaces.Space[np.ndarray] = spaces.Box(-1.0, 1.0, (self.model.nu,), np.float32)
         for pictured in [SIZE] * (observations == "pixels") + [render_size] * (render_mode is not None):
-            self._camera(pictured)  # what is missing is said at once
+            self._camera.ready(self.model, pictured)  # what is missing is said at once
 
     def rewards(self, trajectories: Trajectories) -> tuple[np.ndarray, np.ndarray]:
         """Rewards `[K, H]` of simulated frames, and which of them end the episode."""
@@ -180,26 +180,17 @@ class Baoding(gymnasium.Env[Any, np.ndarray]):
         vector = np.concatenate(parts).astype(np.float32)
         if self.observations == "vectors":
             return vector
-        return {_PICTURE: self._camera(SIZE).picture(self.data), _SHOWN: vector}
-
-    def _camera(self, size: int) -> MujocoCamera:
-        if size not in self._cameras:
-            self._cameras[size] = MujocoCamera(self.model, "above", size)
-        return self._cameras[size]
+        return {_PICTURE: self._camera.picture(self.model, self.data, SIZE), _SHOWN: vector}
 
     def render(self) -> Any:
         """A picture `[render_size, render_size, 3]` uint8; None without a render mode."""
-        return None if self.render_mode is None else self._camera(self.render_size).picture(self.data)
+        if self.render_mode is None:
+            return None
+        return self._camera.picture(self.model, self.data, self.render_size)
 
     def close(self) -> None:
         """Free what was used for rendering."""
-        for camera in self._cameras.values():
-            camera.close()
-        self._cameras.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but what is used for rendering, which is made again where it is needed."""
-        return self.__dict__ | {"_cameras": {}}
+        self._camera.close()
 
 
 def _targets(step: Any) -> np.ndarray:
@@ -217,7 +208,7 @@ def _judge(sensors: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nda
     """The balls' distances from targets `[..., 2]` (m), and whether one of them was dropped `[...]`."""
     balls = _sensed(sensors)
     distances = np.linalg.norm(balls[..., 0, [0, 2]] - targets, axis=-1)
-    return distances, (balls[..., 2, 2] < DROPPED).any(-1)
+    return distances, np.any(balls[..., 2, 2] < DROPPED, axis=-1)
 
 
 def _lightly(env: Any, t: Trajectories) -> np.ndarray:

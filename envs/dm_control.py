@@ -160,7 +160,7 @@ class DMControl(gymnasium.Env[np.ndarray, np.ndarray]):
         self.planning = TASKS[task].planning
         self.suite = _suite(*TASKS[task].name)
         self.frame_skip, self.dt = self.suite._n_sub_steps, self.suite.dt
-        self._cameras: dict[int, MujocoCamera] = {}
+        self._camera = MujocoCamera(0)
         self._frames = FRAMES
         size = sum(math.prod(space.shape) for space in self.suite.observation_space.values())
         self.observation_space: spaces.Space[np.ndarray] = (
@@ -171,7 +171,7 @@ class DMControl(gymnasium.Env[np.ndarray, np.ndarray]):
         self._actuators = self.suite.action_space.shape[0]
         self.action_space: spaces.Space[np.ndarray] = spaces.Box(-1.0, 1.0, (self._actuators,), np.float32)
         for pictured in [SIZE] * (observations == "pixels") + [render_size] * (render_mode is not None):
-            self._camera(pictured)  # what is missing is said at once
+            self._camera.ready(self.model, pictured)  # what is missing is said at once
 
     @property
     def model(self) -> Any:
@@ -215,27 +215,21 @@ class DMControl(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def _get_obs(self) -> np.ndarray:
         if self.observations == "pixels":
-            return self._camera(SIZE).picture(self.data)
+            return self._camera.picture(self.model, self.data, SIZE)
         return np.concatenate([np.ravel(part) for part in self._seen.values()]).astype(np.float32)
-
-    def _camera(self, size: int) -> MujocoCamera:
-        if size not in self._cameras:
-            self._cameras[size] = MujocoCamera(self.model, 0, size)
-        return self._cameras[size]
 
     def render(self) -> Any:
         """A picture `[render_size, render_size, 3]` uint8; None without a render mode."""
-        return None if self.render_mode is None else self._camera(self.render_size).picture(self.data)
+        if self.render_mode is None:
+            return None
+        return self._camera.picture(self.model, self.data, self.render_size)
 
     def close(self) -> None:
         """Free what was used for rendering."""
-        for camera in self._cameras.values():
-            camera.close()
-        self._cameras.clear()
+        self._camera.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what is used for rendering, which is made again where it is needed."""
-        return self.__dict__ | {"_cameras": {}, "warmstart": self.data.qacc_warmstart.copy()}
+        return self.__dict__ | {"warmstart": self.data.qacc_warmstart.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         warmstart = state.pop("warmstart")

@@ -55,16 +55,17 @@ class SawyerPeg(gymnasium.Env[np.ndarray, np.ndarray]):
             from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
         except ModuleNotFoundError as error:
             raise DependencyNotInstalled("Sawyer needs Meta-World: pip install 'pyrocontrol-ppl[metaworld]'") from error
-        self.simulator: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[_NAME](seed=0)
+        made: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[_NAME]
+        self.simulator: Any = made(seed=0)
         # Peg and box are placed by this environment's random numbers.
         self.simulator._freeze_rand_vec, self.simulator.seeded_rand_vec = False, True
         self.observation_space: spaces.Space[np.ndarray] = spaces.Box(-np.inf, np.inf, (39,), np.float32)
         self.action_space: spaces.Space[np.ndarray] = spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.succeeded = False
         self._step = STEPS
-        self._camera: MujocoCamera | None = None
+        self._camera = MujocoCamera("corner2")
         if render_mode is not None:
-            self._drawn()  # what is missing is said at once
+            self._camera.ready(self.simulator.model, render_size)  # what is missing is said at once
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -91,20 +92,15 @@ class SawyerPeg(gymnasium.Env[np.ndarray, np.ndarray]):
         info = info | {"is_success": self.succeeded}
         return observation.astype(np.float32), float(reward), False, self._step >= STEPS, info
 
-    def _drawn(self) -> np.ndarray:
-        if self._camera is None:
-            self._camera = MujocoCamera(self.simulator.model, "corner2", self.render_size)
-        return self._camera.picture(self.simulator.data)
-
     def render(self) -> Any:
         """A picture `[render_size, render_size, 3]` uint8; None without a render mode."""
-        return None if self.render_mode is None else self._drawn()
+        if self.render_mode is None:
+            return None
+        return self._camera.picture(self.simulator.model, self.simulator.data, self.render_size)
 
     def close(self) -> None:
         """Free what was used for rendering."""
-        if self._camera is not None:
-            self._camera.close()
-        self._camera = None
+        self._camera.close()
 
 
 def sawyer_peg_expert(observation: np.ndarray) -> np.ndarray:

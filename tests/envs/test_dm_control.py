@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,29 +10,13 @@ import pytest
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.utils.env_checker import check_env
 
+from painter import Painter
 from pyrocontrol.envs import DMControl, MPPITeacher
 from pyrocontrol.envs.dm_control import FRAMES, TASKS
-from pyrocontrol.envs.experts import demonstrations
 from pyrocontrol.envs.planning.mujoco_rollouts import Rollouts
 
 pytest.importorskip("mujoco")
 suite = pytest.importorskip("dm_control.suite")
-
-
-class Painter:
-    """In the place of MuJoCo's renderer: a picture of the numbers that it would show."""
-
-    def __init__(self, model: Any, height: int, width: int) -> None:
-        self.shape, self.scene = (height, width, 3), type("Scene", (), {"flags": np.ones(20)})()
-
-    def update_scene(self, data: Any, camera: int) -> None:
-        self.level = int(100 * np.abs(data.qpos).sum()) % 256
-
-    def render(self) -> np.ndarray:
-        return np.full(self.shape, self.level, np.uint8)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -137,15 +120,36 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="an action must"):
             env.step(action)
 
-    def missing(*_: Any) -> None:
-        raise RuntimeError("no OpenGL here")
+    class Missing:
+        def __init__(self, *_: Any) -> None:
+            raise RuntimeError("no OpenGL here")
 
-    monkeypatch.setattr("mujoco.Renderer", missing)
+    monkeypatch.setattr("mujoco.Renderer", Missing)
     with pytest.raises(DependencyNotInstalled, match="install libegl1 and libgl1-mesa-dri and set MUJOCO_GL=egl"):
         DMControl("walker-walk", "pixels")
     monkeypatch.setitem(__import__("sys").modules, "shimmy", None)
     with pytest.raises(DependencyNotInstalled, match=r"pip install 'pyrocontrol-ppl\[dm-control\]'"):
         DMControl("walker-walk")
+
+
+def test_renderers_are_freed_in_their_own_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[Any] = [None]
+    freed = []
+
+    class Contextual(Painter):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._gl_context = type("Context", (), {"make_current": lambda context: current.__setitem__(0, context)})()
+            self._gl_context.make_current()
+
+        def close(self) -> None:
+            freed.append(current[0] is self._gl_context)
+
+    monkeypatch.setattr("mujoco.Renderer", Contextual)
+    first, second = DMControl("reacher-easy", "pixels"), DMControl("reacher-easy", "pixels")
+    first.close()
+    del second
+    assert freed == [True, True]
 
 
 def test_the_planner_swings_up() -> None:
@@ -157,20 +161,3 @@ def test_the_planner_swings_up() -> None:
         observation, reward, *_ = env.step(action)
         total += reward
     assert reward > 1.7 and total > 30  # of 2 at most a step
-
-
-def test_demonstrations_are_made_once_and_pixels_show_the_same_episodes(
-    tmp_path: Path, painter: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(TASKS["reacher-easy"].planning, "samples", 4)
-    first = demonstrations("reacher-easy", 1, folder=tmp_path, progress=False)
-    assert first.returns is not None and first.truncated.all() and first.actions.shape == (1, FRAMES // 2 + 1, 2)
-    file = tmp_path / "vectors-000.npz"
-    written = file.stat().st_mtime_ns
-    both = demonstrations("reacher-easy", 2, folder=tmp_path, progress=False)
-    assert file.stat().st_mtime_ns == written and both[0].fingerprint() == first.fingerprint()
-    pixels = demonstrations("reacher-easy", 2, folder=tmp_path, observations="pixels", progress=False)
-    assert pixels.observation_space.shape == (64, 64, 3) and np.array_equal(pixels.actions, both.actions)
-    assert np.array_equal(pixels.rewards, both.rewards)
-    with pytest.raises(ValueError, match="another run"):
-        demonstrations("reacher-easy", 1, folder=tmp_path, seed=1, progress=False)

@@ -11,9 +11,10 @@ with dynamics over observed vectors, and without a model DAC, SQIL (of pixels wi
     python examples/vmil.py --task walker-walk --method dac --out out/dac
 
 The demonstrations are those of a planner on the true simulator, made once and kept in DATA. The run writes
-OUT/result.json (`return` and, where the task has one, `success` at every evaluation, `expert` beside them; `foreseen`,
-the error of open-loop prediction), OUT/learning_curve.png, OUT/foreseen.png or, from pixels, OUT/foreseen.gif (real
-above imagined), OUT/policy.pt, OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on from its checkpoint.
+OUT/result.json: `return` at every evaluation, `expert` beside it; of the test at the end `test_return` and, where the
+task says so, `test_success` of each episode; `foreseen`, the error of open-loop prediction. It also writes
+OUT/learning_curve.png, OUT/foreseen.png or, from pixels, OUT/foreseen.gif (real above imagined), OUT/policy.pt,
+OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import tyro
 
 import pyrocontrol as pc
 from plots import plot_curves
-from pyrocontrol.envs.experts import demonstrations
+from pyrocontrol.envs.experts import EXPERTS, demonstrations
 from pyrocontrol.guides import BeliefPolicy
 
 # By size: of memory, latents and hidden layers, and the channels of the first convolution.
@@ -46,7 +47,7 @@ class Arguments:
     """Imitate demonstrations."""
 
     task: str = "walker-walk"
-    """one of walker-walk, cheetah-run, cartpole-swingup, reacher-easy"""
+    """one of walker-walk, cheetah-run, cartpole-swingup, reacher-easy, baoding, sawyer-peg (vectors alone)"""
     observations: Literal["vectors", "pixels"] = "vectors"
     """what is observed"""
     demos: int = 1
@@ -72,6 +73,8 @@ class Arguments:
     """environment steps between evaluations"""
     episodes: int = 10
     """episodes of each evaluation"""
+    tests: int = 50
+    """episodes of the test at the end"""
     seed: int = 0
     """of the initial weights, the episodes and all noise; demonstrations are the same for all seeds"""
     device: str = "cpu"
@@ -125,13 +128,16 @@ def main(arguments: Arguments) -> None:
             return
         curve, seconds = result.evaluations, result.seconds
     policy.save(arguments.out / "policy.pt")
-    write(arguments, shown, policy, curve, seconds)
+    found = pc.envs.evaluate_policy(environment(arguments), policy, arguments.tests, seed=2 * EVALUATION_SEED)
+    write(arguments, shown, policy, curve, found, seconds)
 
 
 def check(arguments: Arguments) -> None:
     """Refuse what does not go together, before anything is made."""
-    if arguments.task not in pc.envs.dm_control.TASKS:
-        raise SystemExit(f"--task must be one of {', '.join(pc.envs.dm_control.TASKS)}, not {arguments.task}")
+    if arguments.task not in EXPERTS:
+        raise SystemExit(f"--task must be one of {', '.join(EXPERTS)}, not {arguments.task}")
+    if arguments.observations not in EXPERTS[arguments.task].observations:
+        raise SystemExit(f"{arguments.task} has no {arguments.observations}")
     if arguments.observations == "pixels" and arguments.method in ("observed", "dac"):
         raise SystemExit(f"--method {arguments.method} takes vectors, not pixels")
 
@@ -143,7 +149,8 @@ def model_based(arguments: Arguments) -> bool:
 
 def environment(arguments: Arguments) -> gymnasium.Env[Any, Any]:
     """Return the task."""
-    return pc.envs.DMControl(arguments.task, arguments.observations)
+    env: gymnasium.Env[Any, Any] = EXPERTS[arguments.task].make(arguments.observations)
+    return env
 
 
 def learner_of(arguments: Arguments, shown: pc.envs.Demonstrations, env: gymnasium.Env[Any, Any]) -> Any:
@@ -194,19 +201,22 @@ def foreseen(policy: Any, shown: pc.envs.Demonstrations) -> tuple[dict[int, tupl
         its place, in the units of the world model; what was real ``[B, T, ...]``, and what was predicted
         ``[B, T - SEEN, ...]``.
     """
-    steps = SEEN + max(AHEAD)
-    starts = range(0, int(shown.lengths[0]) - steps, steps)
+    ahead = [count for count in AHEAD if SEEN + count <= shown.lengths[0]]
+    steps = SEEN + max(ahead, default=1)
+    starts = range(0, int(shown.lengths[0]) - steps + 1, steps)
     parts = torch.stack([shown.observations[0, t : t + steps] for t in starts])
     low, high = (torch.as_tensor(bound) for bound in (policy.action_space.low, policy.action_space.high))
     actions = torch.stack([shown.actions[0, t : t + steps] for t in starts])
     policy = policy.cpu()
     real = policy.readings(policy.readings.unflatten(parts))
     found = policy.foresee(policy.readings.unflatten(parts), (actions - low) / ((high - low) / 2) - 1, SEEN)
+    if isinstance(real, dict):  # of several observations, the first
+        real, found = next(iter(real.values())), next(iter(found.values()))
     errors = {}
-    for ahead in AHEAD:
-        at = real[:, SEEN + ahead - 1]
-        model, copied = ((what - at).square().mean() for what in (found[:, ahead - 1], real[:, SEEN - 1]))
-        errors[ahead] = float(model), float(copied)
+    for count in ahead:
+        at = real[:, SEEN + count - 1]
+        model, copied = ((what - at).square().mean() for what in (found[:, count - 1], real[:, SEEN - 1]))
+        errors[count] = float(model), float(copied)
     return errors, real, found
 
 
@@ -215,6 +225,7 @@ def write(
     shown: pc.envs.Demonstrations,
     policy: Any,
     curve: list[tuple[int, dict[str, float]]],
+    found: dict[str, list[float]],
     seconds: float,
 ) -> None:
     """Write the results and the pictures."""
@@ -226,12 +237,17 @@ def write(
     rows = [row(arguments.method, arguments.task, "expert", expert, **common)]
     for step, values in curve:
         rows.append(row(arguments.method, arguments.task, "return", values["return"], frames=2 * step, **common))
+    for metric in sorted(found.keys() & {"return", "success"}):
+        rows += [
+            row(arguments.method, arguments.task, f"test_{metric}", value, episode=number, **common)
+            for number, value in enumerate(found[metric])
+        ]
     if model_based(arguments):
-        errors, real, found = foreseen(policy, shown)
+        errors, real, imagined = foreseen(policy, shown)
         for ahead, (model, copied) in errors.items():
             rows.append(row(arguments.method, arguments.task, "foreseen", model, ahead=ahead, **common))
             rows.append(row("copy", arguments.task, "foreseen", copied, ahead=ahead, **common))
-        picture(arguments, policy, real, found)
+        picture(arguments, policy, real, imagined)
     pc.inference.write_results(arguments.out / "result.json", "vmil", rows)
     points = [(2 * step, values["return"]) for step, values in curve]
     print(f"return {points[-1][1]:.0f}, the expert's {expert:.0f}")

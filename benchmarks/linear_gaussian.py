@@ -107,11 +107,12 @@ def system(ahead: bool, analytic: bool = True) -> tuple[WorldModel, Callable[[Te
     """Return the world model and a guide: the exact posterior, which looks ahead, or the one that filters."""
     world = WorldModel(Linear(), Seen())
     posterior = Posterior(world.dynamics)  # type: ignore[arg-type]
+    infer: Any = {"analytic_kl": analytic}
 
     def guide(x: Tensor, actions: Tensor) -> None:
         with pyro.plate("batch", len(x), dim=-1):
             path = Sequence(posterior, messages(x, actions, ahead), x.shape[1])
-            pyro.sample("latents", path, infer={"analytic_kl": analytic})
+            pyro.sample("latents", path, infer=infer)
 
     return world, guide
 

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +173,10 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     torch.distributions.Distribution.set_default_validate_args(False)
-    makers: dict[str, Callable[[], Part]] = {"world model": lambda: world_model(arguments)}
+    makers: dict[str, Callable[[], Part]] = {"world model": partial(world_model, arguments)}
     for kind in ("latent", "observed"):
         for horizon in (3, 15):
-            makers[f"imagination, {kind}, {horizon} steps"] = lambda k=kind, h=horizon: imagination(arguments, k, h)
+            makers[f"imagination, {kind}, {horizon} steps"] = partial(imagination, arguments, kind, horizon)
     began, rows = time.perf_counter(), []
 
     def add(task: str, metric: str, value: float, **setting: Any) -> None:

@@ -179,7 +179,8 @@ def cloned(
     """Clone the demonstrations; return the policy, one evaluation, and the seconds that it took."""
     policy = pc.models.ReactivePolicy(env.observation_space, env.action_space, hidden=(SIZES[arguments.size][2],) * 2)
     policy.normalize(shown)
-    loss = pyro.infer.Trace_ELBO()(policy, policy.guide)
+    guide: Any = policy.guide
+    loss = pyro.infer.Trace_ELBO()(policy, guide)
     result = pc.inference.fit(
         (loss, torch.optim.Adam(loss.parameters(), lr=1e-3)),
         shown.transitions(),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..._saved import Saved
 from ..._verify import verify_least
@@ -28,6 +29,9 @@ class Critics(Saved, nn.Module):
         count: K; 2 for the twin critics, whose minimum counters overestimation (S. Fujimoto, H. van Hoof and D. Meger,
             "Addressing Function Approximation Error in Actor-Critic Methods", 2018, eq. (10)).
         coordinates: what the networks read instead of actions ``[..., A]``, of the same shape; None for themselves.
+        normalized: standardise each hidden layer before its ReLU (layer normalisation, without parameters). It bounds
+            what the networks say far from all data, which matters with demonstrations among them (P. J. Ball et al.,
+            "Efficient Online Reinforcement Learning with Offline Data", 2023).
 
     Raises:
         ValueError: for sizes that make no sense.
@@ -40,6 +44,7 @@ class Critics(Saved, nn.Module):
         hidden: Sequence[int] = (128, 128),
         count: int = 2,
         coordinates: Callable[[Tensor], Tensor] | None = None,
+        normalized: bool = False,
     ) -> None:
         super().__init__()
         if observation_size < 1 or action_size < 0:
@@ -49,7 +54,7 @@ class Critics(Saved, nn.Module):
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
         self.observation_size, self.action_size, self.count = observation_size, action_size, count
-        self.hidden, self.coordinates = tuple(hidden), coordinates
+        self.hidden, self.coordinates, self.normalized = tuple(hidden), coordinates, normalized
         sizes = [observation_size + action_size, *hidden, 1]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
@@ -84,7 +89,7 @@ class Critics(Saved, nn.Module):
                 observations = torch.cat([observations.expand(*batch, -1), actions.expand(*batch, -1)], -1)
             hidden = observations.reshape(-1, observations.shape[-1]).expand(self.count, -1, -1)
         for weight, bias in layers[:-1]:
-            hidden = torch.baddbmm(bias, hidden, weight).relu_()
+            hidden = self._activated(torch.baddbmm(bias, hidden, weight))
         weight, bias = layers[-1]
         # A matrix product with a single column is slower than this.
         values = (hidden * weight.mT).sum(-1) + bias.squeeze(-1)
@@ -102,7 +107,11 @@ class Critics(Saved, nn.Module):
 
         seen, acted = weight.split([self.observation_size, self.action_size], 1)
         of_observations = back(torch.baddbmm(bias, rows(observations), seen), observations)
-        return (back(torch.bmm(rows(actions), acted), actions) + of_observations).relu_()
+        return self._activated(back(torch.bmm(rows(actions), acted), actions) + of_observations)
+
+    def _activated(self, hidden: Tensor) -> Tensor:
+        """What the next layer reads of a layer's outputs ``[K, ..., H]``."""
+        return (functional.layer_norm(hidden, hidden.shape[-1:]) if self.normalized else hidden).relu_()
 
     def minimum(self, observations: Tensor, actions: Tensor | None = None, *, frozen: bool = False) -> Tensor:
         """Return ``min_k Q_k`` ``[...]``; of equal ones the gradient goes to all, in equal parts."""
@@ -115,7 +124,8 @@ class Critics(Saved, nn.Module):
 
     def signature(self) -> str:
         """What two critics share exactly when they can share weights."""
-        return f"Critics({self.observation_size}, {self.action_size}, hidden={self.hidden}, count={self.count})"
+        also = ", normalized=True" if self.normalized else ""
+        return f"Critics({self.observation_size}, {self.action_size}, hidden={self.hidden}, count={self.count}{also})"
 
 
 class TargetCopy:

@@ -8,6 +8,7 @@ Shapes: B batch, O observation numbers, A action numbers, X evidence inputs, N d
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import torch
@@ -19,6 +20,7 @@ from ...envs.data.demonstrations import Demonstrations
 from ...models.optimality import ActionGuide
 from ...models.policies.level import check_box, from_box
 from ...models.spaces import observation_size
+from ..control.critics import Critics
 from ..control.drq import DrQ
 from ..control.observed import fits
 from ..control.policy_gradient import PolicyGradient
@@ -97,6 +99,10 @@ class DemonstratedActorCritic(SoftActorCritic):
         self._settings |= {"expert_share": self.expert_share, "demonstrations": demonstrations.fingerprint()}
         for name, values in self.steps_of(demonstrations)._asdict().items():
             self.register_buffer(f"expert_{name}", values, persistent=False)  # goes where the learner goes
+
+    def make_critics(self, hidden: Sequence[int], coordinates: Callable[[Tensor], Tensor] | None) -> Critics:
+        """Return critics that are bounded far from the data, as demonstrations are."""
+        return Critics(self.observation_size, self.action_size, hidden, self.critic_count, coordinates, normalized=True)
 
     def steps_of(self, demonstrations: Demonstrations) -> Steps:
         """Return what is kept of demonstrations."""

@@ -205,7 +205,7 @@ class VMIL(Saved, nn.Module):
         self.temperature = Temperature.learned(0.2) if temperature is None else as_temperature(temperature)
         goal = self.temperature.target_entropy
         self.target_entropy = float(-dynamics.action_size if goal is None else goal)
-        self.critics = Critics(dynamics.feature_size, 0, hidden, 2)
+        self.critics = Critics(dynamics.feature_size, 0, hidden, 2, normalized=True)
         self.target = copy.deepcopy(self.critics).requires_grad_(False)
         self.move = TargetCopy(smoothing, 1)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(self.temperature.initial)))

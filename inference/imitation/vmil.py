@@ -106,7 +106,7 @@ class VMIL(Saved, nn.Module):
 
     1. the world model and its guide, by the ELBO of what was observed, ``elbo(world.model, guide)``;
     2. the evidence, on pairs ``(s_t, s_{t+1})`` inferred from demonstrations and from the replay;
-    3. the actor, in H steps imagined from all states inferred, on the soft lambda-returns of the evidence (see
+    3. the actor, in H steps imagined from states that were inferred, on the soft lambda-returns of the evidence (see
        `soft_lambda_returns`), reparametrised through the world model,
 
            max E[mean_t G_t],    G_t with r_t = evidence(s_t, s_{t+1});
@@ -130,6 +130,7 @@ class VMIL(Saved, nn.Module):
         horizon: H.
         share: of each batch that demonstrations are added as.
         pairs: N that the evidence learns from, of each kind.
+        starts: inferred states from which steps are imagined, or all if there are fewer.
         discount: gamma.
         mixing: lambda.
         temperature: alpha: a `Temperature`, or short for one, a number or ``"learned"``.
@@ -159,6 +160,7 @@ class VMIL(Saved, nn.Module):
         horizon: int = 3,
         share: float = 0.25,
         pairs: int = 128,
+        starts: int = 128,
         discount: float = 0.99,
         mixing: float = 0.95,
         temperature: Temperature | float | Literal["learned"] | None = None,
@@ -172,7 +174,7 @@ class VMIL(Saved, nn.Module):
         super().__init__()
         if not isinstance(policy, BeliefPolicy):
             raise TypeError(f"policy must be a BeliefPolicy, which has a world model, not {type(policy).__name__}")
-        verify_least(1, horizon=horizon, pairs=pairs)
+        verify_least(1, horizon=horizon, pairs=pairs, starts=starts)
         verify_least(2, length=length)
         verify_positive(model_lr=model_lr, lr=lr, clip=clip)
         for name, number in {"share": share, "discount": discount, "mixing": mixing}.items():
@@ -199,7 +201,8 @@ class VMIL(Saved, nn.Module):
         if (reads := getattr(self.evidence, "size", self.judged_size)) != self.judged_size:
             raise ValueError(f"the evidence reads {reads} numbers, here are {self.judged_size}")
         self.elbo = StepwiseKL_ELBO(max_plate_nesting=1, free_nats=3.0) if elbo is None else elbo
-        self.length, self.horizon, self.share, self.pairs = length, horizon, share, pairs
+        self.length, self.horizon, self.share = length, horizon, share
+        self.pairs, self.starts = pairs, starts
         self.discount, self.mixing, self.lr, self.clip = discount, mixing, lr, clip
         self.prior: ActionPrior = UniformPrior(dynamics.action_size) if prior is None else prior
         self.temperature = Temperature.learned(0.2) if temperature is None else as_temperature(temperature)
@@ -229,6 +232,7 @@ class VMIL(Saved, nn.Module):
             "horizon": horizon,
             "share": share,
             "pairs": pairs,
+            "starts": starts,
             "discount": discount,
             "mixing": mixing,
             "temperature": described(self.temperature),
@@ -280,7 +284,8 @@ class VMIL(Saved, nn.Module):
         numbers, start = self._model_step(x, actions)
         judged = self._judge(start, x)
         numbers |= self._evidence_step(judged, actions, own)
-        numbers |= self._policy_step(Start(start.memory.flatten(0, 1), start.z.flatten(0, 1)))
+        drawn = torch.randperm(actions[..., 0].numel(), device=actions.device)[: self.starts]
+        numbers |= self._policy_step(Start(start.memory.flatten(0, 1)[drawn], start.z.flatten(0, 1)[drawn]))
         self.updates += 1
         self.move(self.target.parameters(), self.critics.parameters(), self.updates)
         return numbers

@@ -213,19 +213,19 @@ def _judge(sensors: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _lightly(env: Any, t: Trajectories) -> np.ndarray:
-    """A drop that costs 2 and not 500, beside which no other difference would count."""
+    """A drop that costs 2 and not 500, beside which no other difference would count; the steps after it cost more."""
     return 498.0 * env.rewards(t)[1]
 
 
 _PLANNING: dict[str, Any] = {
     "horizon": 6,
-    "samples": 32,
-    "temperature": 0.1,
+    "samples": 64,
+    "temperature": 0.2,
     "noise": (0.05, 0.5),
     "correlation": 0.6,
     "iterations": 2,
     "smoothing": 0.2,
-    "end_cost": 0.5,
+    "end_cost": 2.0,
     "guidance": _lightly,
     "substeps": 20,
 }

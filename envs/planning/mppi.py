@@ -140,9 +140,11 @@ class MPPITeacher:
             "iterations": iterations,
             "smoothing": smoothing,
         }
-        known = reward_of(simulator)
-        suited = _SUITED.get(type(simulator).__name__, _Settings()) if known else _Settings()
-        suited = _Settings(**simulator.planning) if plannable else suited
+        known, suited = reward_of(simulator), _Settings()
+        if plannable:
+            suited = _Settings(**simulator.planning)
+        elif known:
+            suited = _SUITED.get(type(simulator).__name__, suited)
         if reward is not None:
             suited = suited._replace(guidance=None)  # which is for the task's own reward
         reward = reward or known

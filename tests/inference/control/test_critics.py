@@ -21,15 +21,17 @@ def separate(critics: Critics) -> list[nn.Sequential]:
         for weight, bias in zip(critics.weights, critics.biases, strict=True):
             linear = nn.Linear(*weight.shape[1:])
             linear.load_state_dict({"weight": weight[index].T, "bias": bias[index, 0]})
-            layers += [linear, nn.ReLU()]
-        networks.append(nn.Sequential(*layers[:-1]))
+            norm = [nn.LayerNorm(weight.shape[-1], elementwise_affine=False)] if critics.normalized else []
+            layers += [linear, *norm, nn.ReLU()]
+        networks.append(nn.Sequential(*layers[: layers.index(linear) + 1]))
     return networks
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("hidden", [(), (7,), (8, 5)], ids=str)
-def test_stacked_critics_equal_separate_networks(count: int, hidden: tuple[int, ...]) -> None:
-    critics = Critics(3, 2, hidden, count)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_stacked_critics_equal_separate_networks(count: int, hidden: tuple[int, ...], normalized: bool) -> None:
+    critics = Critics(3, 2, hidden, count, normalized=normalized)
     networks = separate(critics)
     observations, actions = torch.randn(6, 3), torch.randn(6, 2, requires_grad=True)
     weights = torch.randn(count, 6)  # any gradient that comes from above
@@ -67,7 +69,7 @@ def test_actions_are_read_in_other_coordinates(frozen: bool) -> None:
 def test_leading_dimensions_broadcast(
     hidden: tuple[int, ...], shapes: tuple[tuple[int, ...], tuple[int, ...]], frozen: bool
 ) -> None:
-    critics = Critics(3, 2, hidden)
+    critics = Critics(3, 2, hidden, normalized=frozen)
     observations, actions = torch.randn(*shapes[0], 3), torch.randn(*shapes[1], 2, requires_grad=True)
     batch = torch.broadcast_shapes(*shapes)
     values = critics(observations, actions, frozen=frozen)

@@ -10,7 +10,7 @@ with dynamics over observed vectors, and without a model DAC, SQIL (of pixels wi
     python examples/vmil.py --task cartpole-swingup --observations pixels --size small --out out/pixels
     python examples/vmil.py --task walker-walk --method dac --out out/dac
 
-The demonstrations are those of a planner on the true simulator, made once and kept in DATA. The run writes
+The demonstrations are those of a planner on the true simulator, made once and kept. The run writes
 OUT/result.json: `return` at every evaluation, `expert` beside it; of the test at the end `test_return` and, where the
 task says so, `test_success` of each episode; `foreseen`, the error of open-loop prediction. It also writes
 OUT/learning_curve.png, OUT/foreseen.png or, from pixels, OUT/foreseen.gif (real above imagined), OUT/policy.pt,
@@ -79,8 +79,8 @@ class Arguments:
     """of the initial weights, the episodes and all noise; demonstrations are the same for all seeds"""
     device: str = "cpu"
     """where to learn"""
-    data: Path = Path("out/demonstrations")
-    """folder of the demonstrations"""
+    data: Path | None = None
+    """folder of the demonstrations of all tasks, which several runs may share; by default OUT/demonstrations"""
     out: Path = Path("out/vmil")
     """folder for results; a run that was stopped goes on from its checkpoint"""
 
@@ -91,8 +91,9 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     torch.distributions.Distribution.set_default_validate_args(False)
+    data = arguments.data or arguments.out / "demonstrations"
     shown = demonstrations(
-        arguments.task, arguments.demos, folder=arguments.data / arguments.task, observations=arguments.observations
+        arguments.task, arguments.demos, folder=data / arguments.task, observations=arguments.observations
     )
     env = environment(arguments)
     torch.manual_seed(arguments.seed)

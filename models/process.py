@@ -396,7 +396,8 @@ class Sequence(TorchDistribution):
             z = torch.cat([z, z.new_full((len(z), missing) + z.shape[2:], self.process.padding)], 1)
         z = z[:, : self.horizon]
         values = z.reshape(shape + z.shape[1:])
-        if states and torch.is_grad_enabled():
+        # A process with an unrolling of its own may have other states in it, and finds them fast.
+        if states and torch.is_grad_enabled() and type(self.process).unroll is Process.unroll:
             states = states[: self.horizon]
             state = pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *states)
             live = torch.arange(len(states), device=z.device) < steps.unsqueeze(1)

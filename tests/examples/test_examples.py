@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import tyro
 
+from pyrocontrol.envs import collect
+from pyrocontrol.envs.experts import EXPERTS
 from scripts import load_script
 
 BULLET = importlib.util.find_spec("pybullet") is not None
 MUJOCO = importlib.util.find_spec("mujoco") is not None
+SUITE = all(importlib.util.find_spec(name) for name in ("dm_control", "shimmy"))
 ROOT = Path(__file__).resolve().parents[2]
 
 # For every example, the ways of running it that are tried.
@@ -74,12 +77,32 @@ EXAMPLES: dict[str, list[list[str]]] = {
         )
     ]
     + ([["--composite", "backflip", "--mi", "tied", "--updates", "1"]] if BULLET else []),
+    "vmil.py": [
+        ["--task", "reacher-easy", *arguments, "--size", "debug", "--evaluate-every", "30", "--episodes", "1"]
+        + ["--steps", "60", "--start", "40", "--batch", "3", "--tests", "1"]
+        for arguments in (
+            ["--method", "observed"],
+            ["--method", "vmil", "--judged", "features", "--judge", "density"],
+            ["--method", "dac"],
+            ["--method", "sqil"],
+            ["--method", "bc"],
+        )
+        if SUITE
+    ],
 }
+
+
+def moved_at_random(task: str, count: int, *, folder: Path, observations: str) -> Any:
+    """Demonstrations of nobody, which are made faster than an expert's."""
+    env = EXPERTS[task].make(observations)
+    return collect(env, lambda _: env.action_space.sample(), count, seed=0, progress=False)
+
 
 # How much data some of them have where they are run in the process of the tests.
 SMALLER: dict[str, dict[str, Any]] = {
     "bubble_sort.py": {"TEST_TRACES": 5, "LONGER": (10,)},
     "skills_humanoid.py": {"TRAIN": 8, "HELD_OUT": 2, "COMPOSITE": 2},
+    "vmil.py": {"demonstrations": moved_at_random},
 }
 
 

@@ -82,11 +82,13 @@ def run_of(item: dict[str, Any]) -> tuple[Any, ...]:
     return item["task"], item["method"], item["setting"].get("demos"), item["seed"]
 
 
-def score(rows: list[dict[str, Any]], task: str, method: str, demos: int) -> dict[int, dict[int, float]]:
+def score(
+    rows: list[dict[str, Any]], task: str, method: str, demos: int, metric: str = "return"
+) -> dict[int, dict[int, float]]:
     """Return by seed and frames the return over the experts'."""
     found: dict[int, dict[int, float]] = {}
     for item in rows:
-        if item["task"] == task and item["method"] == method and item["metric"] == "return":
+        if item["task"] == task and item["method"] == method and item["metric"] == metric:
             if item["setting"]["demos"] == demos:
                 experts = [
                     other["value"] for other in rows if other["metric"] == "expert" and run_of(other) == run_of(item)
@@ -97,8 +99,9 @@ def score(rows: list[dict[str, Any]], task: str, method: str, demos: int) -> dic
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the returns over the expert's as a Markdown table, at 60,000 frames and over the last third."""
-    lines = ["| task | demonstrations | method | at 60,000 frames | last third | of the best | frames | seeds |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    heads = ["task", "demonstrations", "method", "at 60,000 frames", "last third", "of the best"]
+    heads += ["in training, last third", "frames", "seeds"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     kinds = {(item["task"], item["setting"]["demos"], item["method"]) for item in rows if item["metric"] == "return"}
     for task, demos, method in sorted(kinds, key=lambda kind: (kind[0], kind[1], [*METHODS].index(kind[2]))):
         by_seed = score(rows, task, method, demos)
@@ -110,8 +113,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             third = [curve[n] for n in frames if n >= frames[-1] * 2 / 3]
             late.append(float(np.mean(third)))
             share.append(late[-1] / max(curve.values()))
+        training = [
+            float(np.mean([value for n, value in curve.items() if n >= max(curve) * 2 / 3]))
+            for curve in score(rows, task, method, demos, "training_return").values()
+        ]
         cells = [task, str(demos), method]
-        cells += [f"{np.mean(values):.2f}" if values else "" for values in (at, late, share)]
+        cells += [f"{np.mean(values):.2f}" if values else "" for values in (at, late, share, training)]
         lines.append("| " + " | ".join([*cells, f"{min(last):,}", str(len(by_seed))]) + " |")
     return "\n".join(lines)
 

@@ -10,11 +10,12 @@ with dynamics over observed vectors, and without a model DAC, SQIL (of pixels wi
     python examples/vmil.py --task cartpole-swingup --observations pixels --size small --out out/pixels
     python examples/vmil.py --task walker-walk --method dac --out out/dac
 
-The demonstrations are those of a planner on the true simulator, made once and kept. The run writes
-OUT/result.json: `return` at every evaluation, `expert` beside it; of the test at the end `test_return` and, where the
-task says so, `test_success` of each episode; `foreseen`, the error of open-loop prediction. It also writes
-OUT/learning_curve.png, OUT/foreseen.png or, from pixels, OUT/foreseen.gif (real above imagined), OUT/policy.pt,
-OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on from its checkpoint.
+The demonstrations are those of a planner on the true simulator, made once and kept. The run writes OUT/result.json:
+`return` at every evaluation, by the likeliest actions; `training_return` of every episode learnt from, by random ones;
+`expert` beside them; of the test at the end `test_return` and, where the task says so, `test_success` of each episode;
+`foreseen`, the error of open-loop prediction. It also writes OUT/learning_curve.png, OUT/foreseen.png or, from pixels,
+OUT/foreseen.gif (real above imagined), OUT/policy.pt, OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on
+from its checkpoint.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def main(arguments: Arguments) -> None:
     env = environment(arguments)
     torch.manual_seed(arguments.seed)
     curve: list[tuple[int, dict[str, float]]]
+    trained: list[tuple[int, float]] = []
     if arguments.method == "bc":
         policy, curve, seconds = cloned(arguments, shown, env)
     else:
@@ -127,10 +129,10 @@ def main(arguments: Arguments) -> None:
         )
         if result.interrupted:
             return
-        curve, seconds = result.evaluations, result.seconds
+        curve, trained, seconds = result.evaluations, result.returns, result.seconds
     policy.save(arguments.out / "policy.pt")
     found = pc.envs.evaluate_policy(environment(arguments), policy, arguments.tests, seed=2 * EVALUATION_SEED)
-    write(arguments, shown, policy, curve, found, seconds)
+    write(arguments, shown, policy, curve, trained, found, seconds)
 
 
 def check(arguments: Arguments) -> None:
@@ -227,6 +229,7 @@ def write(
     shown: pc.envs.Demonstrations,
     policy: Any,
     curve: list[tuple[int, dict[str, float]]],
+    trained: list[tuple[int, float]],
     found: dict[str, list[float]],
     seconds: float,
 ) -> None:
@@ -239,6 +242,8 @@ def write(
     rows = [row(arguments.method, arguments.task, "expert", expert, **common)]
     for step, values in curve:
         rows.append(row(arguments.method, arguments.task, "return", values["return"], frames=2 * step, **common))
+    for step, value in trained:
+        rows.append(row(arguments.method, arguments.task, "training_return", value, frames=2 * step, **common))
     for metric in sorted(found.keys() & {"return", "success"}):
         rows += [
             row(arguments.method, arguments.task, f"test_{metric}", value, episode=number, **common)
@@ -251,11 +256,12 @@ def write(
             rows.append(row("copy", arguments.task, "foreseen", copied, ahead=ahead, **common))
         picture(arguments, policy, real, imagined)
     pc.inference.write_results(arguments.out / "result.json", "vmil", rows)
-    points = [(2 * step, values["return"]) for step, values in curve]
-    print(f"return {points[-1][1]:.0f}, the expert's {expert:.0f}")
+    points = {"evaluated": [(2 * step, values["return"]) for step, values in curve]}
+    points |= {"in training": [(2 * step, value) for step, value in trained]} if trained else {}
+    print(f"return {points['evaluated'][-1][1]:.0f}, the expert's {expert:.0f}")
     plot_curves(
         arguments.out / "learning_curve.png",
-        {"return": {arguments.method: points}},
+        {"return": points},
         {"return": {"the expert": expert}},
         along="frame",
         log=False,

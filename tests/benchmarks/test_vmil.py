@@ -43,7 +43,8 @@ def test_table_and_plot_say_what_the_rows_do(tmp_path: Path, monkeypatch: pytest
     def content(method: str, values: dict[int, float]) -> list[dict[str, Any]]:
         common: dict[str, Any] = {"seed": 0, "seconds": 1.0, "demos": 1}
         rows = [row(method, "walker-walk", "expert", 900.0, **common)]
-        return rows + [row(method, "walker-walk", "return", v, frames=n, **common) for n, v in values.items()]
+        rows += [row(method, "walker-walk", "return", v, frames=n, **common) for n, v in values.items()]
+        return rows + [row(method, "walker-walk", "training_return", 450.0, frames=9, **common)] * (method != "bc")
 
     for method, values in {"observed": {30_000: 90.0, 60_000: 810.0, 90_000: 720.0}, "bc": {0: 45.0}}.items():
         out = tmp_path / "walker-walk" / f"{method}-1-0" / "result.json"
@@ -55,8 +56,8 @@ def test_table_and_plot_say_what_the_rows_do(tmp_path: Path, monkeypatch: pytest
     rows = json.loads((tmp_path / "vmil.json").read_text())["rows"]
     assert (tmp_path / "vmil.png").exists()
     lines = vmil.table(rows).splitlines()
-    assert lines[2] == "| walker-walk | 1 | observed | 0.90 | 0.85 | 0.94 | 90,000 | 1 |"
-    assert lines[3] == "| walker-walk | 1 | bc |  | 0.05 | 1.00 | 0 | 1 |"
+    assert lines[2] == "| walker-walk | 1 | observed | 0.90 | 0.85 | 0.94 | 0.50 | 90,000 | 1 |"
+    assert lines[3] == "| walker-walk | 1 | bc |  | 0.05 | 1.00 |  | 0 | 1 |"
 
 
 def test_bounds_are_rows() -> None:

@@ -40,7 +40,7 @@ Evidence = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Start(NamedTuple):
-    """A state of a world model, from which steps are imagined; also the state of an :class:`Imagination`.
+    """A state of a world model, from which steps are imagined.
 
     Attributes:
         memory: ``h`` ``[..., D]``.
@@ -49,6 +49,21 @@ class Start(NamedTuple):
 
     memory: Tensor
     z: Tensor
+
+
+class Imagined(NamedTuple):
+    """A state of an :class:`Imagination`.
+
+    Attributes:
+        memory: ``h`` ``[..., D]``.
+        z: ``[..., *event_shape]``.
+        log_prob: log pi ``[...]`` of the action that led here, nats, by the policy that took it; 0 at the start. It is
+            that of the drawing itself, and so exact where tanh rounds an action to 1.
+    """
+
+    memory: Tensor
+    z: Tensor
+    log_prob: Tensor
 
 
 class Imagination(Process):
@@ -78,43 +93,37 @@ class Imagination(Process):
         """Of the actions."""
         return self._parts[1]
 
-    def initial(self, context: Start) -> Start:
+    def initial(self, context: Start) -> Imagined:
         """Return the state that the imagination starts from."""
-        return context
+        return Imagined(*context, context.memory.new_zeros(len(context.memory)))
 
-    def conditional(self, state: Start, context: Start) -> ImaginedStep:
+    def conditional(self, state: Imagined, context: Start) -> ImaginedStep:
         """Return the distribution of ``(a_t, z_{t+1})``."""
         return ImaginedStep(self, state)
 
-    def step(self, state: Start, context: Start, draw: str) -> tuple[Tensor, Start]:
+    def step(self, state: Imagined, context: Start, draw: str) -> tuple[Tensor, Imagined]:
         """Draw a step; the state after it is known by then."""
-        drawn = self.conditional(state, context).drawn(draw)
-        return drawn.value, Start(drawn.memory, drawn.z)
+        return self.conditional(state, context).drawn(draw)
 
-    def advance(self, state: Start, z: Tensor, context: Start) -> Start:
+    def advance(self, state: Imagined, z: Tensor, context: Start) -> Imagined:
         """Return the state after ``(a_t, z_{t+1})``."""
         action, following = self.parts(z)
-        return Start(self.dynamics.transition(state.memory, state.z, action), following)
+        log_prob = self.policy(self.features(state)).log_prob(action)
+        return Imagined(self.dynamics.transition(state.memory, state.z, action), following, log_prob)
 
     def parts(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the actions ``[..., A]`` and the latents ``[..., *event_shape]`` of steps ``[..., A + Z]``."""
         action, z = value.split([self.dynamics.action_size, self.dynamics.latent_size], -1)
         return action, self.dynamics.shaped(z)
 
-    def features(self, state: Start) -> Tensor:
+    def features(self, state: Imagined | Start) -> Tensor:
         """Return what policies read of states, ``[..., F]``."""
-        return self.dynamics.features(*state)
+        return self.dynamics.features(state.memory, state.z)
 
     def same_states(self, other: Process, context: Start, theirs: Start) -> bool:
         """Whether ``other`` imagines in the same world model from the same states."""
         same = isinstance(other, Imagination) and other.dynamics is self.dynamics
         return same and same_tensors(context, theirs)
-
-
-class _Drawn(NamedTuple):
-    value: Tensor
-    memory: Tensor
-    z: Tensor
 
 
 class ImaginedStep(TorchDistribution):
@@ -128,7 +137,7 @@ class ImaginedStep(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
 
-    def __init__(self, process: Imagination, state: Start):
+    def __init__(self, process: Imagination, state: Imagined):
         self.process, self.state = process, state
         self.actions = process.policy(process.features(state))
         super().__init__(state.memory.shape[:-1], process.event_shape, validate_args=False)
@@ -138,32 +147,33 @@ class ImaginedStep(TorchDistribution):
         """Whether the policy's actions carry gradients."""
         return self.actions.has_rsample
 
-    def drawn(self, draw: str) -> _Drawn:
-        """Return a value, and the memory and latents that it leads to; ``draw`` as for a walk."""
+    def drawn(self, draw: str) -> tuple[Tensor, Imagined]:
+        """Return a value ``[..., A + Z]``, and the state that it leads to; ``draw`` as for a walk."""
         dynamics = self.process.dynamics
         action = self.actions.mode if draw == "mode" else getattr(self.actions, draw)()
         memory = dynamics.transition(self.state.memory, self.state.z, action)
         following = dynamics.prior(memory)
         z = following.mode if draw == "mode" else getattr(following, draw)()
-        return _Drawn(torch.cat([action, dynamics.flat(z)], -1), memory, z)
+        value = torch.cat([action, dynamics.flat(z)], -1)
+        return value, Imagined(memory, z, self.actions.log_prob(action))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Return a step ``[..., A + Z]`` that carries gradients."""
         if sample_shape:
             raise NotImplementedError("one step of an imagination is drawn at a time")
-        return self.drawn("rsample").value
+        return self.drawn("rsample")[0]
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         """Return a step without a graph."""
         if sample_shape:
             raise NotImplementedError("one step of an imagination is drawn at a time")
         with torch.no_grad():
-            return self.drawn("sample").value
+            return self.drawn("sample")[0]
 
     @property
     def mode(self) -> Tensor:
         """The likeliest action, and the likeliest latents after it."""
-        return self.drawn("mode").value
+        return self.drawn("mode")[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return ``log pi(a_t | s_t) + log p(z_{t+1} | s_t, a_t)`` ``[...]``, nats."""
@@ -277,24 +287,35 @@ class ImaginedOptimality(Saved, nn.Module):
     def soft_evidence(self, path: Sequence, steps: Tensor) -> Tensor:
         """Return ``(sum_t r_t + V(s_H)) / alpha`` ``[B]``, nats, of steps ``[B, H, A + Z]``."""
         _, evidence, value = self._parts
-        features, actions = trajectory(path, steps)
+        features, actions, _ = trajectory(path, steps)
         total = evidence(features[:, :-1], actions, features[:, 1:]).sum(-1)
         return (total if value is None else total + value(features[:, -1])) / self.alpha
 
 
-def trajectory(path: Sequence, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features ``[B, H + 1, F]`` that imagined steps pass, the first and the last included, and the actions.
+class Trajectory(NamedTuple):
+    """What imagined steps pass.
+
+    Attributes:
+        features: ``[B, H + 1, F]``, those of the first and the last state included.
+        actions: ``[B, H, A]``.
+        log_probs: log pi of the actions ``[B, H]``, nats; see `Imagined`.
+    """
+
+    features: Tensor
+    actions: Tensor
+    log_probs: Tensor
+
+
+def trajectory(path: Sequence, steps: Tensor) -> Trajectory:
+    """Return what steps ``[B, H, A + Z]`` of an imagination pass.
 
     Args:
         path: over an :class:`Imagination`.
-        steps: ``[B, H, A + Z]``, of it.
+        steps: of it.
     """
     process: Any = path.process
-    states = path.states(steps)
-    actions, z = process.parts(steps)
-    last = process.dynamics.transition(states.memory[:, -1], states.z[:, -1], actions[:, -1])
-    memory = torch.cat([states.memory, last.unsqueeze(1)], 1)
-    return process.features(Start(memory, torch.cat([states.z[:, :1], z], 1))), actions
+    states = path.states(steps, last=True)
+    return Trajectory(process.features(states), process.parts(steps)[0], states.log_prob[:, 1:])
 
 
 def soft_lambda_returns(

@@ -244,13 +244,14 @@ def _take_steps(
 
 
 class _Walk(NamedTuple):
-    """A walk that kept its graph: the states before its steps, and what they are of."""
+    """A walk that kept its graph: the states before its steps and after the last one, and what they are of."""
 
     process: Process
     context: Context
     versions: list[int]
     state: State
     live: Tensor
+    last: State
 
 
 # By the values that a walk drew. Nothing in a walk refers to them, so that both go together.
@@ -398,14 +399,17 @@ class Sequence(TorchDistribution):
         values = z.reshape(shape + z.shape[1:])
         # A process with an unrolling of its own may have other states in it, and finds them fast.
         if states and torch.is_grad_enabled() and type(self.process).unroll is Process.unroll:
-            states = states[: self.horizon]
+            *states, last = states
             state = pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *states)
             live = torch.arange(len(states), device=z.device) < steps.unsqueeze(1)
-            _walks[values] = _Walk(self.process, context, _versions(self.process, values), state, live)
+            _walks[values] = _Walk(self.process, context, _versions(self.process, values), state, live, last)
         return values
 
     def _step_by_step(self, context: Context, draw: str, states: list[State]) -> tuple[Tensor, Tensor]:
-        """Walk the process, add the states before each step to a list, and return what :meth:`Process.walk` does."""
+        """Walk the process, and return what :meth:`Process.walk` does.
+
+        The states before each step, and the last one, are added to a list, if the walk keeps its graph.
+        """
         process = self.process
         compiled = process.compile_walk and draw == "sample"
         take = _compiled_steps(process) if compiled else _take_steps
@@ -428,6 +432,8 @@ class Sequence(TorchDistribution):
             taken += steps
             if process.terminates and not bool(live[:, -1].any()):
                 break
+        if states:
+            states.append(state)
         return torch.cat(values, 1), torch.cat([*lives, live[:, -1:]], 1).sum(1)
 
     # -- scoring ----------------------------------------------------------------------------------------------
@@ -446,25 +452,45 @@ class Sequence(TorchDistribution):
         state, live = self._unrolled(z) if like is None else like[:2]
         return Steps(state, live, self.process.conditional(state, context))
 
-    def states(self, z: Tensor) -> State:
+    def states(self, z: Tensor, *, last: bool = False) -> State:
         """Return the states before each step along ``z``, leaves ``batch_shape + [I, ...]``, as :meth:`steps` does.
 
         For what reads them beside the steps, as a decoder of observations does. I may be smaller than the sequence's
         length: all further steps are dead.
+
+        Args:
+            z: ``batch_shape + [I, ...]``.
+            last: return the state after the last step too, ``batch_shape + [I + 1, ...]``; of a process without an end.
+
+        Raises:
+            ValueError: for the last state of a process that terminates.
         """
+        if last and self.process.terminates:
+            raise ValueError(f"a {type(self.process).__name__} ends by itself: rows have no last state in common")
         mine, z = self._for(z)
-        state, _ = mine._unrolled(z)
+        walk = mine._walk_of(z)
+        state = mine._unrolled(z)[0] if walk is None else walk.state
+        if last:
+            final = walk and walk.last
+            if final is None:
+                before = pytree.tree_map(lambda leaf: leaf[:, -1], state)
+                final = mine.process.advance(before, mine._flatten(z)[:, -1], mine._flat_context())
+            state = pytree.tree_map(lambda all, one: torch.cat([all, one.unsqueeze(1)], 1), state, final)
         return pytree.tree_map(lambda leaf: leaf.reshape(mine.batch_shape + leaf.shape[1:]), state)
+
+    def _walk_of(self, z: Tensor) -> _Walk | None:
+        """The walk that drew ``z``, if its states are those of this sequence, and nothing has been changed since."""
+        found: _Walk | None = _walks.get(z)
+        if found is None or found.versions != _versions(found.process, z):
+            return None
+        return found if self.process.same_states(found.process, self._flat_context(), found.context) else None
 
     def _unrolled(self, z: Tensor) -> tuple[State, Tensor]:
         """Return the states along ``z`` and which steps exist, of the walk that drew ``z`` if there was one."""
-        context = self._flat_context()
-        if (found := _walks.get(z)) is not None:
-            unchanged = found.versions == _versions(found.process, z)
-            if unchanged and self.process.same_states(found.process, context, found.context):
-                return found.state, found.live
+        if (walk := self._walk_of(z)) is not None:
+            return walk.state, walk.live
         flat = self._flatten(z)
-        return self.process.unroll(flat[:, : self.process.steps_alive(flat)], context)
+        return self.process.unroll(flat[:, : self.process.steps_alive(flat)], self._flat_context())
 
     def _scored(self, z: Tensor, most: int | None = None) -> Steps:
         """All steps along ``z``, or the first few, as a function of ``z``."""

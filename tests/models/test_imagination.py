@@ -120,11 +120,24 @@ def test_a_trajectory_passes_the_states_that_its_steps_lead_to() -> None:
     given = case("latent")
     path = given.optimality.path(given.start, given.policy)
     steps = path.rsample()
-    features, actions = trajectory(path, steps)
-    again, _ = trajectory(path, steps.detach())  # which is no walk's own: everything is unrolled
-    torch.testing.assert_close(features, again)
+    features, actions, log_probs = trajectory(path, steps)
+    again = trajectory(path, steps.detach())  # which is no walk's own: everything is unrolled
+    torch.testing.assert_close(features, again.features)
+    torch.testing.assert_close(log_probs, again.log_probs)
+    torch.testing.assert_close(log_probs, given.policy(features[:, :-1]).log_prob(actions))
     assert features.shape == (B, H + 1, given.dynamics.feature_size) and actions.shape == (B, H, A)
     assert torch.equal(features[:, 0], given.dynamics.features(*given.start))
+
+
+def test_an_action_that_tanh_rounds_to_1_keeps_its_density() -> None:
+    given = case("latent")
+    torch.nn.init.constant_(given.policy.network[-1].bias[:A], 30.0)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.constant_(given.policy.network[-1].bias[A:], -12.0)  # type: ignore[union-attr, arg-type]
+    path = given.optimality.path(given.start, given.policy)
+    _, actions, log_probs = trajectory(path, path.rsample())
+    assert (actions == 1).all()
+    # log sigma is about -12, and the density of tanh rises by 2 u - 2 log 2 at u = 30.
+    assert ((log_probs > 50) & (log_probs < 200)).all()
 
 
 class Plain(nn.Module):
@@ -152,7 +165,7 @@ def test_where_it_is_known_the_kl_of_a_step_is_that_of_the_action() -> None:
     q = optimality.path(given.start, policy)
     p = optimality.path(given.start)
     steps = q.sample()
-    features, _ = trajectory(q, steps)
+    features = trajectory(q, steps).features
     prior = dist.Normal(torch.zeros(B, H, A), 1.0).to_event(1)
     torch.testing.assert_close(q.step_kl(p, steps), kl_divergence(policy(features[:, :-1]), prior))
     # Both worlds agree on what follows: the log-ratio of a step is that of its action, too.

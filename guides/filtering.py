@@ -1,11 +1,12 @@
 """Posteriors over the latents of a world model: filtering, which also acts, and smoothing.
 
-Shapes: B sequences, T steps, O observation numbers, E numbers of an embedding, A action numbers, Z latent numbers.
+Shapes: B sequences, T steps, O observation numbers, E numbers of an embedding, U units, A action
+numbers, Z latent numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -28,7 +29,7 @@ class Filtered(NamedTuple):
 
     Attributes:
         actions: ``[B, T, A]``.
-        embeddings: ``[B, T, H]``, the share of the first layer that observations have.
+        embeddings: ``[B, T, U]``, the share of the first layer that observations have.
     """
 
     actions: Tensor
@@ -40,7 +41,7 @@ class FilteringPosterior(ActionDriven):
 
     Args:
         dynamics: whose latents it infers, and whose cell it uses.
-        hidden: units, H.
+        hidden: units, U.
     """
 
     def __init__(self, dynamics: LatentDynamics, hidden: int):
@@ -57,6 +58,11 @@ class FilteringPosterior(ActionDriven):
         """The dynamics whose memory this posterior shares."""
         return self._dynamics[0]
 
+    def depends_on(self) -> Iterator[Tensor]:
+        """The tensors of the dynamics too."""
+        yield from super().depends_on()
+        yield from self.dynamics.depends_on()
+
     def transition(self, memory: Tensor, z: Tensor, action: Tensor) -> Tensor:
         """Return the memory of the dynamics."""
         return self.dynamics.transition(memory, z, action)
@@ -66,7 +72,7 @@ class FilteringPosterior(ActionDriven):
         return self.given(state.memory, at_step(context.embeddings, state.step))
 
     def given(self, memory: Tensor, embedding: Tensor) -> TorchDistribution:
-        """Return ``q(z_t | h_t, x_t)`` of memories ``[..., D]`` and embeddings ``[..., H]``."""
+        """Return ``q(z_t | h_t, x_t)`` of memories ``[..., D]`` and embeddings ``[..., U]``."""
         outputs = self.head(self.memory_layer(memory) + embedding)
         return latents_of(outputs, self.event_shape, self.least_std)
 

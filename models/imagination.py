@@ -14,7 +14,7 @@ Shapes: ``...`` a batch of any shape, B starts, H steps, A action, D memory, Z l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyro
@@ -116,6 +116,13 @@ class Imagination(Process):
         action, z = value.split([self.dynamics.action_size, self.dynamics.latent_size], -1)
         return action, self.dynamics.shaped(z)
 
+    def depends_on(self) -> Iterator[Tensor]:
+        """The tensors of world model and policy."""
+        yield from self.dynamics.depends_on()
+        if isinstance(policy := self.policy, nn.Module):
+            yield from policy.parameters()
+            yield from policy.buffers()
+
     def features(self, state: Imagined | Start) -> Tensor:
         """Return what policies read of states, ``[..., F]``."""
         return self.dynamics.features(state.memory, state.z)
@@ -182,21 +189,25 @@ class ImaginedStep(TorchDistribution):
         return self.actions.log_prob(action) + self.process.dynamics.prior(memory).log_prob(z)
 
     def log_ratio(self, other: ImaginedStep, value: Tensor) -> Tensor:
-        """Return ``log pi(a_t | s_t) - log p(a_t)`` ``[...]``, where both imagine in one world model."""
-        if self.process.dynamics is not other.process.dynamics:
+        """Return ``log pi(a_t | s_t) - log p(a_t)`` ``[...]``, where both imagine in one world model and state."""
+        if not self._shares_with(other):
             return self.log_prob(value) - other.log_prob(value)
         action, _ = self.process.parts(value)
         return self.actions.log_prob(action) - other.actions.log_prob(action)
 
+    def _shares_with(self, other: ImaginedStep) -> bool:
+        """Whether another step is from the same state in the same world model, so that both agree on what follows."""
+        return self.process.dynamics is other.process.dynamics and self.state is other.state
+
 
 @register_kl(ImaginedStep, ImaginedStep)
 def _kl_of_steps(q: ImaginedStep, p: ImaginedStep) -> Tensor:
-    """KL(pi || p(a)): both imagine in one world model.
+    """KL(pi || p(a)): both imagine in one world model, from the same state.
 
     Raises:
-        NotImplementedError: for two world models, or actions without a closed form.
+        NotImplementedError: for two world models or states, or actions without a closed form.
     """
-    if q.process.dynamics is not p.process.dynamics:
+    if not q._shares_with(p):
         raise NotImplementedError
     return kl_divergence(q.actions, p.actions)
 
@@ -285,20 +296,20 @@ class ImaginedOptimality(Saved, nn.Module):
         return guide
 
     def soft_evidence(self, path: Sequence, steps: Tensor) -> Tensor:
-        """Return ``(sum_t r_t + V(s_H)) / alpha`` ``[B]``, nats, of steps ``[B, H, A + Z]``."""
+        """Return ``(sum_t r_t + V(s_H)) / alpha`` ``[...]``, nats, of steps ``[..., H, A + Z]``."""
         _, evidence, value = self._parts
         features, actions, _ = trajectory(path, steps)
-        total = evidence(features[:, :-1], actions, features[:, 1:]).sum(-1)
-        return (total if value is None else total + value(features[:, -1])) / self.alpha
+        total = evidence(features[..., :-1, :], actions, features[..., 1:, :]).sum(-1)
+        return (total if value is None else total + value(features[..., -1, :])) / self.alpha
 
 
 class Trajectory(NamedTuple):
     """What imagined steps pass.
 
     Attributes:
-        features: ``[B, H + 1, F]``, those of the first and the last state included.
-        actions: ``[B, H, A]``.
-        log_probs: log pi of the actions ``[B, H]``, nats; see `Imagined`.
+        features: ``[..., H + 1, F]``, those of the first and the last state included.
+        actions: ``[..., H, A]``.
+        log_probs: log pi of the actions ``[..., H]``, nats; see `Imagined`.
     """
 
     features: Tensor
@@ -307,7 +318,7 @@ class Trajectory(NamedTuple):
 
 
 def trajectory(path: Sequence, steps: Tensor) -> Trajectory:
-    """Return what steps ``[B, H, A + Z]`` of an imagination pass.
+    """Return what steps ``[..., H, A + Z]`` of an imagination pass.
 
     Args:
         path: over an :class:`Imagination`.
@@ -315,7 +326,7 @@ def trajectory(path: Sequence, steps: Tensor) -> Trajectory:
     """
     process: Any = path.process
     states = path.states(steps, last=True)
-    return Trajectory(process.features(states), process.parts(steps)[0], states.log_prob[:, 1:])
+    return Trajectory(process.features(states), process.parts(steps)[0], states.log_prob[..., 1:])
 
 
 def soft_lambda_returns(

@@ -12,7 +12,7 @@ discrete.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -139,6 +139,11 @@ class Process(Saved, nn.Module):
         """Return a number of steps ``[B, I, ...]`` after which no row lives; fewer than I if that is cheaply known."""
         return z.shape[1]
 
+    def depends_on(self) -> Iterator[Tensor]:
+        """The tensors that states and steps follow from, beside the context; a process that uses others' adds these."""
+        yield from self.parameters()
+        yield from self.buffers()
+
     def same_states(self, other: Process, context: Context, theirs: Context) -> bool:
         """Whether ``other``, in its context, has the same states and ends along the same sequence.
 
@@ -258,9 +263,10 @@ class _Walk(NamedTuple):
 _walks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _versions(process: Process, z: Tensor) -> list[int]:
-    """Numbers that change when the values, or a parameter, are changed in place."""
-    return [z._version, *(parameter._version for parameter in process.parameters())]
+def _versions(process: Process, context: Context, z: Tensor) -> list[int]:
+    """Numbers that change when the values, or what the states follow from, are changed in place."""
+    leaves = [leaf for leaf in pytree.tree_leaves(context) if isinstance(leaf, Tensor)]
+    return [tensor._version for tensor in (z, *leaves, *process.depends_on())]
 
 
 # One step of lookahead costs little, a host synchronisation a step costs much: rows are asked whether they
@@ -402,7 +408,7 @@ class Sequence(TorchDistribution):
             *states, last = states
             state = pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *states)
             live = torch.arange(len(states), device=z.device) < steps.unsqueeze(1)
-            _walks[values] = _Walk(self.process, context, _versions(self.process, values), state, live, last)
+            _walks[values] = _Walk(self.process, context, _versions(self.process, context, values), state, live, last)
         return values
 
     def _step_by_step(self, context: Context, draw: str, states: list[State]) -> tuple[Tensor, Tensor]:
@@ -481,7 +487,7 @@ class Sequence(TorchDistribution):
     def _walk_of(self, z: Tensor) -> _Walk | None:
         """The walk that drew ``z``, if its states are those of this sequence, and nothing has been changed since."""
         found: _Walk | None = _walks.get(z)
-        if found is None or found.versions != _versions(found.process, z):
+        if found is None or found.versions != _versions(found.process, found.context, z):
             return None
         return found if self.process.same_states(found.process, self._flat_context(), found.context) else None
 

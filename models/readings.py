@@ -37,13 +37,22 @@ class Readings(Saved, nn.Module):
 
     Raises:
         TypeError: for another space.
+        ValueError: for a Box that is neither floats in one row nor bytes ``[H, W, C]``.
     """
+
+    #: Whether the moments are known.
+    standardized: Tensor
 
     def __init__(self, space: spaces.Space[Any]):
         super().__init__()
         boxes = space.spaces if isinstance(space, spaces.Dict) else {"observations": space}
         if not boxes or not all(isinstance(box, spaces.Box) for box in boxes.values()):
             raise TypeError(f"observations must be a Box or a Dict of Boxes, not {space}")
+        for name, box in boxes.items():
+            kind, rank = box.dtype.kind if box.dtype is not None else "", len(box.shape or ())
+            if (kind, rank) != ("f", 1) and not (box.dtype == np.uint8 and rank == 3):
+                raise ValueError(f"{name} must be floats in one row or bytes [H, W, C], not {box}")
+        self.register_buffer("standardized", torch.zeros((), dtype=torch.bool))
         self.space: Any = space
         self.boxes: dict[str, Any] = dict(boxes)
         for name, box in self.vectors.items():
@@ -65,10 +74,14 @@ class Readings(Saved, nn.Module):
         return dict(observations) if isinstance(observations, Mapping) else {"observations": observations}
 
     def standardize(self, observations: Any) -> None:
-        """Let the moments be those of observations ``[N, ...]``, arrays or tensors.
+        """Let the moments be those of observations ``[N, ...]``, arrays or tensors, unless they are known already.
 
+        What was learnt in some units goes on in them.
         Numbers that hardly vary are scaled as if they did by a hundredth of what the most varying one does.
         """
+        if self.standardized:
+            return
+        self.standardized.fill_(True)
         for name in self.vectors:
             values = torch.as_tensor(self.named(observations)[name], dtype=torch.float64)
             std = values.std(0, correction=0)

@@ -89,8 +89,10 @@ class BeliefPolicy(Acting):
             members: of the ensemble.
 
         Raises:
-            ValueError: for observations that are no vectors.
+            TypeError: for actions that are no Box of floats.
+            ValueError: for observations that are no vectors, or actions without bounds.
         """
+        check_box(action_space, action_size(action_space))
         readings, sizes = Readings(observation_space), action_size(action_space)
         if not isinstance(observation_space, spaces.Box) or readings.images or len(observation_space.shape) != 1:
             raise ValueError(f"dynamics are observed of vectors, not of {observation_space}: use latent()")
@@ -122,7 +124,12 @@ class BeliefPolicy(Acting):
             classes: see `LatentDynamics`.
             hidden: units of every hidden layer, of world model, guide and actor.
             depth: channels of the first convolution of an image.
+
+        Raises:
+            TypeError: for observations or actions of other kinds.
+            ValueError: for images of another size, sizes that are not positive, or actions without bounds.
         """
+        check_box(action_space, action_size(action_space))
         readings, sizes = Readings(observation_space), action_size(action_space)
         dynamics = LatentDynamics(
             sizes, memory_size=memory_size, latent_size=latent_size, classes=classes, hidden=hidden
@@ -133,6 +140,8 @@ class BeliefPolicy(Acting):
             encoders[name] = VectorEncoder(box.shape[0], hidden)
             decoders[name] = VectorDecoder(dynamics.feature_size, box.shape[0], hidden)
         for name, box in readings.images.items():
+            if box.shape[:2] != (64, 64):
+                raise ValueError(f"images must be of 64 x 64 pixels, {name} is {box.shape}: resize them")
             encoders[name] = ImageEncoder(box.shape[-1], depth)
             decoders[name] = ImageDecoder(dynamics.feature_size, box.shape[-1], depth)
         world = WorldModel(dynamics, decoders)

@@ -24,7 +24,9 @@ class CoupledRandomNetworks(LearntEvidence):
     Two predictors f_E and f_A learn, on the expert's and on the agent's inputs, to say what one of K random networks
     g_k, drawn anew for each row, makes of them:
 
-    .. math:: \min \; E_k \big[ E_E |f_E(x) - g_k(x)|^2 + E_A |f_A(x) - g_k(x)|^2 \big].
+    .. math:: \min \; E_k \big[ E_E |f_E(x) - g_k(x)|^2 + E_A |f_A(x) - g_k(x)|^2 \big],
+
+    :math:`|.|^2` being the mean over the E numbers of the embedding.
 
     Where a predictor has learnt, it is the mean mu of the targets; where it has not, it is off. With the second
     moment B of the targets, all of one input, and a mean over the E numbers of the embedding,

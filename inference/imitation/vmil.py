@@ -31,6 +31,7 @@ from ...models.policies.level import from_box
 from ...models.process import Sequence as SequenceDistribution
 from ...models.spaces import observation_size
 from ..control.critics import Critics, TargetCopy
+from ..control.observed import boxes_of, fits
 from ..control.sequence_replay import SequenceBatch, SequenceReplay
 from ..control.temperature import Temperature, as_temperature
 from ..objectives.stepwise import StepwiseKL_ELBO
@@ -64,20 +65,16 @@ class SequencePool(NamedTuple):
 
         Raises:
             TypeError: for what is no `Demonstrations`.
-            ValueError: for observations of another size or kind than the policy's, actions of another space, or no
-                demonstration of at least L observations.
+            ValueError: for observations of another size or kind than the policy's, actions of another space or with
+                other bounds, or no demonstration of at least L observations.
         """
         if not isinstance(demonstrations, Demonstrations):
             raise TypeError(f"demonstrations must be Demonstrations, not {type(demonstrations).__name__}")
-        space, box = policy.observation_space, policy.box
-        found, seen = demonstrations.action_space, demonstrations.observation_space
-        if observation_size(seen) != (size := observation_size(space)):
-            raise ValueError(f"the demonstrations show {observation_size(seen)} numbers, the policy takes {size}")
-        bytes_shown, bytes_taken = demonstrations.observations.dtype == torch.uint8, not policy.readings.vectors
-        if bytes_shown != bytes_taken:
-            kinds = ("bytes", "floats") if bytes_shown else ("floats", "bytes")
-            raise ValueError(f"the demonstrations show {kinds[0]}, the policy takes {kinds[1]}")
-        if not isinstance(found, spaces.Box) or found.shape != box.shape:
+        space, seen = policy.observation_space, demonstrations.observation_space
+        if not fits(space, seen) or [*boxes_of(space)] != [*boxes_of(seen)]:
+            raise ValueError(f"the demonstrations show {seen}, the policy takes {space}")
+        box, found = policy.box, demonstrations.action_space
+        if found != box:
             raise ValueError(f"the demonstrations' actions are in {found}, the policy acts in {box}")
         lengths = demonstrations.lengths.tolist()
         starts = [(row, t) for row, steps in enumerate(lengths) for t in range(steps - length + 1)]
@@ -101,6 +98,8 @@ class SequencePool(NamedTuple):
 
 class VMIL(Saved, nn.Module):
     """Learns to imitate demonstrations without their rewards, by what `learn` lets it try.
+
+    The policy's `readings` get the moments of the demonstrations, unless they have some already.
 
     An update on windows of the replay, and of the demonstrations, takes a step each of
 
@@ -142,9 +141,9 @@ class VMIL(Saved, nn.Module):
         smoothing: how far the target critics move towards the critics in an update.
 
     Raises:
-        TypeError: for a policy or demonstrations of other kinds.
-        ValueError: for demonstrations of other observations or actions, or none of L observations, evidence of other
-            sizes, or numbers out of range.
+        TypeError: for a policy, demonstrations or evidence of other kinds.
+        ValueError: for demonstrations of other observations or actions, or none of L observations, evidence or a prior
+            of other sizes, or numbers out of range.
     """
 
     def __init__(
@@ -197,7 +196,11 @@ class VMIL(Saved, nn.Module):
         )
         self.judged_size = 2 * state + (dynamics.action_size if actions else 0)
         made: Any = Discriminator if evidence is None else evidence
-        self.evidence: Any = made if isinstance(made, nn.Module) else made(self.judged_size)
+        self.evidence: Any = made(self.judged_size) if callable(made) and not isinstance(made, nn.Module) else made
+        for name in ("update", "reward"):
+            if not (isinstance(self.evidence, nn.Module) and callable(getattr(self.evidence, name, None))):
+                kind = type(self.evidence).__name__
+                raise TypeError(f"evidence must be a module with update and reward, or make one of X, not {kind}")
         if (reads := getattr(self.evidence, "size", self.judged_size)) != self.judged_size:
             raise ValueError(f"the evidence reads {reads} numbers, here are {self.judged_size}")
         self.elbo = StepwiseKL_ELBO(max_plate_nesting=1, free_nats=3.0) if elbo is None else elbo
@@ -205,6 +208,8 @@ class VMIL(Saved, nn.Module):
         self.pairs, self.starts = pairs, starts
         self.discount, self.mixing, self.lr, self.clip = discount, mixing, lr, clip
         self.prior: ActionPrior = UniformPrior(dynamics.action_size) if prior is None else prior
+        if self.prior.action_size != dynamics.action_size:
+            raise ValueError(f"the prior has {self.prior.action_size} action numbers, not {dynamics.action_size}")
         self.temperature = Temperature.learned(0.2) if temperature is None else as_temperature(temperature)
         goal = self.temperature.target_entropy
         self.target_entropy = float(-dynamics.action_size if goal is None else goal)
@@ -223,6 +228,7 @@ class VMIL(Saved, nn.Module):
         #: Updates so far.
         self.updates = 0
         self.state: Start | None = None
+        self._inferred: Any = None  # the guide's site of this update
         self._settings = {
             "judged": judged,
             "actions": actions,
@@ -294,20 +300,28 @@ class VMIL(Saved, nn.Module):
 
     def _model_step(self, x: Any, actions: Tensor) -> tuple[dict[str, Tensor], Start]:
         """Learn the world model; return the states inferred, without a graph."""
-        world, guide, inferred = self.policy.world, self.policy.guide, dict[str, Any]()
-
-        def recorded(*given: Any) -> None:
-            if guide is not None:
-                with poutine.trace() as tracer:
-                    guide(*given)
-                inferred.update(tracer.trace.nodes["latents"])
-
-        loss = self.elbo.differentiable_loss(world.model, recorded, x, actions) / actions[..., 0].numel()
+        world, guide = self.policy.world, self.policy.guide
+        given = x, actions
+        if guide is None:  # members of an ensemble are dealt out by row: each is to see demonstrations
+            order = torch.randperm(len(actions), device=actions.device)
+            given = x[order], actions[order]
+        loss = self.elbo.differentiable_loss(world.model, self._recorded, *given) / actions[..., 0].numel()
         # Of the parameters as they are, before the step.
-        path, z = (world.path(actions), x) if guide is None else (inferred["fn"], inferred["value"])
+        if guide is None:
+            path, z = world.path(actions), x
+        else:
+            path, z = self._inferred["fn"], self._inferred["value"]
         start = Start(path.states(z).memory.detach(), z.detach())
+        self._inferred = None
         self._take("model", loss, self.modelled)
         return {"model_loss": loss.detach()}, start
+
+    def _recorded(self, x: Any, actions: Tensor) -> None:
+        """Run the guide, and remember its site."""
+        if self.policy.guide is not None:
+            with poutine.trace() as tracer:
+                self.policy.guide(x, actions)
+            self._inferred = tracer.trace.nodes["latents"]
 
     def _judge(self, state: Start, x: Any) -> Tensor:
         """Return what the evidence reads of inferred states ``[B, L, ...]``."""

@@ -130,15 +130,18 @@ class StepwiseKL_ELBO(ELBO):
             unbiased, noisier); ``"none"`` drops the score term (biased for steps that are not reparametrised).
         kl: the divergence of two distributions q and p, nats, of their batch shape. None for the registered one;
             :class:`BalancedKL` weighs its two gradients.
-        free_nats: a KL costs at least so much, on average over a site's rows and steps; less has no gradient
-            (D. Hafner et al., "Learning Latent Dynamics for Planning from Pixels", 2019; on the mean, as their code has
-            it). The loss is then no bound. For sites that are reparametrised.
+        free_nats: a KL costs at least so much, on average over a site's rows and steps (those after an end count as 0);
+            less has no gradient (D. Hafner et al., "Learning Latent Dynamics for Planning from Pixels", 2019; on the
+            mean, as their code has it). The loss is then no bound. For sites that are reparametrised, and neither
+            scaled nor masked.
 
     Raises:
         InexactKLError: whether or not validation is on, when a KL would be biased.
         ValueError: for an unknown ``score``, when model and guide do not match: a latent site of one that the
             other lacks or observes; or when an emission goes along a site that is not there, or has other steps; for
-            free nats that are negative, or of a site that needs the score function.
+            free nats that are negative, or of a site that needs the score function, is scaled or masked; where a ``kl``
+        returns another shape, or it or free nats have no analytic KL to apply to (``infer={"analytic_kl": False}`` at
+        the guide's site leaves that one out).
     """
 
     def __init__(
@@ -159,7 +162,7 @@ class StepwiseKL_ELBO(ELBO):
         super().__init__(
             num_particles=num_particles, max_plate_nesting=nesting, vectorize_particles=vectorize_particles
         )
-        self.score, self.kl, self.free_nats = score, kl or closed_form, free_nats
+        self.score, self.kl, self.free_nats = score, kl, free_nats
         self._seen: tuple[Any, Any] | None = None
         self._legal: set[tuple[Any, ...]] = set()  # of the model and guide seen last, as are those kept
         self._kept: dict[tuple[Any, ...], _Kept] = {}
@@ -287,8 +290,8 @@ class StepwiseKL_ELBO(ELBO):
         for name in latent:
             guide_site, model_site = guide_trace.nodes[name], model_trace.nodes.get(name)
             term, value, score, untouched = _latent_term(model_site, guide_site, self.kl)
-            if self.free_nats:
-                value = self._at_least_free(name, term, value, score)
+            if self.kl is not None or self.free_nats:
+                value = self._at_least_free(name, guide_site, term, value, score)
             n, steps = number[name], _has_steps(model_site, guide_site)
             last = max(n - 1, reaches.get(name, -1))
             if term.kind != "kl" or steps:
@@ -304,12 +307,21 @@ class StepwiseKL_ELBO(ELBO):
                 scores[n] = _Score(score, frames, steps)
         return costs, scores
 
-    def _at_least_free(self, name: str, term: StepTerm, cost: Tensor, score: Tensor | None) -> Tensor:
+    def _at_least_free(self, name: str, site: Any, term: StepTerm, cost: Tensor, score: Tensor | None) -> Tensor:
         """Return a site's cost, or where its KL is on average less than the free nats, that of these."""
+        if term.kind != "kl":
+            if site["infer"].get("analytic_kl", True):
+                raise ValueError(
+                    f"kl and free_nats are of analytic KLs, and there is none of {name!r}: "
+                    'infer={"analytic_kl": False} there takes its sampled log-ratio'
+                )
+            return cost
+        if not self.free_nats:
+            return cost
         if score is not None:
             raise ValueError(f"free nats are for reparametrised sites: {name!r} needs the score function")
-        if term.kind != "kl":
-            return cost
+        if site["mask"] is not None or not _same(site["scale"], 1.0):
+            raise ValueError(f"free nats are for sites that are neither scaled nor masked, as {name!r} is")
         free = self.free_nats * (term.value.numel() / cost.numel())
         return torch.where(term.value.mean() > self.free_nats, cost, -free)
 
@@ -561,7 +573,7 @@ def _weighed(value: Tensor, by: Any, *, steps: bool) -> Tensor:
 
 
 def _latent_term(
-    model_site: Any | None, guide_site: Any, divergence: Divergence
+    model_site: Any | None, guide_site: Any, divergence: Divergence | None
 ) -> tuple[StepTerm, Tensor, Tensor | None, Tensor | None]:
     """Return the diagnostic, the cost, the score, and what of the cost the site (each step of it) cannot influence."""
     q, z = guide_site["fn"], guide_site["value"]
@@ -575,7 +587,7 @@ def _latent_term(
         and _same(guide_site["mask"], model_site["mask"])
     )
     steps = q.steps(z) if sequence else None
-    pathwise = _is_pathwise(q if steps is None else steps.conditional)
+    pathwise = bool(q.has_rsample) and _is_pathwise(q if steps is None else steps.conditional)
     parts = None if pathwise else q.step_score_parts(z, steps) if sequence else q.score_parts(z)
     score = None if parts is None else _score(q, z, parts)
 
@@ -634,13 +646,17 @@ def _score(q: Any, z: Tensor, parts: ScoreParts | None = None) -> Tensor | None:
     return score if isinstance(score, Tensor) else None
 
 
-def _kl(q: Any, p: Any, divergence: Divergence) -> Tensor:
+def _kl(q: Any, p: Any, divergence: Divergence | None) -> Tensor:
     """Return the KL in closed form, of the guide's batch shape.
 
     Raises:
         NotImplementedError: if none is registered, or what is registered is not the expectation of the log-ratio.
+        ValueError: if a user's divergence is of another shape.
     """
-    kl = divergence(q, p)
+    kl = (divergence or closed_form)(q, p)
+    if divergence is not None and (not isinstance(kl, Tensor) or kl.shape != q.batch_shape):
+        found = [*kl.shape] if isinstance(kl, Tensor) else type(kl).__name__
+        raise ValueError(f"kl must return a tensor of the distributions' batch shape {[*q.batch_shape]}, not {found}")
     if not isinstance(kl, Tensor) or kl.shape != q.batch_shape:
         raise NotImplementedError
     return kl

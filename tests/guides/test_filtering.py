@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn import functional
@@ -19,6 +21,7 @@ from pyrocontrol.models import (
     Driven,
     LatentDynamics,
     ObservedDynamics,
+    Process,
     Sequence,
     VectorDecoder,
     VectorEncoder,
@@ -186,6 +189,70 @@ def test_observed_dynamics_score_what_an_unrolling_does() -> None:
     changed = path.step_log_prob(x)
     assert torch.equal(changed[[0, 2]], at_once[[0, 2]])
     assert not torch.equal(changed[1], at_once[1])
+
+
+def test_a_posteriors_walk_is_not_used_again_where_dynamics_or_context_have_changed() -> None:
+    given = pair()
+    path = given.guide.posterior(given.observations, given.actions)
+    z = path.rsample()
+    for change in (given.world.dynamics.inputs.bias, given.actions):  # type: ignore[union-attr]
+        with torch.no_grad():
+            change += 0.5  # type: ignore[operator]
+        for each in (path, given.world.path(given.actions)):
+            assert torch.equal(each.states(z).memory, each.states(z.detach().clone()).memory)
+        z = path.rsample()
+
+
+class Steady(Process):
+    """Normal steps; whether they are reparametrised is what is tested."""
+
+    def __init__(self, reparametrised: bool):
+        super().__init__()
+        self.has_rsample = reparametrised
+        self.mean = nn.Parameter(torch.tensor(0.3))
+
+    def initial(self, context: Any) -> Tensor:
+        return torch.zeros(len(context))
+
+    def conditional(self, state: Tensor, context: Any) -> TorchDistribution:
+        return dist.Normal(self.mean + 0.5 * state, torch.ones_like(state))
+
+    def advance(self, state: Tensor, z: Tensor, context: Any) -> Tensor:
+        return z
+
+
+def test_normal_steps_without_a_graph_have_their_score() -> None:
+    found = []
+    for reparametrised in (True, False):
+        q, p = Steady(reparametrised), Steady(True)
+
+        def sites(process: Process, observed: bool) -> None:
+            with pyro.plate("rows", 40_000, dim=-1):
+                z = pyro.sample("z", Sequence(process, torch.zeros(40_000, 0), 3))
+                if observed:
+                    pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=torch.tensor(1.0))
+
+        torch.manual_seed(0)
+        elbo = StepwiseKL_ELBO(max_plate_nesting=1)
+        loss = elbo.differentiable_loss(lambda p=p: sites(p, True), lambda q=q: sites(q, False))
+        found.append(float(torch.autograd.grad(loss, q.mean)[0]) / 40_000)
+    assert found[0] == pytest.approx(found[1], abs=0.1)
+    assert abs(found[0]) > 1
+
+
+@pytest.mark.parametrize("what", ["scale", "mask", "score", "shape", "sampled"])
+def test_a_divergence_that_cannot_be_applied_is_refused(what: str) -> None:
+    def sites(p: float) -> None:
+        fn = dist.Bernoulli(torch.tensor(p)) if what == "score" else dist.Normal(torch.tensor(p), 1.0)
+        if what == "sampled":
+            fn = dist.Cauchy(torch.tensor(p), 1.0) if p == 0.1 else dist.Normal(torch.tensor(p), 1.0)
+        with pyro.poutine.scale(scale=0.5 if what == "scale" else 1.0):
+            with pyro.poutine.mask(mask=torch.tensor(False)) if what == "mask" else nullcontext():
+                pyro.sample("z", fn)
+
+    elbo = StepwiseKL_ELBO(kl=lambda q, p: torch.zeros(7)) if what == "shape" else StepwiseKL_ELBO(free_nats=1.0)
+    with pytest.raises(ValueError, match="free nats|free_nats|kl must return"):
+        elbo.loss(lambda: sites(0.1), lambda: sites(0.2))
 
 
 def test_bad_input_is_refused() -> None:

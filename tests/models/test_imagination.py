@@ -102,6 +102,42 @@ def test_the_lambda_return_of_lambda_1_without_discount_is_the_elbo(kind: str) -
     torch.testing.assert_close(-returns[:, 0].sum() / ALPHA, loss)
 
 
+@pytest.mark.parametrize("kind", ["latent", "observed"])
+def test_particles_are_runs_of_their_own(kind: str) -> None:
+    given = case(kind, horizon=B)  # so that a mixed-up dimension would fit
+    path = given.optimality.path(given.start, given.policy)
+    steps = path.rsample(torch.Size([3]))
+    together = given.optimality.soft_evidence(path, steps)
+    alone = torch.stack([given.optimality.soft_evidence(path, each) for each in steps.detach()])
+    torch.testing.assert_close(together, alone)
+    loss = StepwiseKL_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1).loss(
+        given.optimality.model, given.optimality.guide_of(given.policy), given.start
+    )
+    assert torch.isfinite(torch.tensor(loss))
+
+
+def test_other_starts_are_other_distributions() -> None:
+    given = case("latent")
+    other = Start(given.start.memory + 1, given.start.z)
+    q, p = (given.optimality.path(start, given.policy) for start in (given.start, other))
+    steps = q.sample()
+    torch.testing.assert_close(q.step_log_ratio(p, steps), q.step_log_prob(steps) - p.step_log_prob(steps))
+    with pytest.raises(NotImplementedError):
+        q.step_kl(p, steps)
+
+
+def test_a_walk_is_not_used_again_where_the_world_has_changed() -> None:
+    given = case("latent")
+    path = given.optimality.path(given.start, given.policy)
+    steps = path.rsample()
+    for change in (given.dynamics.inputs.bias, given.policy.network[-1].bias, given.start.memory):  # type: ignore[union-attr]
+        with torch.no_grad():
+            change += 0.1  # type: ignore[operator]
+        again = trajectory(path, steps.detach().clone())
+        torch.testing.assert_close(trajectory(path, steps), again)
+        steps = path.rsample()
+
+
 def test_lambda_returns_are_averages_of_returns_of_all_lengths() -> None:
     r, ratio, v = torch.randn(3, B, H).unbind(0)
     gamma, mixing = 0.9, 0.7

@@ -188,6 +188,14 @@ def test_what_a_world_model_foresees_is_what_its_ensemble_says() -> None:
         given.foresee(x, actions, 6)
 
 
+def test_a_policy_that_has_learnt_keeps_its_units() -> None:
+    given = policy()
+    VMIL(given, shown(), length=L)
+    mean = given.readings.mean_observations.clone()
+    VMIL(given, shown(steps=6), length=L)
+    assert torch.equal(given.readings.mean_observations, mean)
+
+
 def test_windows_of_demonstrations_are_drawn_from_each_place_alike() -> None:
     pool = learner().demonstrations
     assert pool.starts.tolist() == [[row, t] for row in range(2) for t in range(13 - L + 1)]
@@ -206,6 +214,28 @@ def test_bad_input_is_refused() -> None:
         VMIL(policy(), shown(), length=14)
     with pytest.raises(ValueError, match="policy takes"):
         VMIL(policy("pixels"), shown())
+    other = shown()
+    narrow = Demonstrations(
+        other.observations, other.actions, other.lengths, spaces.Box(-1.0, 1.0, (A,)), other.observation_space
+    )
+    with pytest.raises(ValueError, match="actions are in"):
+        VMIL(policy(), narrow, length=L)
+    with pytest.raises(ValueError, match="64 x 64 pixels"):
+        BeliefPolicy.latent(spaces.Box(0, 255, (84, 84, 3), np.uint8), Toy.action_space)
+    for box in (
+        spaces.Box(0, 9, (4,), np.int32),
+        spaces.Box(-1.0, 1.0, (4, 2)),
+        spaces.Box(0, 255, (64, 64), np.uint8),
+    ):
+        with pytest.raises(ValueError, match="floats in one row or bytes"):
+            BeliefPolicy.latent(box, Toy.action_space)
+    with pytest.raises(TypeError, match="Box of floats"):
+        BeliefPolicy.observed(Toy().observation_space, spaces.Discrete(3))
+    with pytest.raises(ValueError, match="prior has 5"):
+        VMIL(policy(), shown(), length=L, prior=pc.models.UniformPrior(5))
+    for evidence in (3, torch.nn.Linear(2 * O, 1)):
+        with pytest.raises(TypeError, match="module with update and reward"):
+            VMIL(policy(), shown(), evidence, length=L)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="evidence reads 7"):
         VMIL(policy(), shown(), Discriminator(7), length=L)
     with pytest.raises(ValueError, match="judged='features'"):

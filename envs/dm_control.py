@@ -130,7 +130,7 @@ class DMControl(gymnasium.Env[np.ndarray, np.ndarray]):
         render_size: H = W of these pictures.
 
     Attributes:
-        planning: see `Plannable`, as for `model`, `data`, `frame_skip` and `dt`.
+        planning: see `Plannable`, as for ``model``, ``data``, ``frame_skip`` and ``dt``.
 
     Raises:
         ValueError: if there is no such task or kind of observation, or a number makes no sense.

@@ -264,7 +264,10 @@ class SQILDrQ(DrQ, SQIL):  # type: ignore[misc]  # whose update takes windows, a
     Args:
         policy: an `ImagePolicy`.
         demonstrations: of the same environment, images of the same shape as bytes.
-        expert_share, temperature, gradient, **options: see `SQIL`.
+        expert_share: see `SQIL`, as for what follows.
+        temperature: as there.
+        gradient: as there.
+        **options: as there.
 
     Raises:
         TypeError: as `SQIL`, and if the policy is no `ImagePolicy`.

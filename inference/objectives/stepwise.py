@@ -140,8 +140,8 @@ class StepwiseKL_ELBO(ELBO):
         ValueError: for an unknown ``score``, when model and guide do not match: a latent site of one that the
             other lacks or observes; or when an emission goes along a site that is not there, or has other steps; for
             free nats that are negative, or of a site that needs the score function, is scaled or masked; where a ``kl``
-        returns another shape, or it or free nats have no analytic KL to apply to (``infer={"analytic_kl": False}`` at
-        the guide's site leaves that one out).
+        returns another shape, or it or free nats have no analytic KL to apply to, unless the guide's site asks for the
+        sampled log-ratio.
     """
 
     def __init__(

@@ -70,8 +70,8 @@ class DrQ(SoftActorCritic):
 
     Args:
         policy: an `ImagePolicy`.
-        observation_size: O; see `SoftActorCritic`, as for what follows. The paper has ``hidden`` of (1024, 1024), ``lr``
-            1e-3, and a learned temperature from 0.1.
+        observation_size: O; see `SoftActorCritic`, as for what follows. The paper has ``hidden`` of (1024, 1024), an
+            ``lr`` of 1e-3, and a learned temperature from 0.1.
         action_size: as there.
         temperature: as there.
         gradient: as there.

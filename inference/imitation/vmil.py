@@ -288,7 +288,7 @@ class VMIL(Saved, nn.Module):
         x = _joined(readings(batch.observations), readings(readings.unflatten(shown)))
         actions = torch.cat([batch.actions, done])
         numbers, start = self._model_step(x, actions)
-        judged = self._judge(start, x)
+        judged = self._read(self.policy.world.dynamics.features(*start))
         numbers |= self._evidence_step(judged, actions, own)
         drawn = torch.randperm(actions[..., 0].numel(), device=actions.device)[: self.starts]
         numbers |= self._policy_step(Start(start.memory.flatten(0, 1)[drawn], start.z.flatten(0, 1)[drawn]))
@@ -323,14 +323,8 @@ class VMIL(Saved, nn.Module):
                 self.policy.guide(x, actions)
             self._inferred = tracer.trace.nodes["latents"]
 
-    def _judge(self, state: Start, x: Any) -> Tensor:
-        """Return what the evidence reads of inferred states ``[B, L, ...]``."""
-        if self.judged == "observations" and self.policy.guide is None:
-            return x
-        return self._read(self.policy.world.dynamics.features(*state))
-
     def _read(self, features: Tensor) -> Tensor:
-        """Return what the evidence reads of features."""
+        """Return what the evidence reads of features ``[..., F]``: these, or vectors as they are or decoded."""
         if self.judged == "features" or self.policy.guide is None:
             return features
         world: Any = self.policy.world

@@ -74,7 +74,7 @@ class Baoding(gymnasium.Env[Any, np.ndarray]):
         render_size: H = W of these pictures.
 
     Attributes:
-        model, data, frame_skip, dt, action_repeat, planning: see `Plannable`.
+        planning: see `Plannable`, as for ``model``, ``data``, ``frame_skip``, ``dt`` and ``action_repeat``.
 
     Raises:
         ValueError: if there is no such kind of observation or render mode.

@@ -34,6 +34,7 @@ import pyrocontrol as pc
 from plots import plot_curves
 from pyrocontrol.envs.experts import EXPERTS, demonstrations
 from pyrocontrol.guides import BeliefPolicy
+from pyrocontrol.models.policies.level import from_box
 
 # By size: of memory, latents and hidden layers, and the channels of the first convolution.
 SIZES = {"debug": (8, 4, 16, 2), "small": (100, 20, 100, 8), "paper": (200, 30, 200, 32)}
@@ -162,8 +163,9 @@ def learner_of(arguments: Arguments, shown: pc.envs.Demonstrations, env: gymnasi
     seen: Any = env.observation_space
     acted: Any = env.action_space
     if arguments.method == "sqil" and arguments.observations == "pixels":
-        image_policy = pc.guides.ImagePolicy(seen, acted)
-        return pc.inference.SQILDrQ(image_policy, shown, lr=1e-3)
+        layers = (1024, 1024) if arguments.size == "paper" else (hidden, hidden)
+        image_policy = pc.guides.ImagePolicy(seen, acted, depth=depth, hidden=layers)
+        return pc.inference.SQILDrQ(image_policy, shown, lr=1e-3, hidden=layers)
     if arguments.method in ("dac", "sqil"):
         policy = pc.guides.GaussianPolicy(seen.shape[0], acted.shape[0], hidden=(hidden, hidden))
         kind = pc.inference.DAC if arguments.method == "dac" else pc.inference.SQIL
@@ -209,11 +211,11 @@ def foreseen(policy: Any, shown: pc.envs.Demonstrations) -> tuple[dict[int, tupl
     steps = SEEN + max(ahead, default=1)
     starts = range(0, int(shown.lengths[0]) - steps + 1, steps)
     parts = torch.stack([shown.observations[0, t : t + steps] for t in starts])
-    low, high = (torch.as_tensor(bound) for bound in (policy.action_space.low, policy.action_space.high))
     actions = torch.stack([shown.actions[0, t : t + steps] for t in starts])
+    normalised = torch.as_tensor(from_box(actions.numpy(), policy.action_space), dtype=torch.float32)
     policy = policy.cpu()
     real = policy.readings(policy.readings.unflatten(parts))
-    found = policy.foresee(policy.readings.unflatten(parts), (actions - low) / ((high - low) / 2) - 1, SEEN)
+    found = policy.foresee(policy.readings.unflatten(parts), normalised, SEEN)
     if isinstance(real, dict):  # of several observations, the first
         real, found = next(iter(real.values())), next(iter(found.values()))
     errors = {}

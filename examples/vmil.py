@@ -13,7 +13,7 @@ with dynamics over observed vectors, and without a model DAC, SQIL (of pixels wi
 The demonstrations are those of a planner on the true simulator, made once and kept. The run writes OUT/result.json:
 `return` at every evaluation, by the likeliest actions; `training_return` of every episode learnt from, by random ones;
 `expert` beside them; of the test at the end `test_return` and, where the task says so, `test_success` of each episode;
-`foreseen`, the error of open-loop prediction. It also writes OUT/learning_curve.png, OUT/foreseen.png or, from pixels,
+`foreseen`, the error of open-loop prediction, and `foreseen_by_copying`, that of the last observation. It also writes OUT/learning_curve.png, OUT/foreseen.png or, from pixels,
 OUT/foreseen.gif (real above imagined), OUT/policy.pt, OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on
 from its checkpoint.
 """
@@ -255,7 +255,7 @@ def write(
         errors, real, imagined = foreseen(policy, shown)
         for ahead, (model, copied) in errors.items():
             rows.append(row(arguments.method, arguments.task, "foreseen", model, ahead=ahead, **common))
-            rows.append(row("copy", arguments.task, "foreseen", copied, ahead=ahead, **common))
+            rows.append(row(arguments.method, arguments.task, "foreseen_by_copying", copied, ahead=ahead, **common))
         picture(arguments, policy, real, imagined)
     pc.inference.write_results(arguments.out / "result.json", "vmil", rows)
     points = {"evaluated": [(2 * step, values["return"]) for step, values in curve]}

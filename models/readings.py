@@ -16,7 +16,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from .._saved import Saved
-from .spaces import observation_leaves, observation_size
+from .spaces import boxes_of, observation_leaves, observation_size
 
 __all__ = ["ImageDecoder", "ImageEncoder", "Readings"]
 
@@ -45,16 +45,14 @@ class Readings(Saved, nn.Module):
 
     def __init__(self, space: spaces.Space[Any]):
         super().__init__()
-        boxes = space.spaces if isinstance(space, spaces.Dict) else {"observations": space}
-        if not boxes or not all(isinstance(box, spaces.Box) for box in boxes.values()):
-            raise TypeError(f"observations must be a Box or a Dict of Boxes, not {space}")
+        boxes = boxes_of(space, alone="observations")
         for name, box in boxes.items():
             kind, rank = box.dtype.kind if box.dtype is not None else "", len(box.shape or ())
             if (kind, rank) != ("f", 1) and not (box.dtype == np.uint8 and rank == 3):
                 raise ValueError(f"{name} must be floats in one row or bytes [H, W, C], not {box}")
         self.register_buffer("standardized", torch.zeros((), dtype=torch.bool))
         self.space: Any = space
-        self.boxes: dict[str, Any] = dict(boxes)
+        self.boxes: dict[str, Any] = boxes
         for name, box in self.vectors.items():
             self.register_buffer(f"mean_{name}", torch.zeros(box.shape))
             self.register_buffer(f"std_{name}", torch.ones(box.shape))

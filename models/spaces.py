@@ -23,6 +23,7 @@ __all__ = [
     "SpaceError",
     "action_size",
     "as_action_space",
+    "boxes_of",
     "check_action_space",
     "decode_actions",
     "encode_actions",
@@ -98,6 +99,18 @@ def observation_leaves(space: Space) -> dict[str, Space]:
             raise TypeError(f"two parts of the observation space are called {name!r}: {space}")
         leaves[name] = leaf
     return leaves
+
+
+def boxes_of(space: Any, alone: str = "") -> dict[str, spaces.Box]:
+    """Return the Boxes of a space by their names; the name of a space that is a Box itself is ``alone``.
+
+    Raises:
+        TypeError: for what is neither a Box nor a Dict of Boxes.
+    """
+    boxes = space.spaces if isinstance(space, spaces.Dict) else {alone: space}
+    if not boxes or not all(isinstance(box, spaces.Box) for box in boxes.values()):
+        raise TypeError(f"observations must be a Box or a Dict of Boxes, not {space}")
+    return {**boxes}
 
 
 def observation_dtype(space: Space) -> np.dtype[Any]:

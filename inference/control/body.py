@@ -12,8 +12,9 @@ from torch import nn
 
 from ...models.policies.episodes import Episodes, Step
 from ...models.policies.level import check_box, to_box
+from ...models.spaces import boxes_of
 from ..training.checkpoint import described
-from .observed import Observation, boxes_of, fits, keep
+from .observed import Observation, fits, keep
 
 __all__ = ["Body", "environment_of"]
 

@@ -8,21 +8,11 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-__all__ = ["Observation", "boxes_of", "fits", "keep"]
+from ...models.spaces import boxes_of
+
+__all__ = ["Observation", "fits", "keep"]
 
 Observation = np.ndarray | dict[str, np.ndarray]
-
-
-def boxes_of(space: Any) -> dict[str, spaces.Box]:
-    """Return the Boxes of a space by their names, the only one by the name ``""``.
-
-    Raises:
-        TypeError: for what is neither a Box nor a Dict of Boxes.
-    """
-    boxes = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    if not boxes or not all(isinstance(box, spaces.Box) for box in boxes.values()):
-        raise TypeError(f"observations must be a Box or a Dict of Boxes, not {space}")
-    return {**boxes}
 
 
 def fits(space: Any, seen: Any) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..._verify import verify_least
-from .observed import boxes_of, keep
+from ...models.spaces import boxes_of
+from .observed import keep
 from .ring import ReplayOptions, Ring
 
 __all__ = ["SequenceBatch", "SequenceReplay"]

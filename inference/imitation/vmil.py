@@ -29,9 +29,9 @@ from ...models.imagination import Imagination, Start, soft_lambda_returns, traje
 from ...models.optimality import ActionPrior, UniformPrior
 from ...models.policies.level import from_box
 from ...models.process import Sequence as SequenceDistribution
-from ...models.spaces import observation_size
+from ...models.spaces import boxes_of, observation_size
 from ..control.critics import Critics, TargetCopy
-from ..control.observed import boxes_of, fits
+from ..control.observed import fits
 from ..control.sequence_replay import SequenceBatch, SequenceReplay
 from ..control.temperature import Temperature, as_temperature
 from ..objectives.stepwise import StepwiseKL_ELBO

@@ -8,8 +8,8 @@
 Each run is `examples/vmil.py` in a process of one thread, with a folder of its own under RUNS; one that was stopped
 goes on from its checkpoint. Rows: `return` at every evaluation (ten episodes), setting `frames`, two of an environment
 step; `expert`, the mean return of the demonstrations; `foreseen`, the error of open-loop prediction, and
-`foreseen_by_copying`, that of the last observation. Task `linear-gaussian`: the `evidence` log p(x) by the Kalman filter, and
-the ELBOs of the exact posterior and of the filtering one, nats.
+`foreseen_by_copying`, that of the last observation. Task `linear-gaussian`: the `evidence` log p(x) by the Kalman
+filter, and the ELBOs of the exact posterior and of the filtering one, nats.
 """
 
 from __future__ import annotations

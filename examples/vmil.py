@@ -13,9 +13,9 @@ with dynamics over observed vectors, and without a model DAC, SQIL (of pixels wi
 The demonstrations are those of a planner on the true simulator, made once and kept. The run writes OUT/result.json:
 `return` at every evaluation, by the likeliest actions; `training_return` of every episode learnt from, by random ones;
 `expert` beside them; of the test at the end `test_return` and, where the task says so, `test_success` of each episode;
-`foreseen`, the error of open-loop prediction, and `foreseen_by_copying`, that of the last observation. It also writes OUT/learning_curve.png, OUT/foreseen.png or, from pixels,
-OUT/foreseen.gif (real above imagined), OUT/policy.pt, OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on
-from its checkpoint.
+`foreseen`, the error of open-loop prediction, and `foreseen_by_copying`, that of the last observation. It also writes
+OUT/learning_curve.png, OUT/foreseen.png or, from pixels, OUT/foreseen.gif (real above imagined), OUT/policy.pt,
+OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on from its checkpoint.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ where it cannot be compiled, the tensor code walks. C looks nothing up twice: wh
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from ..._native import library
 if TYPE_CHECKING:
     from .call_stack import CallStack, CallStackContext, ProcedureNetworks
 
-__all__ = ["walk"]
+__all__ = ["ready", "walk"]
 
 _Layers = list[tuple[Tensor, Tensor]]  # weights and biases
 # A tensor, its type (any if None) and its shape.
@@ -45,17 +46,34 @@ class _Stack(ctypes.Structure):
     ]
 
 
-def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bool) -> tuple[Tensor, Tensor] | None:
+def walk(
+    process: CallStack,
+    context: CallStackContext,
+    horizon: int,
+    greedy: bool,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    seed: int | None = None,
+) -> tuple[Tensor, Tensor] | None:
     """Return call traces ``[B, horizon, 1 + W]`` and their numbers of steps, or None where it cannot.
 
     It walks on a CPU, in single precision, with discrete arguments. A trace that has not ended at the horizon
-    counts ``horizon + 1`` steps. Random numbers are seeded from torch's generator.
+    counts ``horizon + 1`` steps.
+
+    Args:
+        process: the call stack.
+        context: leaves ``[B, ...]``.
+        horizon: most steps.
+        greedy: take the likeliest choice at every step.
+        weights: by parameter name; None for the process's own.
+        seed: of the random numbers, at least 0; None draws one from torch's generator.
 
     Raises:
         ValueError: naming the trace and the step, where no choice is possible, or an action is none of the tree's.
     """
     features = context.features
-    choose, argue = _layers(process.choose), _layers(process.argue)
+    weights = dict(process.named_parameters()) if weights is None else weights
+    choose, argue = (_layers(weights, name) for name in ("choose", "argue"))
     if not _fits(process, context, choose, argue):
         return None
     _check_ranges(process, context, horizon)
@@ -108,7 +126,8 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
     z = features.new_zeros(batch, horizon, 1 + width)
     steps = torch.empty(batch, dtype=torch.long)
     scratch = features.new_empty(inputs + 2 * widest + tree.depth * (3 + 2 * width))
-    seed = 0 if greedy else int(torch.randint(2**62, ()))
+    if seed is None:
+        seed = 0 if greedy else int(torch.randint(2**62, ()))
     native.pyrocontrol_walk(
         ctypes.byref(stack),
         ctypes.c_int64(batch),
@@ -136,8 +155,15 @@ def walk(process: CallStack, context: CallStackContext, horizon: int, greedy: bo
     return z, steps
 
 
-def _layers(held: ProcedureNetworks | None) -> _Layers:
-    return [] if held is None else [*zip(held.weights, held.biases, strict=True)]
+def ready() -> bool:
+    """Whether there is a compiled walk."""
+    return library(_SOURCE, "pyrocontrol_walk") is not None
+
+
+def _layers(weights: Mapping[str, Tensor], name: str) -> _Layers:
+    """The layers of one of the process's networks, none if it is not there."""
+    count = sum(key.startswith(f"{name}.weights.") for key in weights)
+    return [(weights[f"{name}.weights.{n}"], weights[f"{name}.biases.{n}"]) for n in range(count)]
 
 
 def _fits(process: CallStack, context: CallStackContext, choose: _Layers, argue: _Layers) -> bool:

@@ -1,0 +1,56 @@
+"""The same programs in NumPyro: models, guides and the ELBO on JAX, with weights that pass both ways.
+
+    from pyrocontrol import twins
+
+    program, guide = twins.to_numpyro(torch_program), twins.to_numpyro(torch_guide)
+    svi = numpyro.infer.SVI(program.model, guide, numpyro.optim.Adam(1e-3), twins.StepwiseKL_ELBO())
+    found = twins.fit(svi, twins.as_arrays(demonstrations), steps=2000, batch_size=4, seeds=range(6))
+    twins.from_numpyro(found.params[0], torch_program, "program")
+
+It needs numpyro and jax: ``pip install 'pyrocontrol-ppl[numpyro]'``.
+"""
+
+try:
+    import numpyro  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"pyrocontrol.twins needs {error.name}: pip install 'pyrocontrol-ppl[numpyro]'", name=error.name
+    ) from None
+
+from .guides.call_stack_numpyro import CallStackGuide
+from .guides.encoders_numpyro import BiLSTMEncoder, LSTMEncoder
+from .inference.objectives.stepwise_numpyro import InexactKLError, StepTerm, StepwiseKL_ELBO
+from .inference.training.fit_numpyro import Fitted, fit
+from .models.process_numpyro import Emission, Process, Sequence, Steps, at_step
+from .models.programs.call_stack_numpyro import CallStack, CallStackContext, CallStackState, ProcedureStep, scored_rows
+from .models.programs.control_program_numpyro import ControlProgram, FieldEncoder
+from .models.programs.traces_numpyro import Traces, as_arrays
+from .models.twin_numpyro import Twin, from_numpyro, to_numpyro
+
+__all__ = [
+    "BiLSTMEncoder",
+    "CallStack",
+    "CallStackContext",
+    "CallStackGuide",
+    "CallStackState",
+    "ControlProgram",
+    "Emission",
+    "FieldEncoder",
+    "Fitted",
+    "InexactKLError",
+    "LSTMEncoder",
+    "ProcedureStep",
+    "Process",
+    "Sequence",
+    "StepTerm",
+    "Steps",
+    "StepwiseKL_ELBO",
+    "Traces",
+    "Twin",
+    "as_arrays",
+    "at_step",
+    "fit",
+    "from_numpyro",
+    "scored_rows",
+    "to_numpyro",
+]

@@ -41,6 +41,7 @@ METHODS: dict[str, list[str]] = {
     "hvil-exact-move": [*EXACT, "--task", "BubbleSortMove"],
     "hvil-exact-move-annotated": [*EXACT, "--task", "BubbleSortMove", "--annotated", "4"],
     "hvil": ["--method", "hvil"],
+    "hvil-numpyro": ["--method", "hvil", "--engine", "numpyro"],
     "hvil-short": ["--method", "hvil", "--updates", "4200"],
     "hvil-paper": ["--method", "hvil", "--procedures", "paper"],
     "hvil-annotated": ["--method", "hvil", "--annotated", "4"],

@@ -88,6 +88,8 @@ class Arguments:
     """updates of every start, if there are several"""
     clip: float | None = None
     """greatest norm of the gradient; 1 steadies the recurrent networks, whose loss spikes late in training"""
+    engine: Literal["pyro", "numpyro"] = "pyro"
+    """what trains hvil with the stepwise bound; numpyro takes whole runs of updates in one compiled call"""
     device: str = "cpu"
     """where to train"""
     out: Path = Path("out/bubble_sort")
@@ -140,6 +142,9 @@ def learn(arguments: Arguments, train: pc.envs.Demonstrations) -> tuple[Any, Any
         "device": arguments.device,
         "clip": arguments.clip,
     }
+    if arguments.engine == "numpyro":
+        pair = make(arguments.seed)
+        return learn_in_numpyro(arguments, pair[0], train), pair
     if arguments.starts == 1:
         pair = make(arguments.seed)
         return pc.inference.fit(pair, train, **given), pair
@@ -151,6 +156,42 @@ def learn(arguments: Arguments, train: pc.envs.Demonstrations) -> tuple[Any, Any
         f"start {best.start} of {arguments.starts} goes on; losses per trace after {arguments.trial} updates: {losses}"
     )
     return best.result, best.trained
+
+
+def learn_in_numpyro(arguments: Arguments, loss: Any, train: pc.envs.Demonstrations) -> Any:
+    """Train the twins of model and guide, with the same rates and batches, and give the weights back."""
+    if arguments.method != "hvil" or arguments.elbo != "stepwise" or arguments.starts > 1 or arguments.clip:
+        raise SystemExit("--engine numpyro trains --method hvil with --elbo stepwise, one start and no clipping")
+    import optax
+    from numpyro.infer import SVI
+    from numpyro.optim import optax_to_numpyro
+
+    from pyrocontrol import twins
+
+    program, guide = twins.to_numpyro(loss.model), twins.to_numpyro(loss.guide)
+    table, rest = RATES["hvil"] if arguments.procedures == "shared" else (1e-3, 1e-3)
+    decay = 1e-3 if arguments.procedures == "paper" else 0.0
+    rates = {
+        name: optax.chain(optax.add_decayed_weights(decay), optax.adam(rate))
+        for name, rate in {"table": table, "rest": rest}.items()
+    }
+    kinds = optax.multi_transform(
+        rates, lambda found: {name: "table" if "encoder.tables" in name else "rest" for name in found}
+    )
+    svi = SVI(program.model, guide, optax_to_numpyro(kinds), twins.StepwiseKL_ELBO())
+    batch = min(4, arguments.demos)
+    found = twins.fit(
+        svi,
+        twins.as_arrays(train),
+        steps=arguments.updates,
+        batch_size=batch,
+        seeds=(arguments.seed,),
+        out=arguments.out,
+    )
+    twins.from_numpyro(found.params[0], loss.model, "program")
+    twins.from_numpyro(found.params[0], loss.guide, "guide")
+    means = [(step, float(found.losses[0, step - 50 : step].mean())) for step in range(50, arguments.updates + 1, 50)]
+    return pc.inference.FitResult(arguments.updates, means, found.seconds, False, [])
 
 
 def training_traces(arguments: Arguments) -> pc.envs.Demonstrations:

@@ -7,10 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro
 
+from ..models.process_numpyro import Sequence
 from ..models.programs.call_stack_numpyro import CallStack, CallStackContext
 from ..models.programs.control_program_numpyro import ControlProgram
 from ..models.programs.traces_numpyro import Traces
-from ..models.process_numpyro import Sequence
 from ..models.twin_numpyro import Array, Twin, one_hot, to_numpyro
 from . import call_stack, encoders_numpyro
 

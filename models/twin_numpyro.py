@@ -67,7 +67,9 @@ class Twin:
         """Return the twin of a part of the module, ``"process"`` or ``"encoder.net"``, with this twin's weights."""
         start = name + "."
         twin = to_numpyro(self.mirrored.get_submodule(name))
-        return twin.with_weights({key.removeprefix(start): w for key, w in self.weights.items() if key.startswith(start)})
+        return twin.with_weights(
+            {key.removeprefix(start): w for key, w in self.weights.items() if key.startswith(start)}
+        )
 
     def registered(self, name: str) -> Self:
         """Return the twin with weights that are NumPyro parameters ``NAME$$$PARAMETER``, as Pyro has them.

@@ -75,7 +75,13 @@ class StepwiseKL_ELBO(ELBO):
         self.score = score
 
     def loss_with_mutable_state(
-        self, rng_key: Array, param_map: Any, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        rng_key: Array,
+        param_map: Any,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Return the negative ELBO, whose gradient is the estimator's; no mutable state."""
 
@@ -89,7 +95,9 @@ class StepwiseKL_ELBO(ELBO):
         else:
             values, scores = jax.vmap(particle)(keys)
             factor = self.num_particles / (self.num_particles - 1)
-            scores = [_Score(score.log_prob, factor * (score.multiplier - score.multiplier.mean(0))) for score in scores]
+            scores = [
+                _Score(score.log_prob, factor * (score.multiplier - score.multiplier.mean(0))) for score in scores
+            ]
             value = values.mean()
         surrogate = value
         for log_prob, multiplier in scores:
@@ -97,10 +105,18 @@ class StepwiseKL_ELBO(ELBO):
         return {"loss": -(surrogate + lax.stop_gradient(value - surrogate)), "mutable_state": None}
 
     def step_terms(
-        self, rng_key: Array, param_map: Any, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        rng_key: Array,
+        param_map: Any,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> dict[str, StepTerm]:
         """Return every site's terms of one particle's ELBO, step by step."""
-        return {name: cost.term for name, cost in self._terms(rng_key, param_map, model, guide, args, kwargs)[0].items()}
+        return {
+            name: cost.term for name, cost in self._terms(rng_key, param_map, model, guide, args, kwargs)[0].items()
+        }
 
     def _terms(
         self, key: Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
@@ -138,13 +154,17 @@ class StepwiseKL_ELBO(ELBO):
                 scores[n] = score, _frames(q), steps, q["infer"].get("rows_apart", True)
         return costs, scores
 
-    def _credit(
-        self, costs: dict[str, _Cost], scores: dict[int, tuple[Array, _Frames, bool, bool]]
-    ) -> list[_Score]:
+    def _credit(self, costs: dict[str, _Cost], scores: dict[int, tuple[Array, _Frames, bool, bool]]) -> list[_Score]:
         """Pair the log-probability of every score with the costs that it is to be multiplied with."""
         if self.score == "none":
             return []
-        alike = len({frames for _, frames, *_ in scores.values()} | {c.frames for c in costs.values() if c.term.kind != "log_likelihood"}) == 1
+        alike = (
+            len(
+                {frames for _, frames, *_ in scores.values()}
+                | {c.frames for c in costs.values() if c.term.kind != "log_likelihood"}
+            )
+            == 1
+        )
         paired = []
         for n, (log_prob, frames, steps, apart) in scores.items():
             multiplier = jnp.zeros(())
@@ -171,7 +191,8 @@ def _check(latent: list[str], model_trace: Any, guide_trace: Any) -> None:
     unchecked = [
         name
         for name in latent
-        if not guide_trace[name]["infer"].get("exact_kl_checked") and guide_trace[name]["infer"].get("analytic_kl", True)
+        if not guide_trace[name]["infer"].get("exact_kl_checked")
+        and guide_trace[name]["infer"].get("analytic_kl", True)
     ]
     if order != latent and unchecked:
         raise InexactKLError(
@@ -230,7 +251,11 @@ def _latent(q_site: Any, p_site: Any) -> tuple[StepTerm, Array, Array | None, Ar
     sequence = hasattr(q, "step_kl") and hasattr(p, "step_kl")
     steps = q.steps(z) if sequence else None
     score = q.step_score(z, steps) if sequence else None if q.has_rsample else q.log_prob(z)
-    if q_site["infer"].get("analytic_kl", True) and q_site["scale"] is p_site["scale"] or q_site["scale"] == p_site["scale"]:
+    if (
+        q_site["infer"].get("analytic_kl", True)
+        and q_site["scale"] is p_site["scale"]
+        or q_site["scale"] == p_site["scale"]
+    ):
         try:
             kl = q.step_kl(p, z, steps) if sequence else _kl(q, p)
         except NotImplementedError:
@@ -254,7 +279,11 @@ def _kl(q: Any, p: Any) -> Array:
     Raises:
         NotImplementedError: if none is registered.
     """
-    if isinstance(q, Independent) and isinstance(p, Independent) and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims:
+    if (
+        isinstance(q, Independent)
+        and isinstance(p, Independent)
+        and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims
+    ):
         kl = _kl(q.base_dist, p.base_dist)
         return kl.sum(tuple(range(-q.reinterpreted_batch_ndims, 0))) if q.reinterpreted_batch_ndims else kl
     return kl_divergence(q, p)

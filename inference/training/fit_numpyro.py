@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +16,7 @@ import numpy as np
 from jax import lax
 from numpyro.infer import SVI
 
+from ..._files import writing
 from ..._progress import ProgressBar
 from ..._verify import verify_least
 from ...models.programs.call_stack_numpyro import scored_rows
@@ -26,13 +31,11 @@ class Fitted(NamedTuple):
     Attributes:
         params: by name, of every seed; see :func:`~pyrocontrol.models.twin_numpyro.from_numpyro`.
         losses: ``[S, steps]``, of every seed and update.
-        states: of the optimiser, leading with ``[S]``: :func:`fit` goes on from them.
         seconds: that it took, compiling included.
     """
 
     params: list[dict[str, Array]]
     losses: np.ndarray
-    states: Any
     seconds: float
 
 
@@ -45,7 +48,7 @@ def fit(
     seeds: Sequence[int] = (0,),
     initial: Callable[[int], Mapping[str, Array]] | None = None,
     per_call: int = 100,
-    start: Fitted | None = None,
+    out: Path | None = None,
     progress: bool = True,
 ) -> Fitted:
     """Take updates on batches of examples, ``per_call`` of them in each compiled call, of all seeds at once.
@@ -61,13 +64,14 @@ def fit(
         seeds: of batches and noise; each is a training of its own.
         initial: parameters of a seed by name; None for those that model and guide have, alike for all.
         per_call: updates between two looks at the loss.
-        start: what came of an earlier training of the same seeds, to go on from: ``steps`` more are taken.
+        out: folder of ``checkpoint.npz``, which is written after every call; a training that was stopped goes on
+            from it to the same result, one of more steps too.
         progress: show a bar.
 
     Raises:
         TypeError: for numbers that are not whole.
-        ValueError: for numbers below 1, no seed, fewer examples than a batch, or a loss that is not finite: it names
-            seed and step.
+        ValueError: for numbers below 1, no seed, fewer examples than a batch, a checkpoint of another training, or a loss
+            that is not finite: it names seed and step.
     """
     verify_least(1, steps=steps, batch_size=batch_size, per_call=per_call, seeds=len(seeds))
     leaves = jax.tree.leaves(data)
@@ -75,44 +79,40 @@ def fit(
         found = sorted({len(leaf) for leaf in leaves})
         raise ValueError(f"data must have one number of examples, at least the {batch_size} of a batch, not {found}")
     began, examples = time.perf_counter(), len(leaves[0])
-    done = 0 if start is None else start.losses.shape[1]
+    made = []
+    for seed in seeds:
+        given = None if initial is None else dict(initial(seed))
+        first = jax.tree.map(lambda leaf: leaf[:batch_size], data)
+        made.append(svi.init(jax.random.PRNGKey(seed), first, init_params=given))
+    states = jax.tree.map(lambda *parts: jnp.stack(parts), *made)
+    losses = [np.zeros((len(seeds), 0), np.float32)]
+    path = None if out is None else Path(out) / "checkpoint.npz"
+    told = _fingerprint((states, data), [*seeds], batch_size)
+    if path is not None and path.exists():
+        states, losses[0] = _kept(path, states, told)
+    done = losses[0].shape[1]
 
-    def batch(indices: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[indices], data)
-
-    if start is None:
-        made = []
-        for seed in seeds:
-            given = None if initial is None else dict(initial(seed))
-            made.append(svi.init(jax.random.key(seed), batch(jnp.arange(batch_size)), init_params=given))
-        states = jax.tree.map(lambda *parts: jnp.stack(parts), *made)
-    else:
-        states = start.states
-        if len(start.losses) != len(seeds):
-            raise ValueError(f"the earlier training had {len(start.losses)} seeds, not {len(seeds)}")
-
-    def run(states: Any, indices: Array, data: Any) -> Any:
+    def run(rows: int | None, states: Any, indices: Array, data: Any) -> Any:
         def update(state: Any, rows: Array) -> Any:
             return svi.update(state, jax.tree.map(lambda leaf: leaf[rows], data))
 
         def of_seed(state: Any, indices: Array) -> Any:
             return lax.scan(update, state, indices)
 
-        if len(seeds) > 1:
-            return jax.vmap(of_seed)(states, indices)
-        return jax.tree.map(lambda x: x[None], of_seed(jax.tree.map(lambda x: x[0], states), indices[0]))
+        with scored_rows(rows):
+            if len(seeds) > 1:
+                return jax.vmap(of_seed)(states, indices)
+            return jax.tree.map(lambda x: x[None], of_seed(jax.tree.map(lambda x: x[0], states), indices[0]))
 
     rows: int | None = 256 * batch_size
-    compiled = jax.jit(run)
+    compiled = jax.jit(run, static_argnums=0)
     streams = [_batches(seed, examples, batch_size, done) for seed in seeds]
-    losses = [np.zeros((len(seeds), 0)) if start is None else start.losses]
-    with ProgressBar("update", done + steps, progress, done) as bar:
-        for first in range(0, steps, per_call):
-            count = min(per_call, steps - first)
+    with ProgressBar("update", steps, progress, done) as bar:
+        while done < steps:
+            count = min(per_call, steps - done)
             indices = jnp.asarray([[next(stream) for _ in range(count)] for stream in streams])
             while True:
-                with scored_rows(rows):
-                    after, found = compiled(states, indices, data)
+                after, found = compiled(rows, states, indices, data)
                 loss = np.asarray(found)
                 bad = ~np.isfinite(loss)
                 if not bad.any():
@@ -120,17 +120,52 @@ def fit(
                 if rows is None:
                     seed, step = np.argwhere(bad)[0]
                     raise ValueError(
-                        f"the loss of seed {seeds[seed]} is {loss[seed, step]} at step {done + first + step + 1}: the "
+                        f"the loss of seed {seeds[seed]} is {loss[seed, step]} at step {done + step + 1}: the "
                         "training diverges, or a sequence did not end at its horizon"
                     )
                 # Perhaps for want of rows: once more with more of them, from where the call began.
-                rows, compiled = (2 * rows if 2 * rows < _MOST_ROWS * batch_size else None), jax.jit(run)
+                rows = 2 * rows if 2 * rows < _MOST_ROWS * batch_size else None
             states = after
             losses.append(loss)
-            mean = float(loss[:, -1].mean())
-            bar.show(done + first + count, lambda mean=mean: f"loss {mean:.4g}")
+            done += count
+            if path is not None:
+                _keep(path, states, np.concatenate(losses, 1), told)
+            text = f"loss {loss[:, -1].mean():.4g}"
+            bar.show(done, partial(str, text))
     params = [svi.get_params(jax.tree.map(lambda x, s=s: x[s], states)) for s in range(len(seeds))]
-    return Fitted(params, np.concatenate(losses, 1), states, time.perf_counter() - began)
+    return Fitted(params, np.concatenate(losses, 1), time.perf_counter() - began)
+
+
+def _fingerprint(start: Any, seeds: list[int], batch_size: int) -> str:
+    """What two trainings share exactly when one can go on from the other's checkpoint: all that it starts from."""
+    found = hashlib.sha256(repr((seeds, batch_size, str(jax.tree.structure(start)))).encode())
+    for leaf in jax.tree.leaves(start):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def _keep(path: Path, states: Any, losses: np.ndarray, told: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    leaves = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(states))}
+    with writing(path) as file:
+        np.savez(file, told=np.array(told), losses=losses, **leaves)
+
+
+def _kept(path: Path, like: Any, told: str) -> tuple[Any, np.ndarray]:
+    """Return the states and losses of a checkpoint.
+
+    Raises:
+        ValueError: for what is no checkpoint, or one of another training.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            found = {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no checkpoint: {error}") from None
+    if str(found.get("told")) != told:
+        raise ValueError(f"{path} is of another training: other data, first weights, seeds or batch size")
+    leaves, form = jax.tree.flatten(like)
+    return form.unflatten([jnp.asarray(found[str(number)]) for number in range(len(leaves))]), found["losses"]
 
 
 _MOST_ROWS = 4096  # of an example, on average, before all of them are scored

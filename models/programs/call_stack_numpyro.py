@@ -70,7 +70,9 @@ class ProcedureNetworks(Twin, of=call_stack.ProcedureNetworks):
     def __call__(self, x: Array, procedure: Array) -> Array:
         """Return ``[..., output]`` for inputs ``[..., input]`` of procedures (long) ``[...]``."""
         count, activate = self.mirrored.procedures, jax.nn.relu if self.mirrored.activation == "relu" else jnp.tanh
-        layers = [(self.weights[f"weights.{n}"], self.weights[f"biases.{n}"]) for n in range(len(self.mirrored.weights))]
+        layers = [
+            (self.weights[f"weights.{n}"], self.weights[f"biases.{n}"]) for n in range(len(self.mirrored.weights))
+        ]
         own = one_hot(procedure, count, x)
         blocks = jnp.expand_dims(x, -2)
         for number, (weight, bias) in enumerate(layers):
@@ -114,7 +116,9 @@ class ProcedureStep(dist.Distribution):
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw ``(choice, u+...)``; real fields keep their graph, the choice and one-hot fields have none."""
         key, other = jax.random.split(key)
-        choice = jax.random.categorical(key, lax.stop_gradient(self.log_probs), shape=(*sample_shape, *self.batch_shape))
+        choice = jax.random.categorical(
+            key, lax.stop_gradient(self.log_probs), shape=(*sample_shape, *self.batch_shape)
+        )
         return self._fill(choice, other)
 
     @property
@@ -255,7 +259,9 @@ class CallStack(Process, of=call_stack.CallStack):
         """The stack that holds the root, called with the task as its argument."""
         zeros = jnp.zeros(len(context.features), int)
         frame = self._new_frame(zeros, context.task)
-        return CallStackState(zeros + 1, zeros, frame, jnp.zeros((len(zeros), self.tree.depth, frame.shape[-1]), frame.dtype))
+        return CallStackState(
+            zeros + 1, zeros, frame, jnp.zeros((len(zeros), self.tree.depth, frame.shape[-1]), frame.dtype)
+        )
 
     def live(self, state: CallStackState, context: CallStackContext) -> Array:
         """A program runs until its stack is empty."""
@@ -263,7 +269,9 @@ class CallStack(Process, of=call_stack.CallStack):
 
     def conditional(self, state: CallStackState, context: CallStackContext) -> ProcedureStep:
         """The step of the top frame: eq. (2), or eq. (4) masked by the next action."""
-        trace = jnp.broadcast_to(jnp.arange(len(state.time)).reshape((-1,) + (1,) * (state.time.ndim - 1)), state.time.shape)
+        trace = jnp.broadcast_to(
+            jnp.arange(len(state.time)).reshape((-1,) + (1,) * (state.time.ndim - 1)), state.time.shape
+        )
         rows = _rows.get()
         if rows is None or state.time.ndim == 1 or rows >= state.time.size:
             return ProcedureStep(self.tree, *self._choose(state.frame, state.time, trace, context))
@@ -398,11 +406,15 @@ def _native(module: call_stack.CallStack, horizon: int, weights: Any, context: A
     """Take a walk in C, with weights and a context from a compiled function."""
 
     def tensor(array: Any) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(array))
+        return torch.from_numpy(np.array(array))
 
     held = {name: tensor(weight) for name, weight in weights.items()}
     given = call_stack.CallStackContext(*(None if leaf is None else tensor(leaf) for leaf in context))
-    found = call_stack_native.walk(module, given, horizon, False, weights=held, seed=int(seed))
+    try:
+        found = call_stack_native.walk(module, given, horizon, False, weights=held, seed=int(seed))
+    except ValueError:  # networks that gave NaN: no row ends, so that the walk is NaN too
+        shape = (len(given.features), horizon, *module.event_shape)
+        return np.zeros(shape, np.float32), np.zeros(len(given.features), bool)
     assert found is not None, "what the native walk takes was checked"
     z, steps = found
     return z.numpy(), (steps <= horizon).numpy()

@@ -1,0 +1,408 @@
+"""The twins in NumPyro against the torch modules that they mirror, in double precision."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import pyro.distributions as pdist
+import pytest
+import torch
+from torch import Tensor, nn
+
+jax = pytest.importorskip("jax")
+numpyro = pytest.importorskip("numpyro")
+
+import jax.numpy as jnp  # noqa: E402
+import numpyro.distributions as dist  # noqa: E402
+from numpyro.infer import MCMC, NUTS, SVI, Predictive  # noqa: E402
+
+import pyrocontrol as pc  # noqa: E402
+from pyrocontrol import twins  # noqa: E402
+from pyrocontrol.envs import Demonstrations  # noqa: E402
+from pyrocontrol.envs.bubble_sort import demonstrations  # noqa: E402
+
+MOVE = """
+actions: move(direction: onehot[2], force: real[1]), stop
+top counts -> sweep, stop
+sweep(way: onehot[2], speed: real[2]) -> move returns (found: onehot[3])
+"""
+
+
+@pytest.fixture
+def double(float64: None) -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def close(ours: Any, theirs: Tensor, tolerance: float = 1e-10) -> None:
+    theirs = theirs.detach().numpy()
+    assert np.shape(ours) == theirs.shape
+    assert np.abs(np.asarray(ours) - theirs).max(initial=0) <= tolerance * max(1, np.abs(theirs).max(initial=0))
+
+
+def bubble_sort(**kwargs: Any) -> tuple[Demonstrations, pc.models.ControlProgram]:
+    traces = demonstrations(4, 0, max_length=4)
+    traces = traces.to(dtype=torch.get_default_dtype())
+    encoder = pc.models.FieldEncoder([("digit", 10), (None, 1), ("digit", 10), (None, 1)])
+    return traces, pc.models.ControlProgram(pc.envs.BUBBLE_SORT_TREE, 22, encoder=encoder, **kwargs)
+
+
+class Pair(NamedTuple):
+    """A program and its guide, in torch and in NumPyro."""
+
+    program: pc.models.ControlProgram
+    guide: pc.guides.CallStackGuide
+    twin: twins.ControlProgram
+    twin_guide: twins.CallStackGuide
+
+    @property
+    def params(self) -> dict[str, Any]:
+        parts = {"program": self.twin.weights, "guide": self.twin_guide.weights}
+        return {f"{name}$$${key}": w for name, weights in parts.items() for key, w in weights.items()}
+
+
+def pair_of(program: pc.models.ControlProgram, encoder: str = "bilstm") -> Pair:
+    guide = pc.guides.CallStackGuide(program, encoder, encoder_size=5)
+    return Pair(program, guide, twins.to_numpyro(program), twins.to_numpyro(guide))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "rows", "precise", "tolerance"),
+    [("bilstm", None, True, 1e-10), ("lstm", 400, True, 1e-10), ("bilstm", 400, False, 1e-5)],
+)
+def test_elbo_and_every_gradient_are_those_of_pyro(
+    encoder: str, rows: int | None, precise: bool, tolerance: float
+) -> None:
+    torch.set_default_dtype(torch.float64 if precise else torch.float32)
+    with jax.enable_x64(precise):
+        check_elbo(encoder, rows, tolerance)
+
+
+def check_elbo(encoder: str, rows: int | None, tolerance: float) -> None:
+    traces, program = bubble_sort(sparsity=0.1, num_traces=8, argument_hidden=(3,), activation="tanh")
+    pair = pair_of(program, encoder)
+    calls = pair.guide.posterior(traces).sample()
+
+    # The estimator at given calls: the same choices on both sides.
+    elbo = pc.inference.StepwiseKL_ELBO(max_plate_nesting=1)
+
+    def guide(traces: Demonstrations) -> None:
+        pc.models.registration.register("guide", pair.guide)
+        with pyro.plate("traces", len(traces.lengths), dim=-1):
+            pyro.sample("calls", _Given(pair.guide.posterior(traces), calls))
+
+    loss = elbo.differentiable_loss(program.model, guide, traces)
+    loss.backward()
+
+    arrays, given = twins.as_arrays(traces), jnp.asarray(calls.numpy())
+
+    def twin_guide(traces: twins.Traces) -> None:
+        held = pair.twin_guide.registered("guide")
+        with numpyro.plate("traces", len(traces.lengths)):
+            numpyro.sample("calls", _GivenTwin(held.posterior(traces), given))
+
+    objective = twins.StepwiseKL_ELBO()
+
+    def of(params: dict[str, Any]) -> Any:
+        return objective.loss(jax.random.PRNGKey(0), params, pair.twin.model, twin_guide, arrays)
+
+    with twins.scored_rows(rows):
+        value, gradients = jax.jit(jax.value_and_grad(of))(pair.params)
+    close(value, loss, tolerance)
+    for name, module in {"program": program, "guide": pair.guide}.items():
+        for key, parameter in module.named_parameters():
+            close(gradients[f"{name}$$${key}"], parameter.grad, tolerance)
+    assert any(np.abs(np.asarray(g)).max() > 1e-3 for g in gradients.values())
+
+
+class _Given(pc.models.Sequence):
+    """A sequence whose draw is given."""
+
+    def __init__(self, base: pc.models.Sequence, z: Tensor) -> None:
+        super().__init__(base.process, base.context, base.horizon)
+        self.z = z
+
+    def rsample(self, *_: Any, **__: Any) -> Tensor:
+        return self.z
+
+    sample = rsample
+    __call__ = rsample
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        return self
+
+
+class _GivenTwin(twins.Sequence):
+    def __init__(self, base: twins.Sequence, z: Any) -> None:
+        super().__init__(base.process, base.context, base.horizon)
+        self.z = z
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        return self.z
+
+
+def test_steps_with_latent_and_observed_arguments_are_those_of_torch(double: None) -> None:
+    tree = pc.models.ProcedureTree.parse(MOVE)
+    rows, times = 3, 4
+    actions = torch.tensor([[0, 0, 1, 2], [0, 2, 2, 2], [1, 2, 2, 2]])
+    arguments = torch.zeros(rows, times, tree.arg_size)
+    arguments[..., 0], arguments[..., 2] = 1, torch.randn(rows, times)
+    task = torch.zeros(rows, tree.arg_size)
+    prior = pc.models.CallStack(tree, 5)
+    posterior = pc.models.CallStack(tree, 6, posterior=True)
+    contexts = (
+        pc.models.CallStackContext(torch.randn(rows, times, 5), task),
+        pc.models.CallStackContext(torch.randn(rows, times, 6), task, actions, arguments),
+    )
+    p, q = (
+        pc.models.Sequence(process, context, tree.max_steps(times))
+        for process, context in zip((prior, posterior), contexts, strict=True)
+    )
+    z = q.sample()
+    twin_p, twin_q = (
+        twins.Sequence(
+            twins.to_numpyro(process),
+            twins.CallStackContext(*(None if leaf is None else jnp.asarray(leaf.numpy()) for leaf in context)),
+            tree.max_steps(times),
+        )
+        for process, context in zip((prior, posterior), contexts, strict=True)
+    )
+    given = jnp.asarray(z.numpy())
+    close(twin_q.step_log_prob(given), q.step_log_prob(z))
+    close(twin_p.step_log_prob(given), p.step_log_prob(z))
+    close(twin_q.step_kl(twin_p, given), q.step_kl(p, z))
+    close(twin_q.step_score(given), q.step_score_parts(z).score_function)
+    drawn = twin_q.sample(jax.random.PRNGKey(1), (50,))
+    for one in np.asarray(drawn):  # every draw explains what was done
+        assert torch.isfinite(q.log_prob(torch.from_numpy(one.copy()))).all()
+
+
+def test_a_program_drawn_in_numpyro_is_distributed_as_in_torch(double: None) -> None:
+    """Draws of short programs against the exact probabilities of all of them."""
+    program = pc.models.ControlProgram("actions: a, b\ntop -> low, b\nlow -> a", 2, horizon=4)
+    features, task = torch.zeros(1, 3, 2), torch.zeros(1, 0)
+    torch_prior = pc.models.Sequence(program.process, pc.models.CallStackContext(features, task), 4)
+    context = twins.CallStackContext(jnp.zeros((1, 3, 2)), jnp.zeros((1, 0)))
+    prior = twins.Sequence(twins.to_numpyro(program.process), context, 4)
+    count = 20_000
+    z = np.asarray(jax.jit(lambda key: prior.sample(key, (count,)))(jax.random.PRNGKey(0)))[:, 0, :, 0]
+    ended = ~np.isnan(z[:, 0])
+    found: dict[tuple[float, ...], int] = {}
+    for row in z[ended]:
+        found[tuple(row)] = found.get(tuple(row), 0) + 1
+    total = 0.0
+    for row, times in found.items():
+        probability = torch_prior.log_prob(torch.tensor(row).reshape(1, 4, 1)).exp().item()
+        total += probability
+        assert abs(times / count - probability) < 5 * np.sqrt(probability / count)
+    assert abs(ended.mean() - total) < 0.02  # a row that had not ended is NaN
+
+
+class Chain(pc.models.Process):
+    """A Gaussian chain that adds what it drew."""
+
+    event_shape = torch.Size([1])
+    has_rsample = True
+
+    def initial(self, context: Tensor) -> Tensor:
+        return context[:, :1]
+
+    def conditional(self, state: Tensor, context: Tensor) -> Any:
+        return pdist.Normal(0.5 * state, torch.ones_like(state)).to_event(1)
+
+    def advance(self, state: Tensor, z: Tensor, context: Tensor) -> Tensor:
+        return state + z
+
+
+class ChainTwin(twins.Process):
+    event_shape = (1,)
+    has_rsample = True
+
+    def initial(self, context: Any) -> Any:
+        return context[:, :1]
+
+    def conditional(self, state: Any, context: Any) -> Any:
+        return dist.Normal(0.5 * state, jnp.ones_like(state)).to_event(1)
+
+    def advance(self, state: Any, z: Any, context: Any) -> Any:
+        return state + z
+
+
+def test_a_process_of_ones_own(double: None) -> None:
+    context = torch.randn(3, 2)
+    ours, theirs = pc.models.Sequence(Chain(), context, 4), twins.Sequence(ChainTwin(), jnp.asarray(context.numpy()), 4)
+    z = theirs.sample(jax.random.PRNGKey(0))
+    close(theirs.step_log_prob(z), ours.step_log_prob(torch.from_numpy(np.array(z))))
+    # A walk that is reparametrised has a gradient, all the way.
+    gradient = jax.grad(lambda c: twins.Sequence(ChainTwin(), c, 4).sample(jax.random.PRNGKey(0))[:, -1].sum())
+    assert np.allclose(gradient(jnp.ones((2, 1))), 1.5**3 / 2)
+
+
+# Estimators against enumeration: three binary sites, of which each reads the one before, and what is observed of each.
+
+
+def _sites(params: Any, given: bool, sample: Any, bernoulli: Any, normal: Any, factor: float) -> None:
+    before = 0.0
+    for t in range(3):
+        name = "q" if given else "p"
+        z = sample(f"z{t}", bernoulli(params[name][t] + params["w"] * before * factor))
+        if not given:
+            sample(f"x{t}", normal(2.0 * z + params["w"] * before), 1.0)
+        before = z
+
+
+@pytest.mark.parametrize("score", ["sequential", "full"])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_the_gradient_of_plain_sites_is_that_of_enumeration(double: None, score: str, particles: int) -> None:
+    params = {"q": jnp.array([0.3, -0.5, 0.8]), "p": jnp.array([-0.2, 0.4, 0.1]), "w": jnp.array(0.7)}
+    values = (0.4, 1.1, 1.9)
+
+    def site(name: str, fn: Any, value: float | None = None) -> Any:
+        obs = None if value is None else values[int(name[1])]
+        return numpyro.sample(name, fn, obs=obs, infer={} if obs is None else {})
+
+    def model() -> None:
+        held = {name: numpyro.param(name, value) for name, value in params.items()}
+        _sites(held, False, site, lambda x: dist.Bernoulli(logits=x), lambda x: dist.Normal(x, 1.0), 1.0)
+
+    def guide() -> None:
+        held = {name: numpyro.param(name, value) for name, value in params.items()}
+        _sites(held, True, site, lambda x: dist.Bernoulli(logits=x), None, -0.5)
+
+    def exact(params: Any) -> Any:
+        total = 0.0
+        for zs in itertools.product((0.0, 1.0), repeat=3):
+            log_q, log_p, before = 0.0, 0.0, 0.0
+            for t, z in enumerate(zs):
+                log_q += dist.Bernoulli(logits=params["q"][t] - 0.5 * params["w"] * before).log_prob(z)
+                log_p += dist.Bernoulli(logits=params["p"][t] + params["w"] * before).log_prob(z)
+                log_p += dist.Normal(2.0 * z + params["w"] * before, 1.0).log_prob(values[t])
+                before = z
+            total = total - jnp.exp(log_q) * (log_p - log_q)
+        return total
+
+    elbo = twins.StepwiseKL_ELBO(particles, score=score)
+    of = jax.value_and_grad(lambda p, key: elbo.loss(key, p, model, guide))
+    draws = jax.jit(jax.vmap(of, (None, 0)))(params, jax.random.split(jax.random.PRNGKey(1), 8_000))
+    value, gradient = jax.value_and_grad(exact)(params)
+    for found, right in zip(jax.tree.leaves(draws), jax.tree.leaves((value, gradient)), strict=True):
+        error = np.asarray(found).std(0) / np.sqrt(len(found))
+        assert (np.abs(np.asarray(found).mean(0) - np.asarray(right)) < 4.5 * error + 1e-9).all()
+
+
+def test_the_sequential_score_is_less_noisy_than_the_full_one() -> None:
+    traces, program = bubble_sort()
+    traces = traces[torch.tensor([0, 1])]
+    pair, arrays = pair_of(program), twins.as_arrays(traces)
+
+    def variance(score: str) -> float:
+        elbo = twins.StepwiseKL_ELBO(score=score)
+        of = jax.jit(jax.grad(lambda p, key: elbo.loss(key, p, pair.twin.model, pair.twin_guide, arrays)))
+        names = [name for name in pair.params if "choose.biases" in name and "guide" in name]
+        draws = [of(pair.params, jax.random.PRNGKey(n)) for n in range(40)]
+        return float(sum(np.var([np.asarray(draw[name]) for draw in draws], 0).sum() for name in names))
+
+    assert variance("sequential") < variance("full")
+
+
+def test_sites_in_another_order_are_refused() -> None:
+    def model() -> None:
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.sample("b", dist.Normal(a, 1.0))
+
+    def guide() -> None:
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.sample("a", dist.Normal(b, 1.0))
+
+    with pytest.raises(twins.InexactKLError, match="samples a, b in this order, the guide b, a"):
+        twins.StepwiseKL_ELBO().loss(jax.random.PRNGKey(0), {}, model, guide)
+
+
+def test_weights_come_back_and_nothing_else_is_taken() -> None:
+    _, program = bubble_sort()
+    twin = twins.to_numpyro(program)
+    changed = {key: weight + 1 for key, weight in twin.weights.items()}
+    before = {key: weight.clone() for key, weight in program.named_parameters()}
+    with pytest.raises(ValueError, match=r"process\.choose\.weights\.0 must have shape"):
+        twins.from_numpyro(changed | {"process.choose.weights.0": jnp.zeros(3)}, program)
+    with pytest.raises(ValueError, match="not finite"):
+        twins.from_numpyro({key: weight * jnp.nan for key, weight in changed.items()}, program)
+    assert all(torch.equal(weight, before[key]) for key, weight in program.named_parameters())
+    twins.from_numpyro({f"program$$${key}": weight for key, weight in changed.items()}, program, "program")
+    assert all(torch.equal(weight, before[key] + 1) for key, weight in program.named_parameters())
+    with pytest.raises(TypeError, match="Linear has no twin in NumPyro"):
+        twins.to_numpyro(nn.Linear(2, 2))
+
+
+def test_training_goes_on_from_its_checkpoint_and_seeds_are_trainings_of_their_own(tmp_path: Path) -> None:
+    traces, program = bubble_sort()
+    pair, arrays = pair_of(program), twins.as_arrays(traces)
+    svi = SVI(pair.twin.model, pair.twin_guide, numpyro.optim.Adam(1e-2), twins.StepwiseKL_ELBO())
+    given: dict[str, Any] = {"batch_size": 2, "per_call": 3, "progress": False}
+    whole = twins.fit(svi, arrays, steps=6, seeds=(0, 1), **given)
+    assert whole.losses.shape == (2, 6) and np.isfinite(whole.losses).all()
+    twins.fit(svi, arrays, steps=3, seeds=(0, 1), out=tmp_path, **given)
+    resumed = twins.fit(svi, arrays, steps=6, seeds=(0, 1), out=tmp_path, **given)
+    assert np.array_equal(whole.losses, resumed.losses)
+    alone = twins.fit(svi, arrays, steps=6, seeds=(1,), **given)
+    assert np.allclose(alone.losses[0], whole.losses[1], rtol=1e-4)
+    with pytest.raises(ValueError, match="of another training"):
+        twins.fit(svi, arrays, steps=6, seeds=(2, 1), out=tmp_path, **given)
+    with pytest.raises(ValueError, match="at least the 9 of a batch"):
+        twins.fit(svi, arrays, steps=6, batch_size=9, progress=False)
+
+
+def test_a_horizon_that_is_too_short_is_one_error() -> None:
+    traces, program = bubble_sort(horizon=5)
+    pair = pair_of(program)
+    svi = SVI(pair.twin.model, pair.twin_guide, numpyro.optim.Adam(1e-2), twins.StepwiseKL_ELBO())
+    with pytest.raises(ValueError, match="loss of seed 0 is nan at step 1: .* did not end at its horizon"):
+        twins.fit(svi, twins.as_arrays(traces), steps=2, batch_size=2, progress=False)
+
+
+def test_nuts_samples_the_weights_of_a_small_program_whose_calls_are_annotated(double: None) -> None:
+    """The posterior of one bias: a loop that stops with probability sigmoid(b) after each of its actions."""
+    program = pc.models.ControlProgram("actions: a\ntop -> a", 0, hidden=())
+    twin = twins.to_numpyro(program)
+    held = {key: weight * 0 for key, weight in twin.weights.items()}
+    calls = jnp.array([[[0.0 + 1], [2.0], [-1]], [[1.0], [1.0], [2.0]]])[..., :1]  # a, return; a, a, return
+    arrays = twins.Traces(
+        jnp.zeros((2, 3, 0)),
+        jnp.array([[0, 1, 1], [0, 0, 1]]),
+        jnp.zeros((2, 3, 0)),
+        jnp.array([2, 3]),
+        jnp.zeros((2, 0)),
+        calls,
+    )
+
+    def model() -> None:
+        stop = numpyro.param("stop", jnp.array(0.0))
+        weights = held | {"process.choose.biases.0": held["process.choose.biases.0"].at[0, 2].set(stop)}
+        context = twins.CallStackContext(jnp.zeros((2, 3, 0)), jnp.zeros((2, 0)))
+        process = twin.with_weights(weights).process
+        given = jnp.where(arrays.calls < 0, 2.0, arrays.calls)
+        with numpyro.plate("traces", 2):
+            numpyro.sample("calls", twins.Sequence(process, context, 3), obs=given)
+
+    lifted = numpyro.handlers.lift(model, prior={"stop": dist.Normal(0.0, 1.0)})
+    mcmc = MCMC(NUTS(lifted), num_warmup=200, num_samples=1500, progress_bar=False)
+    mcmc.run(jax.random.PRNGKey(0))
+    grid = np.linspace(-5, 5, 2001)
+    # Two returns, and one action that might have been a return; the first action of a loop is forced.
+    log_density = -0.5 * grid**2 + 2 * -np.log1p(np.exp(-grid)) - np.log1p(np.exp(grid))
+    density = np.exp(log_density - log_density.max())
+    density /= density.sum()
+    found = np.asarray(mcmc.get_samples()["stop"])
+    mean = (grid * density).sum()
+    assert abs(found.mean() - mean) < 0.1
+    assert abs(found.std() - np.sqrt((grid**2 * density).sum() - mean**2)) < 0.1
+
+
+def test_predictive_draws_programs() -> None:
+    traces, program = bubble_sort()
+    twin = twins.to_numpyro(program)
+    drawn = Predictive(twin.model, num_samples=2)(jax.random.PRNGKey(0), twins.as_arrays(traces))
+    assert drawn["calls"].shape[:2] == (2, 4)

@@ -61,7 +61,7 @@ class Process(Twin):
         return None
 
     def unroll(self, z: Array, context: Context) -> tuple[State, Array]:
-        """Return the states before each step of a given ``z`` ``[B, I, ...]``, ``[B, I, ...]``, and which steps exist."""
+        """Return the states before each step of a given ``z``, leaves ``[B, I, ...]``, and which steps exist."""
         first = self.initial(context)
 
         def step(carry: Any, value: Array) -> Any:
@@ -216,7 +216,8 @@ def _walk(process: Process, key: Array | None, context: Context, horizon: int) -
     if process.has_rsample or not process.terminates:  # a scan, which has a gradient, and ends at the horizon anyway
 
         def scanned(carry: Any, i: Array) -> Any:
-            z, state, live = step(*carry, i)
+            state, live = carry
+            z, state, live = step(state, live, i)
             return (state, live), z
 
         (_, live), values = lax.scan(scanned, (first, live), jnp.arange(horizon))

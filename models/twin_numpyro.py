@@ -128,11 +128,6 @@ def from_numpyro(params: Mapping[str, Array], module: nn.Module, name: str | Non
         parameter.copy_(found[key])
 
 
-def _plain(value: Array) -> Array:
-    """Return a value without a graph."""
-    return jax.lax.stop_gradient(value)
-
-
 def one_hot(index: Array, size: int, like: Array) -> Array:
     """Return one-hot rows ``[..., size]`` of the type of another array."""
     return jax.nn.one_hot(index, size, dtype=like.dtype)

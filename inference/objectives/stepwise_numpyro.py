@@ -50,10 +50,11 @@ class _Score(NamedTuple):
 class StepwiseKL_ELBO(ELBO):
     """An ELBO whose KL is analytic in each step; see :class:`~pyrocontrol.inference.StepwiseKL_ELBO`.
 
-    For ``numpyro.infer.SVI``. It differs in two things, as a compiled function cannot be tried out:
+    For ``numpyro.infer.SVI``. It differs in three things, as a compiled function cannot be tried out:
 
     * a KL is analytic where model and guide sample their sites in one order, and elsewhere refused, unless the guide's
       site has ``infer={"exact_kl_checked": True}`` or ``infer={"analytic_kl": False}``;
+    * masks of a site in model and guide are taken to be the same;
     * rows of a plate are credited apart where all latent sites are in the same plates. A model that mixes rows by
       itself, as by a mean over a batch, has to sample there with ``infer={"rows_apart": False}`` in the guide.
 
@@ -95,9 +96,7 @@ class StepwiseKL_ELBO(ELBO):
         else:
             values, scores = jax.vmap(particle)(keys)
             factor = self.num_particles / (self.num_particles - 1)
-            scores = [
-                _Score(score.log_prob, factor * (score.multiplier - score.multiplier.mean(0))) for score in scores
-            ]
+            scores = [_Score(log_prob, factor * (cost - cost.mean(0))) for log_prob, cost in scores]
             value = values.mean()
         surrogate = value
         for log_prob, multiplier in scores:
@@ -251,11 +250,11 @@ def _latent(q_site: Any, p_site: Any) -> tuple[StepTerm, Array, Array | None, Ar
     sequence = hasattr(q, "step_kl") and hasattr(p, "step_kl")
     steps = q.steps(z) if sequence else None
     score = q.step_score(z, steps) if sequence else None if q.has_rsample else q.log_prob(z)
-    if (
-        q_site["infer"].get("analytic_kl", True)
-        and q_site["scale"] is p_site["scale"]
-        or q_site["scale"] == p_site["scale"]
-    ):
+    if (q_mask is None) != (p_mask is None):
+        raise ValueError(f"{q_site['name']!r} is masked in the model or in the guide alone: mask both alike")
+    scales = q_site["scale"], p_site["scale"]
+    alike = scales[0] is scales[1] or all(isinstance(scale, float) for scale in scales) and scales[0] == scales[1]
+    if q_site["infer"].get("analytic_kl", True) and alike:
         try:
             kl = q.step_kl(p, z, steps) if sequence else _kl(q, p)
         except NotImplementedError:
@@ -279,13 +278,9 @@ def _kl(q: Any, p: Any) -> Array:
     Raises:
         NotImplementedError: if none is registered.
     """
-    if (
-        isinstance(q, Independent)
-        and isinstance(p, Independent)
-        and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims
-    ):
-        kl = _kl(q.base_dist, p.base_dist)
-        return kl.sum(tuple(range(-q.reinterpreted_batch_ndims, 0))) if q.reinterpreted_batch_ndims else kl
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        if (dims := q.reinterpreted_batch_ndims) == p.reinterpreted_batch_ndims:
+            return _kl(q.base_dist, p.base_dist).sum(tuple(range(-dims, 0)))
     return kl_divergence(q, p)
 
 

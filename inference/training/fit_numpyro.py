@@ -70,8 +70,8 @@ def fit(
 
     Raises:
         TypeError: for numbers that are not whole.
-        ValueError: for numbers below 1, no seed, fewer examples than a batch, a checkpoint of another training, or a loss
-            that is not finite: it names seed and step.
+        ValueError: for numbers below 1, no seed, fewer examples than a batch, a checkpoint of another training, or a
+            loss that is not finite: it names seed and step.
     """
     verify_least(1, steps=steps, batch_size=batch_size, per_call=per_call, seeds=len(seeds))
     leaves = jax.tree.leaves(data)
@@ -124,7 +124,7 @@ def fit(
                         "training diverges, or a sequence did not end at its horizon"
                     )
                 # Perhaps for want of rows: once more with more of them, from where the call began.
-                rows = 2 * rows if 2 * rows < _MOST_ROWS * batch_size else None
+                rows = 4 * rows if 4 * rows < _MOST_ROWS * batch_size else None
             states = after
             losses.append(loss)
             done += count
@@ -148,7 +148,7 @@ def _keep(path: Path, states: Any, losses: np.ndarray, told: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     leaves = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(states))}
     with writing(path) as file:
-        np.savez(file, told=np.array(told), losses=losses, **leaves)
+        np.savez(file, allow_pickle=False, told=np.array(told), losses=losses, **leaves)
 
 
 def _kept(path: Path, like: Any, told: str) -> tuple[Any, np.ndarray]:
@@ -165,7 +165,8 @@ def _kept(path: Path, like: Any, told: str) -> tuple[Any, np.ndarray]:
     if str(found.get("told")) != told:
         raise ValueError(f"{path} is of another training: other data, first weights, seeds or batch size")
     leaves, form = jax.tree.flatten(like)
-    return form.unflatten([jnp.asarray(found[str(number)]) for number in range(len(leaves))]), found["losses"]
+    held = [jnp.asarray(found[str(number)]) for number in range(len(leaves))]
+    return jax.tree.unflatten(form, held), found["losses"]
 
 
 _MOST_ROWS = 4096  # of an example, on average, before all of them are scored

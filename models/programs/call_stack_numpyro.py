@@ -269,17 +269,16 @@ class CallStack(Process, of=call_stack.CallStack):
 
     def conditional(self, state: CallStackState, context: CallStackContext) -> ProcedureStep:
         """The step of the top frame: eq. (2), or eq. (4) masked by the next action."""
-        trace = jnp.broadcast_to(
-            jnp.arange(len(state.time)).reshape((-1,) + (1,) * (state.time.ndim - 1)), state.time.shape
-        )
+        trace = jnp.arange(len(state.time)).reshape((-1,) + (1,) * (state.time.ndim - 1))
+        trace = jnp.broadcast_to(trace, state.time.shape)
         rows = _rows.get()
         if rows is None or state.time.ndim == 1 or rows >= state.time.size:
             return ProcedureStep(self.tree, *self._choose(state.frame, state.time, trace, context))
         # Most rows of a batch are padding: those that live are moved together, and their choices back.
         live = (state.depth > 0).reshape(-1)
         (where,) = jnp.nonzero(live, size=rows, fill_value=0)
-        packed = [leaf.reshape(-1, *leaf.shape[2:])[where] for leaf in (state.frame, state.time, trace)]
-        log_probs, _, parameters, observed = self._choose(*packed, context)
+        frame, time, trace = (leaf.reshape(-1, *leaf.shape[2:])[where] for leaf in (state.frame, state.time, trace))
+        log_probs, _, parameters, observed = self._choose(frame, time, trace, context)
         place = (live.cumsum() - 1).clip(0)
         lost = place >= rows
 
@@ -405,11 +404,11 @@ class CallStack(Process, of=call_stack.CallStack):
 def _native(module: call_stack.CallStack, horizon: int, weights: Any, context: Any, seed: Any) -> tuple[Any, Any]:
     """Take a walk in C, with weights and a context from a compiled function."""
 
-    def tensor(array: Any) -> torch.Tensor:
+    def tensor(array: Any) -> Any:
         return torch.from_numpy(np.array(array))
 
     held = {name: tensor(weight) for name, weight in weights.items()}
-    given = call_stack.CallStackContext(*(None if leaf is None else tensor(leaf) for leaf in context))
+    given = call_stack.CallStackContext._make(None if leaf is None else tensor(leaf) for leaf in context)
     try:
         found = call_stack_native.walk(module, given, horizon, False, weights=held, seed=int(seed))
     except ValueError:  # networks that gave NaN: no row ends, so that the walk is NaN too

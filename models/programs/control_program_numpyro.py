@@ -104,7 +104,7 @@ class ControlProgram(Twin, of=control_program.ControlProgram):
         return Sequence(self.process, context, steps or self.steps_for(traces))
 
     def taken(self, calls: Array, steps: int) -> tuple[Array, Array]:
-        """Return the actions ``[B, steps]`` that calls ``[B, I, 1 + W]`` take, and their arguments ``[B, steps, V]``."""
+        """Return the actions ``[B, steps]`` that calls ``[B, I, 1 + W]`` take, and the arguments ``[B, steps, V]``."""
         procedures, null, width = len(self.tree.procedures), self.tree.null, self.tree.action_arg_size
         choice = calls[..., 0].astype(int)
         acts = (self.process.depths(choice) > 0) & (choice >= procedures) & (choice < null)

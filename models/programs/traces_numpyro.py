@@ -36,5 +36,11 @@ def as_arrays(traces: TorchTraces) -> Traces:
     def array(tensor: Tensor) -> Array:
         return jnp.asarray(tensor.cpu().numpy())
 
-    parts = (traces.observations, traces.actions, traces.arguments, traces.lengths, traces.task)
-    return Traces(*map(array, parts), None if traces.calls is None else array(traces.calls))
+    return Traces(
+        observations=array(traces.observations),
+        actions=array(traces.actions),
+        arguments=array(traces.arguments),
+        lengths=array(traces.lengths),
+        task=array(traces.task),
+        calls=None if traces.calls is None else array(traces.calls),
+    )

@@ -368,22 +368,14 @@ def test_nuts_samples_the_weights_of_a_small_program_whose_calls_are_annotated(d
     program = pc.models.ControlProgram("actions: a\ntop -> a", 0, hidden=())
     twin = twins.to_numpyro(program)
     held = {key: weight * 0 for key, weight in twin.weights.items()}
-    calls = jnp.array([[[0.0 + 1], [2.0], [-1]], [[1.0], [1.0], [2.0]]])[..., :1]  # a, return; a, a, return
-    arrays = twins.Traces(
-        jnp.zeros((2, 3, 0)),
-        jnp.array([[0, 1, 1], [0, 0, 1]]),
-        jnp.zeros((2, 3, 0)),
-        jnp.array([2, 3]),
-        jnp.zeros((2, 0)),
-        calls,
-    )
+    calls = jnp.array([[[1.0], [2.0], [-1.0]], [[1.0], [1.0], [2.0]]])  # a, return; a, a, return
 
     def model() -> None:
         stop = numpyro.param("stop", jnp.array(0.0))
         weights = held | {"process.choose.biases.0": held["process.choose.biases.0"].at[0, 2].set(stop)}
         context = twins.CallStackContext(jnp.zeros((2, 3, 0)), jnp.zeros((2, 0)))
         process = twin.with_weights(weights).process
-        given = jnp.where(arrays.calls < 0, 2.0, arrays.calls)
+        given = jnp.where(calls < 0, 2.0, calls)
         with numpyro.plate("traces", 2):
             numpyro.sample("calls", twins.Sequence(process, context, 3), obs=given)
 

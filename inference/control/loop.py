@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..._random_state import keep_random_state
+from ..._random_state import keep_random_state, mixed
 from ..._verify import verify_least, verify_positive, verify_seed
 from ..training import checkpoint
 from ..training.run import Evaluate, Run, RunOptions, Training
@@ -239,7 +239,7 @@ def learn_together(
     else:  # they share the random numbers of the noise
         kind = "SeedBatch" if isinstance(batch, SeedBatch) else "list"
         settings = sizes | {"together": [*map(int, seeds)], "batch": kind}
-        first_seed = _mixed(*map(int, seeds))
+        first_seed = mixed(*map(int, seeds))
     none: list[Any] = [None] * len(learners)
     runs = [
         _Acting(learner, env, int(seed), settings, checkpoint_every, options.get("device"), out, evaluate)
@@ -270,7 +270,7 @@ def learn_together(
         return True
 
     training.train(advance, first_seed)
-    return [run.result(training.interrupts.requests > 0) for run in runs]
+    return [run.result(training.interrupts.stop) for run in runs]
 
 
 def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Training) -> None:
@@ -455,7 +455,7 @@ class _Acting(Run):
     def observe(self) -> Observation:
         """Return the observation to act on, that of a new episode where one begins."""
         if self.body.over:
-            seed = _mixed(self.seed, self.body.number + 1)
+            seed = mixed(self.seed, self.body.number + 1)
             if callable(begin := getattr(self.learner, "begin", None)):  # it wants to know
                 begin(seed)
             self.body.begin(seed)
@@ -515,7 +515,3 @@ def _verify_learner(learner: Any) -> None:
             raise TypeError(f"a {type(learner).__name__} is no learner: its {name} cannot be called")
     if not isinstance(learner.policy, nn.Module) or next(learner.policy.parameters(), None) is None:
         raise TypeError(f"the policy of the {type(learner).__name__} is no module with parameters")
-
-
-def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

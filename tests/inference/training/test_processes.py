@@ -1,0 +1,241 @@
+"""Two processes that train together. The file is also what they run, as ``test_processes.py WHAT FOLDER``."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+
+from pyrocontrol.inference import fit, load_checkpoint
+
+DATA = torch.randn(7, 3, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+BATCH = 5  # the shares are of three and of two
+
+
+class Squares(nn.Module):
+    """Squared errors, over a batch summed or averaged; a part of the network sees few of the rows."""
+
+    def __init__(self, reduction: str, noise: float = 0.0) -> None:
+        super().__init__()
+        self.reduction, self.noise = reduction, noise
+        self.net, self.rare = nn.Linear(2, 1), nn.Linear(2, 1)
+        self.double()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        made = self.net(batch[:, :2])[:, 0]
+        if (seen := batch[:, 0] > 0.9).any():
+            made = made + self.rare(batch[:, :2])[:, 0] * seen
+        error = (made + self.noise * torch.randn(len(batch)) - batch[:, 2]).square()
+        return error.sum() if self.reduction == "sum" else error.mean()
+
+
+class Located(nn.Module):
+    """A model and a guide without noise, with a parameter that only a first run makes."""
+
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.scaled = scaled
+        self.net = nn.Linear(3, 1).double()
+
+    def plate(self, batch: Tensor) -> Any:
+        return pyro.plate("rows", len(DATA) if self.scaled else len(batch), subsample=batch)
+
+    def model(self, batch: Tensor) -> None:
+        with self.plate(batch):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(batch)).double(), 1.0))
+            pyro.sample("y", dist.Normal(z, 0.5), obs=batch[:, 2])
+
+    def guide(self, batch: Tensor) -> None:
+        pyro.module("net", self.net)
+        shift = pyro.param("shift", torch.randn((), dtype=torch.double))
+        with self.plate(batch):
+            pyro.sample("z", dist.Delta(self.net(batch)[:, 0] + shift))
+
+
+def torch_pair(reduction: str, seed: int = 0, noise: float = 0.0) -> Any:
+    torch.manual_seed(seed)
+    loss = Squares(reduction, noise)
+    return loss, torch.optim.Adam(loss.parameters(), lr=0.1)
+
+
+def svi(reduction: str, seed: int = 0) -> Any:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    module = Located(reduction == "mean")
+    return SVI(module.model, module.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+
+
+def trained(what: Any, reduction: Any, steps: int, **options: Any) -> dict[str, Any]:
+    result = fit(
+        what,
+        DATA,
+        steps=steps,
+        batch_size=BATCH,
+        reduction=reduction,
+        progress=False,
+        **{"log_every": 1, "clip": 3.0} | options,
+    )
+    store = {name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()}
+    modules = {} if isinstance(what, SVI) else {n: v.clone() for n, v in what[0].state_dict().items()}
+    return {"values": modules | store, "losses": result.losses, "stop": (result.step, result.interrupted)}
+
+
+def at_step(number: int, do: Callable[[], object]) -> Callable[..., None]:
+    """A hook that does something in one forward pass."""
+    passes = itertools.count(1)
+
+    def hook(*_: object) -> None:
+        if next(passes) == number:
+            do()
+
+    return hook
+
+
+CASES = [(make, reduction) for make in (torch_pair, svi) for reduction in ("sum", "mean")]
+
+
+def train_in_each(fabric: Any, folder: Path) -> dict[str, Any]:
+    """What a process of two found, several runs one after the other."""
+    rank, found = fabric.global_rank, dict[str, Any]()
+    for make, reduction in CASES:  # each process begins with other weights, which counts for nothing
+        found[f"{make.__name__} {reduction}"] = trained(make(reduction, seed=rank), reduction, 5, fabric=fabric)
+    # Noise; stopped and gone on from; what is written and called.
+    calls: list[int] = []
+    told: dict[str, Any] = {
+        "evaluate": lambda step: {"score": float(step)},
+        "log": lambda step, _: calls.append(step),
+        "evaluate_every": 2,
+        "fabric": fabric,
+    }
+    found["noise"] = trained(torch_pair("sum", noise=1.0), "sum", 6, fabric=fabric, checkpoint_every=0)
+    trained(torch_pair("sum", noise=1.0), "sum", 3, out=folder / "resumed", **told)
+    found["resumed"] = trained(torch_pair("sum", noise=1.0), "sum", 6, out=folder / "resumed", **told)
+    found["calls"] = calls
+    trained(torch_pair("sum"), "sum", 3, out=folder / "on alone", fabric=fabric)
+    # Ctrl-C in one of them.
+    pair = torch_pair("sum")
+
+    pair[0].register_forward_hook(at_step(3, lambda: rank == 1 and os.kill(os.getpid(), signal.SIGINT)))
+    found["pressed"] = trained(pair, "sum", 9, out=folder / "pressed", fabric=fabric)
+    # An error in the leading process, and one in calling.
+    for name, options in {"other": {"clip": 1.0, "out": folder / "resumed"}, "unlike": {"seed": rank}}.items():
+        try:
+            trained(torch_pair("sum"), "sum", 6, fabric=fabric, **options)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def train_and_die(fabric: Any, folder: Path) -> None:
+    """Process 1 is killed in the middle of step 6."""
+    pair = torch_pair("sum")
+    pair[0].register_forward_hook(at_step(6, lambda: fabric.global_rank == 1 and os.kill(os.getpid(), signal.SIGKILL)))
+    trained(pair, "sum", 9, out=folder / "out", fabric=fabric, checkpoint_every=2)
+
+
+def launch(what: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, what, str(folder)], env=environment, text=True, capture_output=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    pytest.importorskip("lightning_fabric")
+    folder = tmp_path_factory.mktemp("both")
+    done = launch("train", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
+    assert one["values"].keys() == other["values"].keys() != set()
+    for name, value in one["values"].items():
+        assert torch.allclose(value, other["values"][name], rtol=0, atol=tolerance), name
+    assert torch.allclose(torch.tensor(one["losses"]), torch.tensor(other["losses"]), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("make, reduction", CASES, ids=lambda given: getattr(given, "__name__", given))
+def test_the_steps_are_those_of_one_process_on_whole_batches(both: Any, make: Any, reduction: str) -> None:
+    found = [each[f"{make.__name__} {reduction}"] for each in both[1]]
+    alone = trained(make(reduction), reduction, 5)
+    assert_close(found[0], found[1], 0.0)
+    assert_close(alone, found[0], 1e-12)
+    wrong = trained(make(reduction), reduction, 5, seed=1)
+    assert not torch.allclose(torch.tensor(wrong["losses"]), torch.tensor(alone["losses"]), atol=1e-3)
+
+
+def test_a_run_that_was_stopped_comes_to_the_same_bits(both: Any) -> None:
+    for each in both[1]:
+        assert_close(each["noise"], each["resumed"], 0.0)
+    assert_close(both[1][0]["noise"], both[1][1]["noise"], 0.0)
+
+
+def test_process_0_alone_writes_and_logs_and_evaluates(both: Any) -> None:
+    folder, found = both
+    assert found[0]["calls"] == [1, 2, 3, 4, 5, 6] and found[1]["calls"] == []
+    assert sorted(file.name for file in (folder / "resumed").iterdir()) == ["checkpoint.pt", "tensorboard"]
+    assert len([*(folder / "resumed" / "tensorboard").iterdir()]) == 2  # of two calls
+
+
+def test_one_process_goes_on_from_two(both: Any) -> None:
+    alone = trained(torch_pair("sum"), "sum", 6)
+    assert_close(alone, trained(torch_pair("sum"), "sum", 6, out=both[0] / "on alone"), 1e-12)
+
+
+def test_ctrl_c_in_one_process_stops_both_after_the_same_step(both: Any) -> None:
+    folder, found = both
+    assert [each["pressed"]["stop"] for each in found] == [(3, True), (3, True)]
+    assert load_checkpoint(folder / "pressed" / "checkpoint.pt", Squares("sum")) == 3
+
+
+def test_an_error_of_one_is_an_error_of_both(both: Any) -> None:
+    first, second = both[1]
+    assert first["other"].startswith("ValueError") and "clip=3.0, not 1.0" in first["other"]
+    assert second["other"] == f"RuntimeError: the leading process of this run raised {first['other']}"
+    assert second["unlike"] == "ValueError: process 1 was not called as the leading one was: there is seed=0, not 1"
+
+
+def test_a_killed_process_ends_the_run_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric")
+    done = launch("die", tmp_path)
+    assert done.returncode != 0
+    assert "another process of this run has ended; the last checkpoint stands" in done.stderr
+    pair = torch_pair("sum")
+    assert load_checkpoint(tmp_path / "out" / "checkpoint.pt", pair[0]) == 4
+    assert [file.name for file in sorted((tmp_path / "out").iterdir())][-2:] == ["checkpoint.pt", "tensorboard"]
+    alone = trained(torch_pair("sum"), "sum", 9)
+    assert_close(alone, trained(torch_pair("sum"), "sum", 9, out=tmp_path / "out"), 1e-12)
+
+
+def test_a_fabric_has_to_be_launched_and_to_fit_the_rest() -> None:
+    class Two:
+        global_rank, world_size, device = 0, 2, torch.device("cpu")
+
+    one: Any = Two()
+    with pytest.raises(ValueError, match=r"2 processes and has started none: call fabric.launch\(\)"):
+        trained(torch_pair("sum"), "sum", 1, fabric=one)
+    with pytest.raises(ValueError, match="device is cuda, but the fabric is for cpu: give one of them"):
+        trained(torch_pair("sum"), "sum", 1, fabric=one, device="cuda")
+    one.world_size = 1  # alone, it changes nothing
+    assert_close(trained(torch_pair("sum"), "sum", 2), trained(torch_pair("sum"), "sum", 2, fabric=one), 0.0)
+
+
+if __name__ == "__main__":
+    from lightning_fabric import Fabric
+
+    launched = Fabric(accelerator="cpu", devices=2)
+    launched.launch()
+    if sys.argv[1] == "die":
+        train_and_die(launched, Path(sys.argv[2]))
+    torch.save(train_in_each(launched, Path(sys.argv[2])), Path(sys.argv[2]) / f"{launched.global_rank}.pt")

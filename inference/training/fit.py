@@ -15,16 +15,16 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from ..._random_state import keep_random_state, mixed
 from ..._verify import verify_least, verify_seed
 from . import checkpoint
 from .interrupts import Interrupts
+from .processes import on_cpu
 from .run import Evaluate, Run, RunOptions, Training, to_device
 from .updates import SVIUpdate, TorchUpdate, update_of
 
-__all__ = ["Examples", "FitResult", "fit", "fit_described", "fingerprint", "in_precision"]
+__all__ = ["Examples", "FitResult", "Reduction", "fit", "fit_described", "fingerprint", "in_precision"]
 
 
 Reduction = Literal["sum", "mean"]
@@ -250,7 +250,8 @@ class _Fitting(Run):
         finally:
             interrupts.patience = math.inf
         if processes.count > 1:
-            loss = self._joined(loss, len(share) / self.size, interrupts, log_every)
+            weight = len(share) / self.size if self.reduction == "mean" else 1.0
+            loss = self._joined(loss, weight, interrupts, log_every)
         if isinstance(loss, float) and not math.isfinite(loss):
             self.update.discard()
             raise self.not_finite(f"loss is {loss} at step {history.step + 1}")
@@ -271,7 +272,7 @@ class _Fitting(Run):
 
         def mine() -> Any:
             states = [module.state_dict() | old for module, old in zip(self.modules, before, strict=True)]
-            return pytree.tree_map(_on_cpu, (self.settings | {"reduction": self.reduction}, states, store))
+            return on_cpu((self.settings | {"reduction": self.reduction}, states, store))
 
         settings, states, values = self.processes.led(mine)
         if unlike := checkpoint.difference(settings, self.settings | {"reduction": self.reduction}):
@@ -285,23 +286,16 @@ class _Fitting(Run):
     def _joined(self, loss: float | Tensor, weight: float, interrupts: Interrupts, log_every: int) -> float | Tensor:
         """Put the gradients of the whole batch in the place of those of the share; return the loss of it all."""
         update, everything = self.update, self.update.everything
-        reached = {id(parameter) for parameter in update.parameters if parameter.grad is not None}
+        reached = {*map(id, update.parameters)}
         if reached - {*map(id, everything)}:
             raise ValueError("a parameter was not there in the first run: several processes cannot share its gradient")
-        here = [id(parameter) in reached for parameter in everything]
-        gradients = [p.grad if own else torch.zeros_like(p) for p, own in zip(everything, here, strict=True)]
+        for parameter in everything:
+            if id(parameter) not in reached:
+                parameter.grad = None
         precision, device = torch.promote_types(everything[0].dtype, torch.float32), everything[0].device
-        told = torch.tensor([0.0, interrupts.requests > 0, *here], dtype=precision, device=device)
-        told[0] = loss
-        if self.reduction == "mean":
-            torch._foreach_mul_([told[:1], *gradients], weight)
-        self.processes.add([told, *gradients])
-        if not all(here):  # others may have reached more
-            here = [count > 0 for count in told[2:].tolist()]
-        update.parameters = [parameter for parameter, some in zip(everything, here, strict=True) if some]
-        for parameter, gradient, some in zip(everything, gradients, here, strict=True):
-            if some:
-                parameter.grad = gradient
+        told = torch.tensor([0.0, interrupts.requests > 0], dtype=precision, device=device)
+        told[0] = loss * weight
+        update.parameters = self.processes.join(everything, told, weight)
         if device.type == "cpu" or (self.history.step + 1) % log_every == 0:  # where the loss is read as well
             interrupts.shared = bool(told[1])
         return told[0].item() if device.type == "cpu" else told[0].double()
@@ -324,10 +318,6 @@ class _Fitting(Run):
 
     def _batch(self, indices: Tensor) -> Any:
         return to_device(self.data[indices], self.device)
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
 def _verify_dataset(data: Any) -> None:

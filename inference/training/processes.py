@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.utils import _pytree as pytree
 
-__all__ = ["Fabric", "Processes"]
+__all__ = ["Fabric", "Processes", "on_cpu"]
 
 T = TypeVar("T")
 
@@ -104,6 +105,43 @@ class Processes:
             distributed.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+    def join(self, parameters: Sequence[Tensor], told: Tensor, weight: float = 1.0) -> list[Tensor]:
+        """Give parameters the sum of their gradients over all processes, each times the weight of its process.
+
+        Args:
+            parameters: the same in all processes. One that has a gradient in some of them has it in all afterwards.
+            told: numbers ``[N]`` to be summed as they are, in place.
+            weight: of this process.
+
+        Returns:
+            The parameters that have a gradient.
+        """
+        here = [parameter.grad is not None for parameter in parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        if weight != 1:
+            torch._foreach_mul_(gradients, weight)
+        counts = torch.tensor(here, dtype=told.dtype, device=told.device)
+        self.add([told, counts, *gradients])
+        if not all(here):  # others may have more
+            here = [count > 0 for count in counts.tolist()]
+        for parameter, gradient, some in zip(parameters, gradients, here, strict=True):
+            if some:
+                parameter.grad = gradient
+        return [parameter for parameter, some in zip(parameters, here, strict=True) if some]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return the value of each process, in their order."""
+        values: list[Any] = [value] * self.count
+        if self.count > 1:
+            with _whole():
+                distributed.all_gather_object(values, value)
+        return values
+
+
+def on_cpu(values: Any) -> Any:
+    """Return the same lists and dictionaries with all tensors on the CPU, without a graph."""
+    return pytree.tree_map(lambda value: value.detach().cpu() if isinstance(value, Tensor) else value, values)
 
 
 @contextmanager

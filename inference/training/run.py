@@ -173,6 +173,9 @@ class Run:
         """What the checkpoint holds beside what it does of every run."""
         raise NotImplementedError
 
+    def gather(self) -> None:
+        """Have what other processes give to the state; all of them call it."""
+
     def finite(self) -> bool:
         """Whether all parameters are finite."""
         return all_finite([parameter for module in self.modules for parameter in module.parameters()])
@@ -201,7 +204,7 @@ class Run:
         """Be where the checkpoint is, or at the start."""
         if self.content is not None:
             self.history = History(**self.content["history"])
-            self._remember()
+            self.remember_saved()
         self._began = self._logged = self.history.step, self.history.seconds
         self.open(device, self.content)
 
@@ -280,10 +283,11 @@ class Run:
 
     def note_saved(self) -> None:
         """Remember that the checkpoint holds all there is."""
-        self._remember()
+        self.remember_saved()
         self.was_saved()
 
-    def _remember(self) -> None:
+    def remember_saved(self) -> None:
+        """Remember that the checkpoint is at this step."""
         self.saved_step, self._saved_evaluations, self._wrote = self.history.step, len(self.history.evaluations), True
 
 
@@ -365,6 +369,8 @@ class Training:
         if self.resume:
             for run, found in zip(self.runs, self.processes.led(self._find), strict=True):
                 run.content, run.constants = found
+                if run.content is not None and not self.processes.leads:
+                    run.verify_content(run.content)
         if len({run.content["step"] if run.content else 0 for run in self.runs}) > 1:
             at = ", ".join(f"{run.out} at {run.content['step'] if run.content else 0}" for run in self.runs)
             raise ValueError(f"runs of one batch must be at one step, not {at}; {checkpoint.ANEW}")
@@ -407,14 +413,19 @@ class Training:
 
     def save(self, always: bool = False) -> None:
         """Write the checkpoints of all runs, or none; `always` also where nothing is new."""
-        self.processes.led(lambda: self._write(always))
+        for run in self.runs:
+            run.gather()
+        saved = self.processes.led(lambda: self._write(always))
+        for run in self.runs if saved and not self.processes.leads else ():
+            run.remember_saved()
 
-    def _write(self, always: bool = False) -> None:
+    def _write(self, always: bool = False) -> bool:
         contents = [run.to_save(always) for run in self.runs]
         checkpoint.write_all({path: content for each in contents for path, content in each.items()})
         for run, content in zip(self.runs, contents, strict=True):
             if content:
                 run.note_saved()
+        return any(contents)
 
     def _log(self, run: Run) -> None:
         """Log the numbers of a step."""

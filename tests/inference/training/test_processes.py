@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -16,7 +17,10 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from pyrocontrol.inference import fit, load_checkpoint
+from pyrocontrol.guides import GaussianPolicy
+from pyrocontrol.inference import SoftActorCritic, fit, fit_best, learn, learn_together, load_checkpoint
+from pyrocontrol.inference.training import checkpoint
+from pyrocontrol.inference.training.optimized import Optimized
 
 DATA = torch.randn(7, 3, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 BATCH = 5  # the shares are of three and of two
@@ -127,6 +131,17 @@ def train_in_each(fabric: Any, folder: Path) -> dict[str, Any]:
 
     pair[0].register_forward_hook(at_step(3, lambda: rank == 1 and os.kill(os.getpid(), signal.SIGINT)))
     found["pressed"] = trained(pair, "sum", 9, out=folder / "pressed", fabric=fabric)
+    found["best"] = fit_best(
+        lambda seed: torch_pair("sum", seed, noise=1.0),
+        DATA,
+        starts=3,
+        trial_steps=2,
+        steps=3,
+        batch_size=BATCH,
+        out=folder / "best",
+        progress=False,
+        fabric=fabric,
+    ).losses
     # An error in the leading process, and one in calling.
     for name, options in {"other": {"clip": 1.0, "out": folder / "resumed"}, "unlike": {"seed": rank}}.items():
         try:
@@ -136,8 +151,79 @@ def train_in_each(fabric: Any, folder: Path) -> dict[str, Any]:
     return found
 
 
+class Regression(Optimized):
+    """A learner of rewards, without noise in what it learns; it keeps its batches."""
+
+    observation_size, action_size = 3, 1
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.policy = GaussianPolicy(3, 1, hidden=(4,)).double()
+        self.net = nn.Linear(4, 1).double()
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.1)
+        self.batches: list[tuple[Tensor, Tensor]] = []
+
+    def act(self, observation: Any, deterministic: bool = False) -> Any:
+        return torch.rand(1, dtype=torch.double).numpy() - 0.5
+
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        inputs = torch.cat([batch.observations, batch.actions], -1)
+        self.batches.append((inputs, batch.rewards))
+        return self.learn(inputs, batch.rewards)
+
+    def learn(self, inputs: Tensor, rewards: Tensor) -> dict[str, Tensor]:
+        self.optimizer.zero_grad()
+        loss = (self.net(inputs)[:, 0] - rewards).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        return {"critic_loss": loss.detach()}
+
+
+def learned(learner: Any, steps: int, **options: Any) -> dict[str, Any]:
+    result = learn(
+        learner,
+        gymnasium.make("Pendulum-v1", max_episode_steps=8),
+        steps=steps,
+        start=4,
+        batch_size=5,
+        replay=100,
+        progress=False,
+        **{"log_every": 1, "checkpoint_every": 10} | options,
+    )
+    weights = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    return {"values": weights, "losses": result.losses, "returns": result.returns, "step": result.step}
+
+
+def actor_critic(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return SoftActorCritic(GaussianPolicy(3, 1, hidden=(4,)), 3, 1, hidden=(4,))
+
+
+def learn_in_each(fabric: Any, folder: Path) -> dict[str, Any]:
+    rank, found = fabric.global_rank, dict[str, Any]()
+    regression = Regression(rank)
+    found["regression"] = learned(regression, 20, fabric=fabric) | {"batches": regression.batches}
+    out, logged = folder / "learned", list[int]()
+    given: dict[str, Any] = {"out": out, "fabric": fabric, "log": lambda step, _: logged.append(step)}
+    learned(actor_critic(rank), 20, **given)
+    found["two"] = learned(actor_critic(), 30, **given) | {"logged": logged}
+    found["files"] = sorted(file.name for file in out.iterdir())
+    if rank == 0:
+        learned(actor_critic(), 20, out=folder / "grown")
+    fabric.barrier()
+    found["grown"] = learned(actor_critic(), 30, out=folder / "grown", fabric=fabric)
+    try:
+        envs = [gymnasium.make("Pendulum-v1") for _ in range(2)]
+        learn_together([actor_critic(), actor_critic(1)], envs, seeds=[0, 1], steps=5, fabric=fabric)
+    except ValueError as error:
+        found["refused"] = str(error)
+    return found
+
+
 def train_and_die(fabric: Any, folder: Path) -> None:
     """Process 1 is killed in the middle of step 6."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which may come before what the other says
     pair = torch_pair("sum")
     pair[0].register_forward_hook(at_step(6, lambda: fabric.global_rank == 1 and os.kill(os.getpid(), signal.SIGKILL)))
     trained(pair, "sum", 9, out=folder / "out", fabric=fabric, checkpoint_every=2)
@@ -154,6 +240,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     pytest.importorskip("lightning_fabric")
     folder = tmp_path_factory.mktemp("both")
     done = launch("train", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def learners(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    pytest.importorskip("lightning_fabric")
+    folder = tmp_path_factory.mktemp("learners")
+    done = launch("learn", folder)
     assert done.returncode == 0, done.stderr
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -193,6 +288,10 @@ def test_one_process_goes_on_from_two(both: Any) -> None:
     assert_close(alone, trained(torch_pair("sum"), "sum", 6, out=both[0] / "on alone"), 1e-12)
 
 
+def test_all_processes_go_on_with_the_same_of_several_starts(both: Any) -> None:
+    assert both[1][0]["best"] == both[1][1]["best"] and len({*both[1][0]["best"]}) == 3
+
+
 def test_ctrl_c_in_one_process_stops_both_after_the_same_step(both: Any) -> None:
     folder, found = both
     assert [each["pressed"]["stop"] for each in found] == [(3, True), (3, True)]
@@ -218,6 +317,44 @@ def test_a_killed_process_ends_the_run_and_leaves_the_last_checkpoint(tmp_path: 
     assert_close(alone, trained(torch_pair("sum"), "sum", 9, out=tmp_path / "out"), 1e-12)
 
 
+def test_learners_step_by_the_gradient_on_all_batches_together(learners: Any) -> None:
+    found = [each["regression"] for each in learners[1]]
+    union = Regression()
+    pairs = list(zip(*(each["batches"] for each in found), strict=True))
+    assert len(pairs) == 16 and not torch.equal(pairs[0][0][0], pairs[0][1][0])
+    for one, other in pairs:
+        union.learn(torch.cat([one[0], other[0]]), torch.cat([one[1], other[1]]))
+    for name, value in union.named_parameters():
+        assert torch.allclose(value, found[0]["values"][name], rtol=0, atol=1e-12)
+        assert torch.equal(found[0]["values"][name], found[1]["values"][name])
+
+
+def test_learning_goes_on_with_another_number_of_processes(learners: Any) -> None:
+    folder, (first, second) = learners
+    for run in ("two", "grown"):
+        for name, value in first[run]["values"].items():
+            assert torch.equal(value, second[run]["values"][name])
+        assert first[run]["returns"] != second[run]["returns"]  # of their own environments
+        assert first[run]["step"] == second[run]["step"] == 30
+    assert first["files"] == ["checkpoint.pt", "replay-0-1.bin", "replay-0.bin", "tensorboard"]
+    assert {*range(5, 31)} <= {*first["two"]["logged"]}
+    assert second["two"]["logged"] == []
+    alone = actor_critic()
+    assert learned(alone, 40, out=folder / "learned")["step"] == 40 and alone.updates == 36
+    assert sorted(file.name for file in (folder / "learned").iterdir()) == [
+        "checkpoint.pt",
+        "replay-0.bin",
+        "tensorboard",
+    ]
+    content = checkpoint.read(folder / "grown" / "checkpoint.pt")
+    assert [each["replay"]["total"] for each in (content, *content["others"])] == [30, 30]
+
+
+def test_learners_that_processes_cannot_share_are_refused(learners: Any) -> None:
+    for each in learners[1]:
+        assert each["refused"].startswith("several processes can train one learner with one optimiser")
+
+
 def test_a_fabric_has_to_be_launched_and_to_fit_the_rest() -> None:
     class Two:
         global_rank, world_size, device = 0, 2, torch.device("cpu")
@@ -236,6 +373,5 @@ if __name__ == "__main__":
 
     launched = Fabric(accelerator="cpu", devices=2)
     launched.launch()
-    if sys.argv[1] == "die":
-        train_and_die(launched, Path(sys.argv[2]))
-    torch.save(train_in_each(launched, Path(sys.argv[2])), Path(sys.argv[2]) / f"{launched.global_rank}.pt")
+    what = {"train": train_in_each, "die": train_and_die, "learn": learn_in_each}[sys.argv[1]]
+    torch.save(what(launched, Path(sys.argv[2])), Path(sys.argv[2]) / f"{launched.global_rank}.pt")

@@ -22,6 +22,7 @@ from torch import distributed
 
 import pyrocontrol as pc
 from pyrocontrol.envs.bubble_sort import demonstrations
+from pyrocontrol.inference.training.processes import Processes
 from training_runs import command_line
 
 DATA_SEED = 2_000
@@ -62,6 +63,7 @@ def main(arguments: Arguments) -> None:
     with pyro.validation_enabled(False):
         measure_blocks(arguments, fabric, add)
         measure_curves(arguments, fabric, add)
+    measure_messages(arguments, fabric, add)
     if fabric.is_global_zero:
         print(json.dumps(rows))
 
@@ -122,6 +124,20 @@ def measure_curves(arguments: Arguments, fabric: Fabric, add: Any) -> None:
                     setting = {"part": "processes", "batch": arguments.shared, "step": step}
                     add("loss_per_trace", loss / arguments.shared, seed, processes=count, **setting)
             fabric.barrier()
+
+
+def measure_messages(arguments: Arguments, fabric: Fabric, add: Any) -> None:
+    """Add what it takes to sum numbers over the processes."""
+    processes = Processes(fabric)
+    for count in (10_000, 100_000, 1_000_000, 10_000_000):
+        numbers = [torch.ones(count)]
+        for repeat in range(-1, arguments.repeats):
+            fabric.barrier()
+            before = time.perf_counter()
+            processes.add(numbers)
+            if repeat >= 0:
+                setting = {"part": "processes", "processes": arguments.processes, "numbers": count}
+                add("sum_seconds", time.perf_counter() - before, repeat, **setting)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def fit(
 
     With ``fabric``, each process computes the loss and the gradients of its share of every batch, and all take the same
     step, by the gradient of the whole batch, which is clipped then. Modules and parameters begin as those of process 0.
-    The random numbers of a step are a function of ``seed``, the step and the number of the process, so that a
-    checkpoint holds none, and is gone on from by any number of processes: by as many on a CPU to the same bits. Buffers
+    The random numbers of a step are a function of ``seed``, the step and the number of the process, so that any number
+    of processes can go on from a checkpoint: as many, on a CPU, come to the same bits. Buffers
     that depend on the data, such as running means, are each process's own; saved are those of process 0. Ctrl-C or
     SIGTERM in one process stops all after the same step. If a process ends, the others raise.
 
@@ -114,8 +114,10 @@ def fit(
         seed: seeds torch, numpy and Python at step 0, and the order of the epochs.
         out: folder to write to; made if missing. None writes nothing.
         clip: greatest global norm of the gradient.
-        reduction: what a loss is of its batch, where several processes share that: the "sum" over examples, as plates
-            of the size of the batch make it, or their "mean", as plates of the size of the data do.
+        reduction: what the loss is of its batch, where several processes share that: the "sum" over examples, as plates
+            of the size of the batch make it, or their "mean", as plates of the size of the data do. A warning says so
+            if it seems to be the other. What is in it beside, such as a penalty of weights, counts once for each share
+            of a sum: have it proportional to the size of the batch.
         evaluate: called with the number of finished steps, returns named numbers to log.
         **options: see `RunOptions`: resume, device, progress, how often to save, log and evaluate, and functions that
             are told of it.
@@ -271,6 +273,8 @@ class _Fitting(Run):
         store = dict(pyro.get_param_store().named_parameters())
 
         def mine() -> Any:
+            if self.content is None:
+                self._warn_of_reduction()
             states = [module.state_dict() | old for module, old in zip(self.modules, before, strict=True)]
             return on_cpu((self.settings | {"reduction": self.reduction}, states, store))
 
@@ -282,6 +286,23 @@ class _Fitting(Run):
         with torch.no_grad():
             for name, value in store.items():
                 value.copy_(values[name])
+
+    def _warn_of_reduction(self) -> None:
+        """Warn if the loss of a batch is to that of its halves as one of the other reduction would be."""
+
+        def loss_of(indices: Tensor) -> float:
+            pyro.set_rng_seed(int(self.settings["seed"]))
+            return float(self.update.loss_of(self._batch(indices)))
+
+        halves = sum(map(loss_of, torch.arange(self.size).tensor_split(2)))
+        share = loss_of(torch.arange(self.size)) / halves if halves else math.nan
+        other, like = ("mean", 0.5) if self.reduction == "sum" else ("sum", 1.0)
+        if abs(share - like) < 0.1 * like:
+            warnings.warn(
+                f"the loss of a batch is {share:.2f} times those of its halves together: it seems to be the {other} over "
+                f"examples, and not the {self.reduction}; see reduction",
+                stacklevel=2,
+            )
 
     def _joined(self, loss: float | Tensor, weight: float, interrupts: Interrupts, log_every: int) -> float | Tensor:
         """Put the gradients of the whole batch in the place of those of the share; return the loss of it all."""

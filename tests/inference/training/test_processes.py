@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,11 @@ def train_in_each(fabric: Any, folder: Path) -> dict[str, Any]:
         progress=False,
         fabric=fabric,
     ).losses
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for reduction, other in (("sum", "mean"), ("mean", "sum"), ("sum", "sum"), ("mean", "mean")):
+            trained(torch_pair(reduction), other, 1, fabric=fabric)
+    found["warned"] = [str(warning.message) for warning in warned if "halves" in str(warning.message)]
     # An error in the leading process, and one in calling.
     for name, options in {"other": {"clip": 1.0, "out": folder / "resumed"}, "unlike": {"seed": rank}}.items():
         try:
@@ -290,6 +296,13 @@ def test_one_process_goes_on_from_two(both: Any) -> None:
 
 def test_all_processes_go_on_with_the_same_of_several_starts(both: Any) -> None:
     assert both[1][0]["best"] == both[1][1]["best"] and len({*both[1][0]["best"]}) == 3
+
+
+def test_a_loss_that_is_another_sum_of_its_batch_than_was_said_is_noticed(both: Any) -> None:
+    first, second = (each["warned"] for each in both[1])
+    assert len(first) == 2 and not second
+    assert "it seems to be the sum over examples, and not the mean" in first[0]
+    assert "it seems to be the mean over examples, and not the sum" in first[1]
 
 
 def test_ctrl_c_in_one_process_stops_both_after_the_same_step(both: Any) -> None:

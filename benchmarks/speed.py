@@ -48,12 +48,13 @@ from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.envs.data.demonstrations import Demonstrations
 from pyrocontrol.inference import read_rows, write_results
 from pyrocontrol.inference.training.results import revision
-from training_runs import command_line
+from training_runs import command_line, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "scaling.md"
 TASK = "BubbleSort"
 BATCH = 4
 DATA_SEED = 2_000
@@ -399,14 +400,35 @@ def measure_processes(rows: Rows, arguments: Arguments) -> None:
     seconds = time.perf_counter() - start
     for item in found:
         rows.add("hvil", item["metric"], item["value"], item["seed"], seconds / len(found), **item["setting"])
-    for clock in CLOCKS:
-        ratio = rows.median("hvil", "speed_ratio", part="processes", clock=clock)
-        print(f"two processes: {ratio:.2f} times as fast as one by the {clock}")
-    one, two = (np.array(select(rows.rows, "hvil", "loss_per_trace", processes=count)) for count in (1, 2))
-    error = (two - one).std(ddof=1) / len(one) ** 0.5
-    print(
-        f"loss per trace: {one.mean():.3f} alone, two processes {(two - one).mean():+.3f} (standard error {error:.3f})"
-    )
+    print(processes_table(rows.rows), flush=True)
+
+
+def processes_table(rows: list[dict[str, Any]]) -> str:
+    """Return what two processes make of it as a table of docs/scaling.md."""
+    found = [item for item in rows if item["setting"].get("part") == "processes"]
+
+    def median(metric: str, **setting: Any) -> float:
+        return float(np.median(select(found, "hvil", metric, **setting)))
+
+    lines = ["| | one process | two processes | ratio |", "|---|---|---|---|"]
+    for clock, metric in CLOCKS.items():
+        one, two = (1e3 * median(metric, processes=count) for count in (1, 2))
+        ratio = median("speed_ratio", clock=clock)
+        lines.append(f"| update of 64 traces, {clock} time | {one:.0f} ms | {two:.0f} ms | {ratio:.2f} |")
+    last = max(item["setting"].get("step", 0) for item in found)
+    ends = [np.mean(select(found, "hvil", "loss_per_trace", processes=count, step=last)) for count in (1, 2)]
+    lines.append(f"| loss a trace, up to update {last} | {ends[0]:.2f} | {ends[1]:.2f} | |")
+    curves = [np.array(select(found, "hvil", "loss_per_trace", processes=count)) for count in (1, 2)]
+    mean, error = mean_and_error(curves[1] - curves[0])
+    lines.append(f"| loss a trace, difference of whole curves | | {mean:+.3f} ± {error:.3f} | |")
+    for numbers in sorted({item["setting"]["numbers"] for item in found if "numbers" in item["setting"]}):
+        lines.append(f"| sum of {numbers:,} numbers | | {1e3 * median('sum_seconds', numbers=numbers):.2f} ms | |")
+    return "\n".join(lines)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Return a mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 # -- the plot ----------------------------------------------------------------------------------------------------------
@@ -495,6 +517,8 @@ def main(arguments: Arguments) -> None:
     write_results(arguments.out, "speed", both)
     shown = "cpu" if any(item["setting"]["device"] == "cpu" for item in both) else device.type
     plot(arguments.out.with_suffix(".png"), both, shown)
+    if arguments.out == Arguments.out and device.type == "cpu" and "processes" in chosen:
+        PAGE.write_text(with_table(PAGE.read_text(), processes_table(both)))
 
 
 if __name__ == "__main__":

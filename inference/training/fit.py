@@ -288,21 +288,20 @@ class _Fitting(Run):
                 value.copy_(values[name])
 
     def _warn_of_reduction(self) -> None:
-        """Warn if the loss of a batch is to that of its halves as one of the other reduction would be."""
+        """Warn if the loss of a batch is that of its halves as the other reduction has it."""
 
         def loss_of(indices: Tensor) -> float:
             pyro.set_rng_seed(int(self.settings["seed"]))
             return float(self.update.loss_of(self._batch(indices)))
 
-        halves = sum(map(loss_of, torch.arange(self.size).tensor_split(2)))
-        share = loss_of(torch.arange(self.size)) / halves if halves else math.nan
-        other, like = ("mean", 0.5) if self.reduction == "sum" else ("sum", 1.0)
-        if abs(share - like) < 0.1 * like:
-            warnings.warn(
-                f"the loss of a batch is {share:.2f} times those of its halves together: it seems to be the {other} over "
-                f"examples, and not the {self.reduction}; see reduction",
-                stacklevel=2,
-            )
+        whole, halves = loss_of(torch.arange(self.size)), torch.arange(self.size).tensor_split(2)
+        losses = [loss_of(half) for half in halves]
+        mean = sum(loss * len(half) / self.size for loss, half in zip(losses, halves, strict=True))
+        off = {"sum": abs(whole - sum(losses)), "mean": abs(whole - mean)}
+        other = "mean" if self.reduction == "sum" else "sum"
+        if off[other] < 0.1 * off[self.reduction]:
+            found = f"the loss of a batch is {whole:.4g}, those of its halves {losses[0]:.4g} and {losses[1]:.4g}"
+            warnings.warn(f"{found}: so it is the {other} over examples; see reduction", stacklevel=2)
 
     def _joined(self, loss: float | Tensor, weight: float, interrupts: Interrupts, log_every: int) -> float | Tensor:
         """Put the gradients of the whole batch in the place of those of the share; return the loss of it all."""

@@ -215,6 +215,7 @@ class _Fitting(Run):
         super().__init__(update.modules, *given)
         self.update, self.data, self.reduction = update, data, reduction
         self.device: str | torch.device | None = None
+        self.lengths = lengths if isinstance(lengths := getattr(data, "lengths", None), Tensor) else None
         self.size, self.clip = self.settings["batch_size"], self.settings["clip"]
 
     def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
@@ -242,7 +243,7 @@ class _Fitting(Run):
         else:  # no state to save but these numbers; and nobody drops a step that the others take
             pyro.set_rng_seed(mixed(int(self.settings["seed"]), history.step, processes.rank))
         try:
-            share = processes.share(next(self.batches))
+            share = processes.share(next(self.batches), self.lengths)
             loss = self.update.gradients(self._batch(share))
         except KeyboardInterrupt:  # what is saved is the end of the last step
             self.update.discard()

@@ -62,9 +62,18 @@ class Processes:
         if self.count > 1 and not distributed.is_initialized():
             raise ValueError(f"the fabric is for {self.count} processes and has started none: call fabric.launch()")
 
-    def share(self, indices: Tensor) -> Tensor:
-        """Return the part ``[B / count]`` of a batch's indices ``[B]`` that this process sees."""
-        return indices.tensor_split(self.count)[self.rank]
+    def share(self, indices: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the part ``[B / count]`` of a batch's indices ``[B]`` that this process sees.
+
+        Where the examples have lengths, they are dealt from the shortest to the longest, to and fro, so that no process
+        has much more to do than the others, for which these would wait.
+        """
+        if self.count == 1:
+            return indices
+        if lengths is not None:
+            indices = indices[lengths[indices].argsort(stable=True)]
+        places = torch.arange(len(indices)) % (2 * self.count)  # of a turn to and fro
+        return indices[(places == self.rank) | (places == 2 * self.count - 1 - self.rank)]
 
     def led(self, function: Callable[[], T]) -> T:
         """Call a function in the leading process; all return what it returned.

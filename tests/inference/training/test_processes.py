@@ -22,6 +22,7 @@ from pyrocontrol.guides import GaussianPolicy
 from pyrocontrol.inference import SoftActorCritic, fit, fit_best, learn, learn_together, load_checkpoint
 from pyrocontrol.inference.training import checkpoint
 from pyrocontrol.inference.training.optimized import Optimized
+from pyrocontrol.inference.training.processes import Processes
 
 DATA = torch.randn(7, 3, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 BATCH = 5  # the shares are of three and of two
@@ -365,6 +366,21 @@ def test_learning_goes_on_with_another_number_of_processes(learners: Any) -> Non
 def test_learners_that_processes_cannot_share_are_refused(learners: Any) -> None:
     for each in learners[1]:
         assert each["refused"].startswith("several processes can train one learner with one optimiser")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_are_a_partition_of_equal_lengths(count: int) -> None:
+    lengths, batch = torch.arange(100).square(), torch.randperm(100)[:64]
+    shares = []
+    for rank in range(count):
+        each = Processes()
+        each.rank, each.count = rank, count
+        shares.append(each.share(batch, lengths))
+    assert sorted(torch.cat(shares).tolist()) == sorted(batch.tolist())
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    totals = [int(lengths[share].sum()) / len(share) for share in shares]
+    assert max(totals) / min(totals) < 1.1
+    assert Processes().share(batch, lengths) is batch
 
 
 def test_a_fabric_has_to_be_launched_and_to_fit_the_rest() -> None:

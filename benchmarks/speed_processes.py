@@ -39,7 +39,7 @@ class Arguments:
     repeats: int = 15
     """blocks of each kind"""
     block: int = 4
-    """updates in a block"""
+    """updates in a block, after a first one that is not counted"""
     updates: int = 200
     """updates of four traces before the blocks, after which call traces have a realistic length"""
     max_length: int = 9
@@ -88,12 +88,16 @@ def measure_blocks(arguments: Arguments, fabric: Fabric, add: Any) -> None:
     weights = {name: value.clone() for name, value in trained[0].state_dict().items()}
     data = demonstrations(size * arguments.block, DATA_SEED, stream="validation", max_length=arguments.max_length)
 
+    clocks: list[tuple[float, float]] = []  # when an update was over
+    trained[1].register_step_post_hook(lambda *_: clocks.append((time.perf_counter(), time.process_time())))
+
     def block(seed: int, by: Fabric | None) -> tuple[float, float]:
         trained[0].load_state_dict(weights)
-        before = time.process_time()
+        clocks.clear()
         given: Any = {"batch_size": size, "seed": seed, "progress": False, "fabric": by}
-        seconds = pc.inference.fit(trained, data, steps=arguments.block, **given).seconds
-        return seconds / arguments.block, (time.process_time() - before) / arguments.block
+        pc.inference.fit(trained, data, steps=1 + arguments.block, **given)
+        wall, processor = ((last - first) / arguments.block for first, last in zip(clocks[0], clocks[-1], strict=True))
+        return wall, processor
 
     for repeat in range(-1, arguments.repeats):  # the first is not counted
         alone = block(repeat + 1, None) if fabric.is_global_zero else (0.0, 0.0)

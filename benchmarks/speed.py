@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import resource
 import runpy
+import shlex
 import subprocess
 import sys
 import time
@@ -507,14 +508,16 @@ def main(arguments: Arguments) -> None:
                 measure()
                 print(f"-- {name}: {time.perf_counter() - start:.0f} s", flush=True)
     others = [item for item in read_rows(arguments.out) if item["setting"]["device"] != device.type]
-    if arguments.only:
-        others += [
-            item
-            for item in read_rows(arguments.out)
-            if item["setting"]["device"] == device.type and item["setting"].get("part") not in chosen
-        ]
+    command = shlex.join(["python", *sys.argv])
+    if arguments.only and arguments.out.exists():  # what stays says which revision it is of
+        old = json.loads(arguments.out.read_text())
+        stay = [item for item in old["rows"] if item["setting"]["device"] == device.type]
+        for item in stay:
+            if item["setting"].get("part") not in chosen:
+                others.append(item | {"setting": {"revision": old["revision"]} | item["setting"]})
+        command = old["command"] if command in old["command"] else f"{old['command']}; {command}"
     both = sorted(others + rows.rows, key=lambda item: item["setting"]["device"])
-    write_results(arguments.out, "speed", both)
+    write_results(arguments.out, "speed", both, command=command)
     shown = "cpu" if any(item["setting"]["device"] == "cpu" for item in both) else device.type
     plot(arguments.out.with_suffix(".png"), both, shown)
     if arguments.out == Arguments.out and device.type == "cpu" and "processes" in chosen:

@@ -258,7 +258,7 @@ def learn_together(
         first_seed = mixed(*map(int, seeds))
     none: list[Any] = [None] * len(learners)
     runs = [
-        _Acting(learner, env, int(seed), settings, checkpoint_every, options.get("device"), out, evaluate)
+        _Acting(learner, env, int(seed), settings, checkpoint_every, out, evaluate)
         for learner, env, seed, out, evaluate in zip(
             learners, envs, seeds, outs or none, evaluates or none, strict=True
         )
@@ -349,7 +349,6 @@ class _Acting(Run):
         seed: int,
         settings: dict[str, Any],
         spare: int,
-        device: str | torch.device | None,
         out: str | os.PathLike[str] | None,
         evaluate: Evaluate | None,
     ) -> None:
@@ -362,7 +361,7 @@ class _Acting(Run):
             raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
         own = {"seed": seed, "env": environment_of(env), "frozen": checkpoint.frozen(learner.policy)}
         super().__init__([learner, learner.policy], settings | own, out, evaluate)
-        self.learner, self.seed, self.spare, self.device = learner, seed, 0 if out is None else spare, device
+        self.learner, self.seed, self.spare = learner, seed, 0 if out is None else spare
         self.returns: list[tuple[int, float]] = []
         self.others: list[dict[str, Any]] = []  # what is saved of other processes
         self.broken = False  # the environment raised: this episode cannot go on
@@ -374,6 +373,7 @@ class _Acting(Run):
         self.matched = checkpoint.match(self.path, [self.learner], content["modules"], to_train=True)
         # Processes beyond those that were there go on from copies of what these had.
         kept = [content, *content.get("others", ())]
+        self.others = kept[1 : self.processes.count]
         round_, number = divmod(self.processes.rank, len(kept))
         self.kept = kept[number]
         self.spare, self.file = self.kept["replay"]["sizes"][1], self.path.with_name(Path(self.kept["file"]).name)
@@ -440,7 +440,7 @@ class _Acting(Run):
         options: ReplayOptions = {
             "seed": self._own_seed,
             "dtype": weight.dtype,
-            "device": weight.device if self.device is None else self.device,
+            "device": weight.device if self.processes.device is None else self.processes.device,
             "path": self.file,
             "spare": self.spare,
         }

@@ -215,7 +215,7 @@ class _Fitting(Run):
         super().__init__(update.modules, *given)
         self.update, self.data, self.reduction = update, data, reduction
         self.device: str | torch.device | None = None
-        self.lengths = lengths if isinstance(lengths := getattr(data, "lengths", None), Tensor) else None
+        self.lengths: Tensor | None = None
         self.size, self.clip = self.settings["batch_size"], self.settings["clip"]
 
     def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
@@ -268,6 +268,8 @@ class _Fitting(Run):
 
     def _agree(self) -> None:
         """Have in all processes what the leading one has: the same call, and the same numbers in all modules."""
+        if isinstance(lengths := getattr(self.data, "lengths", None), Tensor):
+            self.lengths = lengths.cpu()
         before = [copy.deepcopy(module.state_dict()) for module in self.modules]
         pyro.set_rng_seed(int(self.settings["seed"]))
         self.update.meet(self._batch(torch.arange(self.size)))

@@ -61,7 +61,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
 	|| { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,docs,mujoco,dm-control,robotics,metaworld,bullet,flows,numpyro,data]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,docs,mujoco,dm-control,robotics,metaworld,bullet,flows,numpyro,data,scale]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps imitation seals
 	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/pyrocontrol
 	@touch $(READY)

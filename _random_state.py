@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["keep_random_state", "random_state", "random_state_aside", "set_random_state"]
+__all__ = ["keep_random_state", "mixed", "random_state", "random_state_aside", "set_random_state"]
+
+
+def mixed(*numbers: int) -> int:
+    """Return a seed made of several numbers, another one for each order of others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def keep_random_state() -> Callable[[], None]:

@@ -1,7 +1,8 @@
 """Remake results/speed.json: what a training update of HVIL on BubbleSort costs, and the plot beside it.
 
-    python benchmarks/speed.py                   # under four minutes on one CPU core
-    python benchmarks/speed.py --device cuda     # adds rows for a GPU, those for the CPU stay
+    python benchmarks/speed.py                     # six minutes on two CPU cores
+    python benchmarks/speed.py --only processes    # of these rows alone; the others stay
+    python benchmarks/speed.py --device cuda       # adds rows for a GPU, those for the CPU stay
 
 Measured are the program, guide and loss that `examples/bubble_sort.py` trains, on one thread:
 
@@ -9,7 +10,9 @@ Measured are the program, guide and loss that `examples/bubble_sort.py` trains, 
   plain Pyro loop of sites under `Trace_ELBO`, `site-loop`, and beside walks of the call stack in tensor code: step by
   step, `hvil-tensor-walk`, and compiled, `hvil-compiled`; before and after a short training;
 * its growth with the number of PHP steps, from lists of three digits to lists of nine;
-* its throughput at several batch sizes, and the peak memory of a training in a process of its own.
+* its throughput at several batch sizes, and the peak memory of a training in a process of its own;
+* the same updates in two processes, each on half of every batch of 64, and the learning curves of both ways
+  (`speed_processes.py`; needs the extra scale).
 
 What is compared is interleaved in one process: repeat by repeat, one update each, on the same traces and weights. Every
 repeat is a row, its seed the number of the repeat; the printed numbers are medians.
@@ -17,8 +20,10 @@ repeat is a row, its seed the number of the repeat; the printed numbers are medi
 
 from __future__ import annotations
 
+import json
 import resource
 import runpy
+import shlex
 import subprocess
 import sys
 import time
@@ -27,7 +32,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import matplotlib
 import numpy as np
@@ -44,12 +49,13 @@ from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.envs.data.demonstrations import Demonstrations
 from pyrocontrol.inference import read_rows, write_results
 from pyrocontrol.inference.training.results import revision
-from training_runs import command_line
+from training_runs import command_line, with_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "scaling.md"
 TASK = "BubbleSort"
 BATCH = 4
 DATA_SEED = 2_000
@@ -57,6 +63,7 @@ TARGET_SECONDS = 0.064  # for an update of four traces
 LARGE_BATCH, LARGE_REPEATS = 256, 3  # larger batches are repeated that often
 # Processor time says on a shared machine what wall-clock time says on a quiet one; on a GPU it says nothing.
 CLOCKS = {"wall": "update_seconds", "processor": "update_cpu_seconds"}
+Part = Literal["methods", "growth", "throughput", "memory", "processes"]
 METHODS = ("hvil", "hvil-tensor-walk", "hvil-compiled", "site-loop")
 
 
@@ -82,6 +89,12 @@ class Arguments:
     """batch sizes for the throughput"""
     memory_updates: int = 50
     """updates of the process whose memory is measured"""
+    shared: int = 64
+    """traces of a batch that two processes share"""
+    curve: int = 100
+    """updates of the learning curves of one process and of two"""
+    only: tuple[Part, ...] = ()
+    """which parts to measure; all if none is named"""
     compile: bool = False
     """also measure the compiled walk (a minute of compilation)"""
     memory_probe: bool = False
@@ -376,6 +389,49 @@ def probe_memory(arguments: Arguments) -> None:
     print(peak if sys.platform == "darwin" else 1024 * peak)
 
 
+def measure_processes(rows: Rows, arguments: Arguments) -> None:
+    """Add what two processes make of it."""
+    script = Path(__file__).with_name("speed_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command += ["--allow-dirty"]
+    for name in ("repeats", "updates", "max_length", "shared", "curve"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    start = time.perf_counter()
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    seconds = time.perf_counter() - start
+    for item in found:
+        rows.add("hvil", item["metric"], item["value"], item["seed"], seconds / len(found), **item["setting"])
+    print(processes_table(rows.rows), flush=True)
+
+
+def processes_table(rows: list[dict[str, Any]]) -> str:
+    """Return what two processes make of it as a table of docs/scaling.md."""
+    found = [item for item in rows if item["setting"].get("part") == "processes"]
+
+    def median(metric: str, **setting: Any) -> float:
+        return float(np.median(select(found, "hvil", metric, **setting)))
+
+    lines = ["| | one process | two processes | ratio |", "|---|---|---|---|"]
+    for clock, metric in CLOCKS.items():
+        one, two = (1e3 * median(metric, processes=count) for count in (1, 2))
+        ratio = median("speed_ratio", clock=clock)
+        lines.append(f"| update of 64 traces, {clock} time | {one:.0f} ms | {two:.0f} ms | {ratio:.2f} |")
+    last = max(item["setting"].get("step", 0) for item in found)
+    ends = [np.mean(select(found, "hvil", "loss_per_trace", processes=count, step=last)) for count in (1, 2)]
+    lines.append(f"| loss a trace, up to update {last} | {ends[0]:.2f} | {ends[1]:.2f} | |")
+    curves = [np.array(select(found, "hvil", "loss_per_trace", processes=count)) for count in (1, 2)]
+    mean, error = mean_and_error(curves[1] - curves[0])
+    lines.append(f"| loss a trace, difference of whole curves | | {mean:+.3f} ± {error:.3f} | |")
+    for numbers in sorted({item["setting"]["numbers"] for item in found if "numbers" in item["setting"]}):
+        lines.append(f"| sum of {numbers:,} numbers | | {1e3 * median('sum_seconds', numbers=numbers):.2f} ms | |")
+    return "\n".join(lines)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Return a mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+
+
 # -- the plot ----------------------------------------------------------------------------------------------------------
 
 
@@ -425,29 +481,47 @@ def main(arguments: Arguments) -> None:
         if arguments.memory_probe:
             probe_memory(arguments)
             return
-        device = torch.device(arguments.device)
+        device, chosen = torch.device(arguments.device), arguments.only or get_args(Part)
         rows, demos = Rows(device), demonstrations(arguments.demos, 0)
-        if device.type == "cpu":
+        if device.type == "cpu" and "memory" in chosen:
             measure_memory(rows, arguments)
+        if device.type == "cpu" and "processes" in chosen:
+            measure_processes(rows, arguments)
         trainer = Trainer(arguments)
         few = max(1, arguments.repeats // 3)
         repeats, longest = arguments.repeats, arguments.max_length
-        parts: list[tuple[str, Callable[[], None]]] = [
-            ("initial weights", lambda: compare_methods(trainer, rows, few, "initial", longest)),
-            ("short training", lambda: trainer.train(demos, arguments.updates)),
-            ("trained weights", lambda: compare_methods(trainer, rows, repeats, "trained", longest)),
-            ("growth", lambda: measure_growth(trainer, rows, repeats, arguments.lengths)),
-            ("throughput", lambda: measure_throughput(trainer, rows, repeats, arguments.batches, longest)),
+        parts: list[tuple[Part | None, str, Callable[[], None]]] = [
+            ("methods", "initial weights", lambda: compare_methods(trainer, rows, few, "initial", longest)),
+            (None, "short training", lambda: trainer.train(demos, arguments.updates)),
+            ("methods", "trained weights", lambda: compare_methods(trainer, rows, repeats, "trained", longest)),
+            ("growth", "growth", lambda: measure_growth(trainer, rows, repeats, arguments.lengths)),
+            (
+                "throughput",
+                "throughput",
+                lambda: measure_throughput(trainer, rows, repeats, arguments.batches, longest),
+            ),
         ]
-        for name, part in parts:
-            start = time.perf_counter()
-            part()
-            print(f"-- {name}: {time.perf_counter() - start:.0f} s", flush=True)
-    kept = [item for item in read_rows(arguments.out) if item["setting"]["device"] != device.type]
-    both = sorted(kept + rows.rows, key=lambda item: item["setting"]["device"])
-    write_results(arguments.out, "speed", both)
+        needed = {part for part, _, _ in parts} & {*chosen}
+        for part, name, measure in parts:
+            if needed and (part is None or part in chosen):
+                start = time.perf_counter()
+                measure()
+                print(f"-- {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    others = [item for item in read_rows(arguments.out) if item["setting"]["device"] != device.type]
+    command = shlex.join(["python", *sys.argv])
+    if arguments.only and arguments.out.exists():  # what stays says which revision it is of
+        old = json.loads(arguments.out.read_text())
+        stay = [item for item in old["rows"] if item["setting"]["device"] == device.type]
+        for item in stay:
+            if item["setting"].get("part") not in chosen:
+                others.append(item | {"setting": {"revision": old["revision"]} | item["setting"]})
+        command = old["command"] if command in old["command"] else f"{old['command']}; {command}"
+    both = sorted(others + rows.rows, key=lambda item: item["setting"]["device"])
+    write_results(arguments.out, "speed", both, command=command)
     shown = "cpu" if any(item["setting"]["device"] == "cpu" for item in both) else device.type
     plot(arguments.out.with_suffix(".png"), both, shown)
+    if arguments.out == Arguments.out and device.type == "cpu" and "processes" in chosen:
+        PAGE.write_text(with_table(PAGE.read_text(), processes_table(both)))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,31 @@ def command_line() -> list[str]:
 
 
 def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
-    """Run a script in a process of one thread, what it prints appended to ``log``, and say how it ended.
+    """Run a script in a job of one thread, what it prints appended to ``log``, and say how it ended.
 
-    The log is locked as long as the script runs, so that no second process makes the same run at the same time.
+    The job is submitit's: on a machine that can submit to Slurm it is queued there, with what the environment says in
+    ``SBATCH_PARTITION``, ``SBATCH_TIMELIMIT`` and so on, else it is a process of this machine. ``CLUSTER=local`` or
+    ``CLUSTER=debug`` overrides that. A job that Slurm preempts, or that runs out of time, is queued again, and goes on
+    from its checkpoint. The log is locked until the job is over, so that no second process makes the same run.
     """
+    import submitit
+    import torch
+
+    class Script(submitit.helpers.Checkpointable):  # here, as such a class travels to the job by its code
+        def __call__(self) -> int:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            with (
+                open(log, "a") as file,
+                subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment) as process,
+            ):
+                try:
+                    return process.wait()
+                except BaseException:
+                    process.terminate()  # it saves, and that is waited for
+                    raise
+
+    command = [sys.executable, str(script), *arguments]
+    log = log.absolute()
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
         try:
@@ -39,12 +60,14 @@ def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
         except OSError:
             print(f"{name}: another process is making it", flush=True)
             return
-        code = subprocess.run(
-            [sys.executable, str(script), *arguments],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        ).returncode
+        executor = submitit.AutoExecutor(log.parent / ".jobs", cluster=os.environ.get("CLUSTER"))
+        executor.update_parameters(name=name, timeout_min=24 * 60)
+        if executor.cluster == "local":  # which hides the others
+            executor.update_parameters(gpus_per_node=torch.cuda.device_count())
+        try:
+            code = executor.submit(Script()).result()
+        except submitit.core.utils.UncompletedJobError as error:
+            code = str(error).splitlines()[0]
     last = log.read_text().rstrip().rpartition("\n")[2]
     print(f"{name}: {'done' if code == 0 else f'exit {code}, {log} ends with: {last}'}", flush=True)
 

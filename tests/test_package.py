@@ -44,7 +44,7 @@ def run_python(*arguments: str, **environment: str) -> str:
 # Importing
 
 HEAVY = "matplotlib tensorboard tyro numpyro jax mujoco lightning zuko pytest pybullet PIL imageio_ffmpeg"
-HEAVY += " minari imitation h5py pyarrow av"
+HEAVY += " minari imitation h5py pyarrow av lightning_fabric submitit"
 
 
 @pytest.mark.parametrize("validate", [True, False])
@@ -220,6 +220,7 @@ def test_extras_are_complete() -> None:
         "bullet",
         "data",
         "flows",
+        "scale",
         "docs",
         "test",
         "all",

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Unpack
 
 import gymnasium
 import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ..._random_state import keep_random_state
+from ..._random_state import keep_random_state, mixed
 from ..._verify import verify_least, verify_positive, verify_seed
 from ..training import checkpoint
+from ..training.interrupts import Interrupts
+from ..training.optimized import Optimized
+from ..training.processes import on_cpu
 from ..training.run import Evaluate, Run, RunOptions, Training
 from .body import Body, environment_of
 from .observed import Observation
@@ -139,6 +147,14 @@ def learn(
     goes on; a resume begins a new episode. The first Ctrl-C lets the step finish, saves, and returns; the third stops
     at once. SIGTERM, by which schedulers end a process, does as Ctrl-C does, and takes its course then.
 
+    With ``fabric``, a step is one step of the environment of each process: ``steps``, ``start``, ``batch_size`` and
+    ``replay`` count in each, so that N processes see N times as much. Each has its own environment, episodes and replay
+    (``out/replay-N-RANK.bin``), and an update is one by the mean of their gradients, on N batches together. Result and
+    log are of the episodes and updates of the process itself. Resumed, by any number of processes, each begins a new
+    episode, and has the replay of the process of its number, or a copy of another one's. Ctrl-C is heeded when the next
+    update is over. Where an environment raises, the last checkpoint stands. Learners whose gradients all go through one
+    optimiser can be trained so: soft actor-critic and soft Q-learning of any policy, without ``capture``.
+
     Args:
         learner: such as `SoftActorCritic`.
         env: one environment with a Box of float actions, and a flat Box of observations or what the learner takes.
@@ -239,10 +255,10 @@ def learn_together(
     else:  # they share the random numbers of the noise
         kind = "SeedBatch" if isinstance(batch, SeedBatch) else "list"
         settings = sizes | {"together": [*map(int, seeds)], "batch": kind}
-        first_seed = _mixed(*map(int, seeds))
+        first_seed = mixed(*map(int, seeds))
     none: list[Any] = [None] * len(learners)
     runs = [
-        _Acting(learner, env, int(seed), settings, checkpoint_every, options.get("device"), out, evaluate)
+        _Acting(learner, env, int(seed), settings, checkpoint_every, out, evaluate)
         for learner, env, seed, out, evaluate in zip(
             learners, envs, seeds, outs or none, evaluates or none, strict=True
         )
@@ -253,10 +269,15 @@ def learn_together(
         warnings.warn(f"steps={steps} with start={start}: nothing is learnt yet", stacklevel=2 + alone)
     training = Training(runs=runs, steps=steps, **options)
     training.interrupts.patience = 2
+    processes = training.processes
+    if processes.count > 1:
+        _verify_shared(batch)
     for run in runs:
         run.label = {} if alone else {"seed": run.seed}
 
     def advance() -> bool:
+        if processes.count > 1:
+            pyro.set_rng_seed(mixed(first_seed, runs[0].history.step, processes.rank))
         _act(batch, runs, training)
         past = runs[0].history.step - start  # of which each step brings its share of updates
         found: list[dict[str, Tensor]] = []
@@ -269,8 +290,9 @@ def learn_together(
                 run.finish_episode()
         return True
 
-    training.train(advance, first_seed)
-    return [run.result(training.interrupts.requests > 0) for run in runs]
+    with runs[0].sharing(training.interrupts):
+        training.train(advance, first_seed)
+    return [run.result(training.interrupts.stop) for run in runs]
 
 
 def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Training) -> None:
@@ -293,7 +315,7 @@ def _act(batch: SeedBatch | Sequence[Learner], runs: list[_Acting], training: Tr
     except Exception as error:
         put_back()
         kept = ""
-        if acting.history.step:  # else there is nothing to keep
+        if acting.history.step and training.processes.count == 1:  # else there is nothing to keep, or not alone
             for run in runs:
                 run.broken = True
             training.save(always=True)
@@ -327,7 +349,6 @@ class _Acting(Run):
         seed: int,
         settings: dict[str, Any],
         spare: int,
-        device: str | torch.device | None,
         out: str | os.PathLike[str] | None,
         evaluate: Evaluate | None,
     ) -> None:
@@ -340,8 +361,9 @@ class _Acting(Run):
             raise ValueError("evaluate runs episodes in the environment that is learnt in: give it one of its own")
         own = {"seed": seed, "env": environment_of(env), "frozen": checkpoint.frozen(learner.policy)}
         super().__init__([learner, learner.policy], settings | own, out, evaluate)
-        self.learner, self.seed, self.spare, self.device = learner, seed, 0 if out is None else spare, device
+        self.learner, self.seed, self.spare = learner, seed, 0 if out is None else spare
         self.returns: list[tuple[int, float]] = []
+        self.others: list[dict[str, Any]] = []  # what is saved of other processes
         self.broken = False  # the environment raised: this episode cannot go on
         self.file: Path | None = None
         self.forgotten = bytearray()  # actions of the episode that the replay no longer holds
@@ -349,33 +371,76 @@ class _Acting(Run):
     def verify_content(self, content: dict[str, Any]) -> None:
         assert self.path is not None
         self.matched = checkpoint.match(self.path, [self.learner], content["modules"], to_train=True)
-        self.spare, self.file = content["replay"]["sizes"][1], self.path.with_name(Path(content["file"]).name)
+        # Processes beyond those that were there go on from copies of what these had.
+        kept = [content, *content.get("others", ())]
+        self.others = kept[1 : self.processes.count]
+        round_, number = divmod(self.processes.rank, len(kept))
+        self.kept = kept[number]
+        self.spare, self.file = self.kept["replay"]["sizes"][1], self.path.with_name(Path(self.kept["file"]).name)
         if not self.file.exists():
             raise ValueError(f"{self.path} belongs to {self.file}, which is not there; {checkpoint.ANEW}")
+        if round_:
+            self.file = Path(shutil.copyfile(self.file, self._new_file(self.path)))
         self.memory = self._replay()
-        self.memory.restore(content["replay"])
+        self.memory.restore(self.kept["replay"])
+        if round_:
+            self.memory.generator.manual_seed(self._own_seed)
 
     def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
         self.learner.to(device)  # before states are loaded, which go where the parameters are
         if self.path is not None and self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            taken = {old.name for old in self.path.parent.glob("replay-*.bin")}
-            free = (name for n in range(len(taken) + 1) if (name := f"replay-{n}.bin") not in taken)
-            self.file = self.path.with_name(next(free))
+            self.file = self._new_file(self.path)
         if self.path is not None:  # when the spare rows are used up, the next checkpoint is due
             self.room = max(self.spare, 1)
         if content is None:
             self.memory = self._replay()
         else:
-            self._take_up(content["episodes"])
+            self._take_up(self.kept["episodes"])
             checkpoint.apply(self.matched)  # with what the learner remembers of the episode
+        if self.processes.count > 1:
+            self.learner.load_state_dict(self.processes.led(lambda: on_cpu(self.learner.state_dict())))
+
+    def _new_file(self, path: Path) -> Path:
+        """A name for a replay that no other has."""
+        taken = {old.name for old in path.parent.glob("replay-*.bin")}
+        ending = f"-{self.processes.rank}.bin" if self.processes.rank else ".bin"
+        return path.with_name(next(name for n in itertools.count() if (name := f"replay-{n}{ending}") not in taken))
+
+    @property
+    def _own_seed(self) -> int:
+        """The seed of episodes and replay, of each process another."""
+        return mixed(self.seed, self.processes.rank) if self.processes.rank else self.seed
+
+    @contextmanager
+    def sharing(self, interrupts: Interrupts) -> Iterator[None]:
+        """Have the learner's optimiser step by the mean gradient of all processes, if there are several."""
+        if self.processes.count == 1:
+            yield
+            return
+
+        def average(optimizer: Optimizer, *_: object) -> None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            asked = torch.tensor([float(interrupts.requests > 0)], device=parameters[0].device)
+            self.processes.join(parameters, asked, 1 / self.processes.count)
+            interrupts.shared = bool(asked)
+
+        hook = self.learner.optimizer.register_step_pre_hook(average)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def gather(self) -> None:
+        if self.path is not None and self.processes.count > 1:
+            self.others = self.processes.gathered(self._of_process())[1:]
 
     def _replay(self) -> Any:
         weight, capacity = next(self.learner.policy.parameters()), self.settings["replay"]
         options: ReplayOptions = {
-            "seed": self.seed,
+            "seed": self._own_seed,
             "dtype": weight.dtype,
-            "device": weight.device if self.device is None else self.device,
+            "device": weight.device if self.processes.device is None else self.processes.device,
             "path": self.file,
             "spare": self.spare,
         }
@@ -389,7 +454,7 @@ class _Acting(Run):
         self.returns, self.body.number = episode["returns"], number - 1
         if not (steps or episode["broken"]):
             return
-        if not episode["broken"]:
+        if not episode["broken"] and self.processes.count == 1:
             past = self.memory.latest(min(steps, len(self.memory)))
             before = episode.get("forgotten", past.actions[:0]).numpy()  # of which version 0.1 kept none
             why = "the environment did not come back to"
@@ -425,6 +490,10 @@ class _Acting(Run):
             self.forgotten += self.memory.oldest().actions.numpy().tobytes()
 
     def state(self) -> dict[str, Any]:
+        return self._of_process() | ({"others": self.others} if self.others else {})
+
+    def _of_process(self) -> dict[str, Any]:
+        """What of the state is this process's own."""
         self.memory.flush()
         body, over = self.body, self.body.over
         forgotten = np.frombuffer(bytes(b"" if over else self.forgotten), body.precision)
@@ -444,8 +513,9 @@ class _Acting(Run):
 
     def was_saved(self) -> None:
         assert self.path is not None
+        kept = {self.file.name if self.file else None, *(other["file"] for other in self.others)}
         for old in self.path.parent.glob("replay-*.bin"):  # those of runs that this one took the place of
-            if self.file is not None and old.name != self.file.name:
+            if self.file is not None and old.name not in kept:
                 old.unlink()
 
     def told(self) -> list[str]:
@@ -455,7 +525,7 @@ class _Acting(Run):
     def observe(self) -> Observation:
         """Return the observation to act on, that of a new episode where one begins."""
         if self.body.over:
-            seed = _mixed(self.seed, self.body.number + 1)
+            seed = mixed(self._own_seed, self.body.number + 1)
             if callable(begin := getattr(self.learner, "begin", None)):  # it wants to know
                 begin(seed)
             self.body.begin(seed)
@@ -499,6 +569,17 @@ def _verify_each(learners: list[Any], **given: Sequence[Any] | None) -> None:
             raise ValueError(f"two of the {name} are the same")
 
 
+def _verify_shared(batch: Any) -> None:
+    """Refuse what several processes cannot train: whose gradients are not all those of one optimiser."""
+    learner = batch[0] if len(batch) == 1 else batch
+    optimized = [m for m in learner.modules() if isinstance(m, Optimized)] if isinstance(learner, nn.Module) else []
+    if optimized != [learner] or getattr(learner, "capture", False):
+        raise ValueError(
+            "several processes can train one learner with one optimiser, such as SoftActorCritic without capture, "
+            f"not a {type(learner).__name__}"
+        )
+
+
 def _same(seen: Observation, expected: Any) -> bool:
     """Whether an observation is what was expected, as tensors; nothing may be."""
     pairs = zip(pytree.tree_leaves(seen), pytree.tree_leaves(expected), strict=True) if expected is not None else ()
@@ -515,7 +596,3 @@ def _verify_learner(learner: Any) -> None:
             raise TypeError(f"a {type(learner).__name__} is no learner: its {name} cannot be called")
     if not isinstance(learner.policy, nn.Module) or next(learner.policy.parameters(), None) is None:
         raise TypeError(f"the policy of the {type(learner).__name__} is no module with parameters")
-
-
-def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, Unpack
+from typing import Any, Literal, NamedTuple, Protocol, Unpack, get_args
 
 import numpy as np
+import pyro
 import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..._random_state import keep_random_state
+from ..._random_state import keep_random_state, mixed
 from ..._verify import verify_least, verify_seed
 from . import checkpoint
 from .interrupts import Interrupts
+from .processes import on_cpu
 from .run import Evaluate, Run, RunOptions, Training, to_device
 from .updates import SVIUpdate, TorchUpdate, update_of
 
-__all__ = ["Examples", "FitResult", "fit", "fit_described", "fingerprint", "in_precision"]
+__all__ = ["Examples", "FitResult", "Reduction", "fit", "fit_described", "fingerprint", "in_precision"]
+
+
+Reduction = Literal["sum", "mean"]
 
 
 class Examples(Protocol):
@@ -61,6 +67,7 @@ def fit(
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     clip: float | None = None,
+    reduction: Reduction = "sum",
     evaluate: Evaluate | None = None,
     **options: Unpack[RunOptions],
 ) -> FitResult:
@@ -87,6 +94,13 @@ def fit(
     waits for the device; Pyro's own ELBOs return a float, which does wait. A `PyroLRScheduler` is advanced
     once a step.
 
+    With ``fabric``, each process computes the loss and the gradients of its share of every batch, and all take the same
+    step, by the gradient of the whole batch, which is clipped then. Modules and parameters begin as those of process 0.
+    The random numbers of a step are a function of ``seed``, the step and the number of the process, so that any number
+    of processes can go on from a checkpoint: as many, on a CPU, come to the same bits. Buffers
+    that depend on the data, such as running means, are each process's own; saved are those of process 0. Ctrl-C or
+    SIGTERM in one process stops all after the same step. If a process ends, the others raise.
+
     Args:
         svi: either Pyro's `SVI`, or a pair ``(loss, optimizer)``, where ``loss(batch)`` gives the scalar
             loss, such as ``elbo(program, guide)``, and one torch optimiser holds its parameters. The pair has
@@ -100,6 +114,10 @@ def fit(
         seed: seeds torch, numpy and Python at step 0, and the order of the epochs.
         out: folder to write to; made if missing. None writes nothing.
         clip: greatest global norm of the gradient.
+        reduction: what the loss is of its batch, where several processes share that: the "sum" over examples, as plates
+            of the size of the batch make it, or their "mean", as plates of the size of the data do. A warning says so
+            if it seems to be the other. What is in it beside, such as a penalty of weights, counts once for each share
+            of a sum: have it proportional to the size of the batch.
         evaluate: called with the number of finished steps, returns named numbers to log.
         **options: see `RunOptions`: resume, device, progress, how often to save, log and evaluate, and functions that
             are told of it.
@@ -115,13 +133,24 @@ def fit(
             or the checkpoint is truncated, of another model, made under other settings (objective, optimiser,
             data) or already beyond ``steps``; nothing has been changed or written then. Or, at the first step of
             an `SVI`, the parameters of a module do not reach the optimiser.
+        RuntimeError: another of several processes has ended or raised; the last checkpoint stands.
         FloatingPointError: the loss or a parameter is no longer finite; the last checkpoint, from before,
         stands.
         BlockingIOError: another run writes to ``out``; says which process, where and since when.
         OSError: ``out`` cannot be written, or the disk is full; names the file, and the last checkpoint stands.
     """
     return fit_described(
-        svi, data, None, steps=steps, batch_size=batch_size, seed=seed, out=out, clip=clip, evaluate=evaluate, **options
+        svi,
+        data,
+        None,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+        clip=clip,
+        reduction=reduction,
+        evaluate=evaluate,
+        **options,
     )
 
 
@@ -135,6 +164,7 @@ def fit_described(
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     clip: float | None = None,
+    reduction: Reduction = "sum",
     evaluate: Evaluate | None = None,
     **options: Unpack[RunOptions],
 ) -> FitResult:
@@ -146,6 +176,8 @@ def fit_described(
         raise ValueError(f"batch_size {batch_size} exceeds the {len(data)} examples there are")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, not {clip}")
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be 'sum' or 'mean', not {reduction!r}")
     update = update_of(svi)
     data = in_precision(data, update.modules, stacklevel=4)
     constants = {} if out is None else checkpoint.constants(update.modules)
@@ -155,14 +187,16 @@ def fit_described(
     if out is not None:
         settings |= {"data_fingerprint": fingerprint(data), "frozen": checkpoint.frozen(*update.modules)}
     settings |= update.settings() | (origin or {})
-    run = _Fitting(update, data, options.get("device"), settings, out, evaluate)
+    run = _Fitting(update, data, reduction, settings, out, evaluate)
     run.constants = constants  # from before a check of theirs counted itself
     usual: RunOptions = {"checkpoint_every": 1000, "log_every": 50}
     training = Training(runs=[run], steps=steps, **usual | options)
     interrupts = training.interrupts
-    training.train(lambda: run.advance(interrupts), int(seed), held=origin is not None)
+    if training.processes.count > batch_size:
+        raise ValueError(f"batch_size is {batch_size}: {training.processes.count} processes cannot share that")
+    training.train(lambda: run.advance(interrupts, training.log_every), int(seed), held=origin is not None)
     done = run.history
-    return FitResult(done.step, done.curve(), done.seconds, interrupts.requests > 0, done.evaluations)
+    return FitResult(done.step, done.curve(), done.seconds, interrupts.stop, done.evaluations)
 
 
 def fingerprint(data: Any) -> str | None:
@@ -177,19 +211,22 @@ class _Fitting(Run):
 
     needs = ("optimizer", "params")
 
-    def __init__(
-        self, update: SVIUpdate | TorchUpdate, data: Examples, device: str | torch.device | None, *given: Any
-    ) -> None:
+    def __init__(self, update: SVIUpdate | TorchUpdate, data: Examples, reduction: Reduction, *given: Any) -> None:
         super().__init__(update.modules, *given)
-        self.update, self.data, self.device = update, data, device
+        self.update, self.data, self.reduction = update, data, reduction
+        self.device: str | torch.device | None = None
+        self.lengths: Tensor | None = None
         self.size, self.clip = self.settings["batch_size"], self.settings["clip"]
 
     def open(self, device: str | torch.device | None, content: dict[str, Any] | None) -> None:
+        self.device = device
         for module in self.modules:
             module.to(device)
         if content is not None:
             assert self.path is not None
             self.update.restore(self.path, content, lambda: self._batch(torch.arange(self.size)))
+        if self.processes.count > 1:
+            self._agree()
         self.batches = self._batches(self.history.step)
 
     def state(self) -> dict[str, Any]:
@@ -198,12 +235,16 @@ class _Fitting(Run):
     def finite(self) -> bool:
         return self.update.finite()
 
-    def advance(self, interrupts: Interrupts) -> bool:
+    def advance(self, interrupts: Interrupts, log_every: int) -> bool:
         """Take a step; return False if a second Ctrl-C had it dropped."""
-        put_back, history = keep_random_state(), self.history
-        interrupts.patience = 1
+        put_back, history, processes = keep_random_state(), self.history, self.processes
+        if processes.count == 1:
+            interrupts.patience = 1
+        else:  # no state to save but these numbers; and nobody drops a step that the others take
+            pyro.set_rng_seed(mixed(int(self.settings["seed"]), history.step, processes.rank))
         try:
-            loss = self.update.gradients(self._batch(next(self.batches)))
+            share = processes.share(next(self.batches), self.lengths)
+            loss = self.update.gradients(self._batch(share))
         except KeyboardInterrupt:  # what is saved is the end of the last step
             self.update.discard()
             put_back()
@@ -211,6 +252,9 @@ class _Fitting(Run):
             return False
         finally:
             interrupts.patience = math.inf
+        if processes.count > 1:
+            weight = len(share) / self.size if self.reduction == "mean" else 1.0
+            loss = self._joined(loss, weight, interrupts, log_every)
         if isinstance(loss, float) and not math.isfinite(loss):
             self.update.discard()
             raise self.not_finite(f"loss is {loss} at step {history.step + 1}")
@@ -221,6 +265,63 @@ class _Fitting(Run):
         history.window += loss
         history.window_steps += 1
         return True
+
+    def _agree(self) -> None:
+        """Have in all processes what the leading one has: the same call, and the same numbers in all modules."""
+        if isinstance(lengths := getattr(self.data, "lengths", None), Tensor):
+            self.lengths = lengths.cpu()
+        before = [copy.deepcopy(module.state_dict()) for module in self.modules]
+        pyro.set_rng_seed(int(self.settings["seed"]))
+        self.update.meet(self._batch(torch.arange(self.size)))
+        store = dict(pyro.get_param_store().named_parameters())
+
+        def mine() -> Any:
+            if self.content is None:
+                self._warn_of_reduction()
+            states = [module.state_dict() | old for module, old in zip(self.modules, before, strict=True)]
+            return on_cpu((self.settings | {"reduction": self.reduction}, states, store))
+
+        settings, states, values = self.processes.led(mine)
+        if unlike := checkpoint.difference(settings, self.settings | {"reduction": self.reduction}):
+            raise ValueError(f"process {self.processes.rank} was not called as the leading one was: there is {unlike}")
+        for module, state in zip(self.modules, states, strict=True):
+            module.load_state_dict(state)
+        with torch.no_grad():
+            for name, value in store.items():
+                value.copy_(values[name])
+
+    def _warn_of_reduction(self) -> None:
+        """Warn if the loss of a batch is that of its halves as the other reduction has it."""
+
+        def loss_of(indices: Tensor) -> float:
+            pyro.set_rng_seed(int(self.settings["seed"]))
+            return float(self.update.loss_of(self._batch(indices)))
+
+        whole, halves = loss_of(torch.arange(self.size)), torch.arange(self.size).tensor_split(2)
+        losses = [loss_of(half) for half in halves]
+        mean = sum(loss * len(half) / self.size for loss, half in zip(losses, halves, strict=True))
+        off = {"sum": abs(whole - sum(losses)), "mean": abs(whole - mean)}
+        other = "mean" if self.reduction == "sum" else "sum"
+        if off[other] < 0.1 * off[self.reduction]:
+            found = f"the loss of a batch is {whole:.4g}, those of its halves {losses[0]:.4g} and {losses[1]:.4g}"
+            warnings.warn(f"{found}: so it is the {other} over examples; see reduction", stacklevel=2)
+
+    def _joined(self, loss: float | Tensor, weight: float, interrupts: Interrupts, log_every: int) -> float | Tensor:
+        """Put the gradients of the whole batch in the place of those of the share; return the loss of it all."""
+        update, everything = self.update, self.update.everything
+        reached = {*map(id, update.parameters)}
+        if reached - {*map(id, everything)}:
+            raise ValueError("a parameter was not there in the first run: several processes cannot share its gradient")
+        for parameter in everything:
+            if id(parameter) not in reached:
+                parameter.grad = None
+        precision, device = torch.promote_types(everything[0].dtype, torch.float32), everything[0].device
+        told = torch.tensor([0.0, interrupts.requests > 0], dtype=precision, device=device)
+        told[0] = loss * weight
+        update.parameters = self.processes.join(everything, told, weight)
+        if device.type == "cpu" or (self.history.step + 1) % log_every == 0:  # where the loss is read as well
+            interrupts.shared = bool(told[1])
+        return told[0].item() if device.type == "cpu" else told[0].double()
 
     def _batches(self, start: int) -> Iterator[Tensor]:
         """Indices [batch_size] of each batch from step ``start`` on, cut from endless shuffled epochs."""

@@ -17,13 +17,20 @@ class Interrupts:
     Attributes:
         requests: how often Ctrl-C was pressed.
         patience: presses beyond this many raise `KeyboardInterrupt` at once.
+        shared: whether the processes that train together have agreed to stop; None for one that is alone.
     """
 
     def __init__(self) -> None:
         self.requests = 0
         self.patience = math.inf
+        self.shared: bool | None = None
         self.previous: dict[signal.Signals, Any] = {}
         self.ended = False
+
+    @property
+    def stop(self) -> bool:
+        """Whether to end the run."""
+        return self.requests > 0 if self.shared is None else self.shared
 
     def __enter__(self) -> Self:
         # Only the main thread may handle signals, and only it gets them; a background job ignores Ctrl-C.

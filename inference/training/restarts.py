@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -17,7 +18,8 @@ from torch.optim import Optimizer
 from ..._random_state import random_state_aside
 from ..._verify import verify_folder, verify_least
 from . import checkpoint
-from .fit import Examples, FitResult, fingerprint, fit, fit_described, in_precision
+from .fit import Examples, FitResult, Reduction, fingerprint, fit, fit_described, in_precision
+from .processes import Processes
 from .run import RunOptions, lock_of, to_device
 from .updates import update_of
 
@@ -56,6 +58,7 @@ def fit_best(
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     clip: float | None = None,
+    reduction: Reduction = "sum",
     **options: Unpack[RunOptions],
 ) -> BestFit:
     """Train several starts for a while, and go on with the one whose loss per example of the trial data is least.
@@ -76,6 +79,7 @@ def fit_best(
             where the first was stopped; one with other ``starts``, ``trial_steps`` or ``trial_data`` is refused. The
             folder belongs to the call as long as it lasts.
         clip: see :func:`fit`.
+        reduction: see :func:`fit`.
         **options: see `RunOptions`.
 
     Raises:
@@ -86,12 +90,13 @@ def fit_best(
     verify_least(0, steps=steps)
     verify_folder(out)
     tried = data if trial_data is None else trial_data
-    given: Any = {"batch_size": batch_size, "seed": seed, "clip": clip, **options}
+    given: Any = {"batch_size": batch_size, "seed": seed, "clip": clip, "reduction": reduction, **options}
+    processes = Processes(options.get("fabric"), options.get("device"))
     origin: dict[str, Any] = {"starts": starts, "trial_steps": trial_steps}
     made, losses = list[Trained](), list[float]()
     with ExitStack() as stack:
         if out is not None:
-            stack.enter_context(lock_of(out))
+            processes.led(lambda: stack.enter_context(lock_of(out)))
         for start in range(starts):
             torch.manual_seed(seed + start)
             made.append(make(seed + start))
@@ -100,12 +105,13 @@ def fit_best(
                 if out is not None:
                     origin["trial_data"] = fingerprint(tried)
                     if options.get("resume", True):
-                        _verify_origin(Path(out) / "checkpoint.pt", origin)
+                        processes.led(partial(_verify_origin, Path(out) / "checkpoint.pt", origin))
             folder = None if out is None else Path(out) / f"trial-{start}"
             result = fit(made[start], tried, steps=trial_steps, out=folder, **given)
             try:
                 if not result.interrupted:
-                    losses.append(_loss(made[start], tried, batch_size, seed, options.get("device")))
+                    loss = partial(_loss, made[start], tried, batch_size, seed, processes.device)
+                    losses.append(processes.led(loss))
             except KeyboardInterrupt:  # the trial is saved
                 result = result._replace(interrupted=True)
             if result.interrupted:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,6 +25,7 @@ from ..._random_state import random_state, random_state_aside, set_random_state
 from ..._verify import verify_device, verify_folder, verify_least
 from . import checkpoint
 from .interrupts import Interrupts
+from .processes import Fabric, Processes
 from .updates import all_finite
 
 __all__ = ["Evaluate", "History", "Log", "Run", "RunOptions", "Training", "lock_of", "to_device"]
@@ -60,6 +62,8 @@ class RunOptions(TypedDict, total=False):
     Attributes:
         resume: go on from ``out/checkpoint.pt`` if it is there (True); False starts anew and overwrites it.
         device: where to move modules and data; None leaves them where they are (None).
+        fabric: Lightning's, launched, whose processes train together (None: this one is alone); see `docs/scaling.md`.
+            Its device is the device. Process 0 alone reads and writes ``out``, logs, evaluates and shows the bar.
         evaluate_every: steps between calls of ``evaluate`` (0); it is called after the last step in any case.
         on_evaluation: called with the step and what ``evaluate`` returned (None).
         checkpoint_every: steps between checkpoints (of `fit` 1000, of `learn` 10,000); of `fit`, 0 for one at the end.
@@ -73,6 +77,7 @@ class RunOptions(TypedDict, total=False):
 
     resume: bool
     device: str | torch.device | None
+    fabric: Fabric | None
     evaluate_every: int
     on_evaluation: Log | None
     checkpoint_every: int
@@ -131,6 +136,7 @@ class Run:
     """
 
     needs: tuple[str, ...] = ()  # what a checkpoint has to hold beside what all do
+    processes = Processes()  # those that train it together
 
     def __init__(
         self,
@@ -167,6 +173,9 @@ class Run:
         """What the checkpoint holds beside what it does of every run."""
         raise NotImplementedError
 
+    def gather(self) -> None:
+        """Have what other processes give to the state; all of them call it."""
+
     def finite(self) -> bool:
         """Whether all parameters are finite."""
         return all_finite([parameter for module in self.modules for parameter in module.parameters()])
@@ -195,7 +204,7 @@ class Run:
         """Be where the checkpoint is, or at the start."""
         if self.content is not None:
             self.history = History(**self.content["history"])
-            self._remember()
+            self.remember_saved()
         self._began = self._logged = self.history.step, self.history.seconds
         self.open(device, self.content)
 
@@ -203,7 +212,7 @@ class Run:
     def writing(self) -> Iterator[None]:
         """Have a folder, with TensorBoard's file open."""
         self._board: Any = None
-        if self.path is None:
+        if self.path is None or not self.processes.leads:
             yield
             return
         from torch.utils.tensorboard import SummaryWriter  # here, because it takes a second
@@ -274,10 +283,11 @@ class Run:
 
     def note_saved(self) -> None:
         """Remember that the checkpoint holds all there is."""
-        self._remember()
+        self.remember_saved()
         self.was_saved()
 
-    def _remember(self) -> None:
+    def remember_saved(self) -> None:
+        """Remember that the checkpoint is at this step."""
         self.saved_step, self._saved_evaluations, self._wrote = self.history.step, len(self.history.evaluations), True
 
 
@@ -303,6 +313,7 @@ class Training:
     log_every: int
     resume: bool = True
     device: str | torch.device | None = None
+    fabric: Fabric | None = None
     evaluate_every: int = 0
     on_evaluation: Log | None = None
     log: Log | None = None
@@ -313,7 +324,11 @@ class Training:
         every = {"evaluate_every": self.evaluate_every, "checkpoint_every": self.checkpoint_every}
         verify_least(0, steps=self.steps, **every)
         verify_least(1, log_every=self.log_every)
-        verify_device(self.device)
+        self.processes = Processes(self.fabric, self.device)
+        verify_device(self.processes.device)
+        for run in self.runs:
+            run.processes = self.processes
+        self.interrupts.shared = False if self.processes.count > 1 else None
         for name, given in {"on_evaluation": self.on_evaluation, "log": self.log}.items():
             if given is not None and not callable(given):
                 raise TypeError(f"{name} must be a function of the step and named numbers, got {given!r}")
@@ -336,34 +351,45 @@ class Training:
             OSError: if a checkpoint cannot be written.
         """
         with ExitStack() as stack:
-            paths = [run.path for run in self.runs if run.path is not None]
-            for path in () if held else paths:
-                stack.enter_context(lock_of(path.parent))
-            settle(*paths)
+            self.processes.led(lambda: self._claim(stack, held))
             self._train(advance, seed)
+
+    def _claim(self, stack: ExitStack, held: bool) -> None:
+        paths = [run.path for run in self.runs if run.path is not None]
+        for path in () if held else paths:
+            stack.enter_context(lock_of(path.parent))
+        settle(*paths)
+
+    def _find(self) -> list[tuple[dict[str, Any] | None, dict[str, Any]]]:
+        for run in self.runs:
+            run.find(self.steps)
+        return [(run.content, run.constants) for run in self.runs]
 
     def _train(self, advance: Callable[[], bool], seed: int) -> None:
         if self.resume:
-            for run in self.runs:
-                run.find(self.steps)
+            for run, found in zip(self.runs, self.processes.led(self._find), strict=True):
+                run.content, run.constants = found
+                if run.content is not None and not self.processes.leads:
+                    run.verify_content(run.content)
         if len({run.content["step"] if run.content else 0 for run in self.runs}) > 1:
             at = ", ".join(f"{run.out} at {run.content['step'] if run.content else 0}" for run in self.runs)
             raise ValueError(f"runs of one batch must be at one step, not {at}; {checkpoint.ANEW}")
         for run in self.runs:
-            run.begin(self.device)
+            run.begin(self.processes.device)
         first = self.runs[0]
         if first.content is None:
             pyro.set_rng_seed(seed)
         else:
             set_random_state(first.content["random"])
         with self.interrupts, ExitStack() as stack:
-            bar = stack.enter_context(ProgressBar("step", self.steps, self.progress, first.history.step))
+            shown = self.progress and self.processes.leads
+            bar = stack.enter_context(ProgressBar("step", self.steps, shown, first.history.step))
             told = lambda: "  ".join(first.told())  # noqa: E731
             for run in self.runs:
                 stack.enter_context(run.writing())
             if self._evaluation_is_due():
                 self._evaluate()
-            while first.history.step < self.steps and not self.interrupts.requests:
+            while first.history.step < self.steps and not self.interrupts.stop:
                 started = time.perf_counter()
                 if not advance():
                     break
@@ -387,17 +413,25 @@ class Training:
 
     def save(self, always: bool = False) -> None:
         """Write the checkpoints of all runs, or none; `always` also where nothing is new."""
+        for run in self.runs:
+            run.gather()
+        saved = self.processes.led(lambda: self._write(always))
+        for run in self.runs if saved and not self.processes.leads else ():
+            run.remember_saved()
+
+    def _write(self, always: bool = False) -> bool:
         contents = [run.to_save(always) for run in self.runs]
         checkpoint.write_all({path: content for each in contents for path, content in each.items()})
         for run, content in zip(self.runs, contents, strict=True):
             if content:
                 run.note_saved()
+        return any(contents)
 
     def _log(self, run: Run) -> None:
         """Log the numbers of a step."""
         values, run.values = run.values, {}
         run.write(values)
-        if self.log is not None:
+        if self.log is not None and self.processes.leads:
             self._call(self.log, run.history.step, run.label | values)
 
     def _evaluation_is_due(self) -> bool:
@@ -408,14 +442,14 @@ class Training:
         """Evaluate each run, unless that was done; note the results."""
         for run in self.runs:
             step, done = run.history.step, run.history.evaluations[-1][0] if run.history.evaluations else 0
-            if run.evaluate is None or step == done or self.interrupts.requests:
+            if run.evaluate is None or step == done or self.interrupts.stop:
                 continue
-            found = self._call(_floats, run.evaluate, step)
+            found = self.processes.led(partial(self._call, _floats, run.evaluate, step))
             if found is None:  # interrupted
                 continue
             run.history.evaluations.append((step, found))
             run.write(found)
-            if self.on_evaluation is not None:
+            if self.on_evaluation is not None and self.processes.leads:
                 self._call(self.on_evaluation, step, run.label | found)
 
     def _call(self, function: Callable[..., Any], *given: Any) -> Any:
@@ -435,7 +469,7 @@ class Training:
         except KeyboardInterrupt:
             self.interrupts.requests += 1
         except Exception:
-            self.save()
+            self._write()  # the others are not at this place
             raise
         return None
 

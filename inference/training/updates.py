@@ -47,6 +47,7 @@ class SVIUpdate:
         self.svi = svi
         self.modules = _modules(svi.model, svi.guide, svi.loss_and_grads)
         self.parameters: list[Tensor] = []  # those of the last step
+        self.everything: list[Tensor] = []  # what any step may reach; see `meet`
         self.verified = False
 
     def settings(self) -> dict[str, Any]:
@@ -63,15 +64,19 @@ class SVIUpdate:
         """The loss of a batch, without gradients."""
         return _value(self.svi.evaluate_loss(batch))
 
+    def meet(self, batch: Any) -> None:
+        """Make the parameters that only a first run makes, and note all there are."""
+        with torch.no_grad(), poutine.trace(param_only=True) as capture:
+            self.svi.loss(self.svi.model, self.svi.guide, batch)
+        self.everything = _parameters(capture.trace)
+
     def gradients(self, batch: Any) -> float | Tensor:
         """Compute the loss of a batch and its gradients; return the loss, unread where that would wait for a GPU."""
         with poutine.trace(param_only=True) as capture:
             try:
                 loss = self.svi.loss_and_grads(self.svi.model, self.svi.guide, batch)
             finally:  # a dict keeps the order, hence the bits of the norm; SVI's set does not
-                sites = capture.trace.nodes.values()
-                values: list[Any] = [site["value"] for site in sites]
-                self.parameters = list(dict.fromkeys(value.unconstrained() for value in values))
+                self.parameters = _parameters(capture.trace)
         if not self.verified:
             self._verify_trained(capture.trace.nodes)
         return _value(loss)
@@ -111,8 +116,7 @@ class SVIUpdate:
             if name in content["optimizer"] and id(value) not in own:
                 del store[name]
         if lazy or content["params"]:
-            with torch.no_grad():  # makes the parameters that only a first run makes
-                self.svi.loss(self.svi.model, self.svi.guide, first_batch())
+            self.meet(first_batch())
         matched = checkpoint.match(path, self.modules, content["modules"], to_train=True)
         loose = dict(store.named_parameters())
         for name, value in content["params"].items():
@@ -164,11 +168,12 @@ class TorchUpdate:
     def __init__(self, loss: nn.Module, optimizer: Optimizer) -> None:
         self.loss, self.optimizer = loss, optimizer
         self.modules = _modules(loss)
-        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.parameters = self.everything  # those of the last step
         own = {id(parameter) for module in self.modules for parameter in module.parameters()}
-        if foreign := sum(id(parameter) not in own for parameter in self.parameters):
+        if foreign := sum(id(parameter) not in own for parameter in self.everything):
             raise ValueError(f"the optimiser holds {foreign} parameters that no module behind the loss holds")
-        held = {id(parameter) for parameter in self.parameters}
+        held = {id(parameter) for parameter in self.everything}
         for module in self.modules:
             trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
             if trainable and not any(id(parameter) in held for parameter in trainable):
@@ -195,11 +200,15 @@ class TorchUpdate:
         with torch.no_grad():
             return _value(self.loss(batch))
 
+    def meet(self, batch: Any) -> None:
+        """Do nothing: the optimiser has all parameters."""
+
     def gradients(self, batch: Any) -> float | Tensor:
         """Compute the loss of a batch and its gradients; return the loss, unread where that would wait for a GPU."""
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()
+        self.parameters = [parameter for parameter in self.everything if parameter.grad is not None]
         return _value(loss)
 
     def apply(self, clip: float | None) -> Tensor | None:
@@ -227,7 +236,13 @@ class TorchUpdate:
 
     def finite(self) -> bool:
         """Whether all parameters are finite."""
-        return all_finite(self.parameters)
+        return all_finite(self.everything)
+
+
+def _parameters(trace: poutine.Trace) -> list[Tensor]:
+    """The unconstrained parameters of a trace of them, each once and in its order."""
+    values: list[Any] = [site["value"] for site in trace.nodes.values()]
+    return list(dict.fromkeys(value.unconstrained() for value in values))
 
 
 def _modules(*callables: Any) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """The speed benchmark: its site loop is the same model and guide, and a tiny run writes a valid file."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,16 @@ def test_a_tiny_run_writes_its_file_and_keeps_rows_of_other_devices(
     stale = other | {"setting": {"device": "cpu"}}
     benchmark.write_results(out, "speed", [other, stale], command="before")
     tiny = benchmark.Arguments(
-        out=out, repeats=1, demos=4, updates=1, lengths=(2, 3, 4), max_length=2, batches=(1, 2), memory_updates=1
+        out=out,
+        repeats=1,
+        demos=4,
+        updates=1,
+        lengths=(2, 3, 4),
+        max_length=2,
+        batches=(1, 2),
+        memory_updates=1,
+        shared=3,
+        curve=1,
     )
     benchmark.main(tiny)
     results = json.loads(out.read_text())
@@ -85,7 +95,18 @@ def test_a_tiny_run_writes_its_file_and_keeps_rows_of_other_devices(
                 "linearity_exponent",
                 "updates_per_second",
                 "traces_per_second",
+                "speed_ratio",
+                "loss_per_trace",
             )
         ),
     } <= found
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speed.json", "speed.png"]
+    benchmark.main(dataclasses.replace(tiny, only=("memory",)))
+    again = json.loads(out.read_text())["rows"]
+
+    def but_memory(rows: list[dict[str, Any]], **setting: str) -> list[dict[str, Any]]:
+        kept = [item for item in rows if item["setting"].get("part") != "memory" and item != other]
+        return [item | {"setting": item["setting"] | setting} for item in kept]
+
+    assert but_memory(again) == but_memory(results["rows"], revision=results["revision"]) and other in again
+    assert len(again) == len(results["rows"])

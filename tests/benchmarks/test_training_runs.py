@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+pytest.importorskip("submitit")
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
 
@@ -30,6 +36,40 @@ def test_a_run_is_made_by_one_process_at_a_time(
     script.write_text("raise SystemExit('no such thing')")
     benchmark.make(script, [], "run", log)
     assert capsys.readouterr().out == f"run: exit 1, {log} ends with: no such thing\n"
+
+
+def test_a_job_that_is_preempted_is_queued_again_and_goes_on(
+    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTER", "local")
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os, pathlib, signal, sys, time
+saved = pathlib.Path("saved")
+if saved.exists():
+    print("went on")
+    sys.exit()
+def save(*_):
+    time.sleep(0.5)
+    saved.touch()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("job").write_text(f"{os.getppid()}.")
+time.sleep(60)
+""")
+    monkeypatch.chdir(tmp_path)
+
+    def preempt() -> None:
+        while not Path("job").exists() or not (job := Path("job").read_text()).endswith("."):
+            time.sleep(0.05)
+        os.kill(int(job[:-1]), signal.SIGUSR2)  # what submitit has Slurm send first
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    benchmark.make(script, [], "run", tmp_path / "log.txt")
+    thread.join()
+    assert capsys.readouterr().out == "run: done\n"
+    assert (tmp_path / "log.txt").read_text() == "went on\n"
 
 
 def test_uncommitted_changes_are_refused_unless_allowed(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ Measured are the program, guide and loss that `examples/bubble_sort.py` trains, 
 * its growth with the number of PHP steps, from lists of three digits to lists of nine;
 * its throughput at several batch sizes, and the peak memory of a training in a process of its own;
 * the same updates in two processes, each on half of every batch of 64, and the learning curves of both ways
-  (`speed_processes.py`; needs the extra scale).
+  (`speed_processes.py`; needs the extra scale);
+* the same updates by the twins in NumPyro, at batches of 4 and 64 and of six seeds at once, and how far ELBO and
+  gradients agree (`speed_engines.py`; needs the extra numpyro).
 
 What is compared is interleaved in one process: repeat by repeat, one update each, on the same traces and weights. Every
 repeat is a row, its seed the number of the repeat; the printed numbers are medians.
@@ -63,7 +65,7 @@ TARGET_SECONDS = 0.064  # for an update of four traces
 LARGE_BATCH, LARGE_REPEATS = 256, 3  # larger batches are repeated that often
 # Processor time says on a shared machine what wall-clock time says on a quiet one; on a GPU it says nothing.
 CLOCKS = {"wall": "update_seconds", "processor": "update_cpu_seconds"}
-Part = Literal["methods", "growth", "throughput", "memory", "processes"]
+Part = Literal["methods", "growth", "throughput", "memory", "processes", "engines"]
 METHODS = ("hvil", "hvil-tensor-walk", "hvil-compiled", "site-loop")
 
 
@@ -427,6 +429,31 @@ def processes_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def measure_engines(trainer: Trainer, rows: Rows, arguments: Arguments) -> None:
+    """Add what the twins in NumPyro make of it."""
+    import speed_engines
+
+    def make() -> tuple[Any, Any]:
+        fresh = Trainer(arguments)
+        return fresh.program, fresh.guide
+
+    def update(batch: Demonstrations, seed: int) -> float:
+        return trainer.measure("hvil", batch, seed)["update_seconds"]
+
+    longest, few = arguments.max_length, max(arguments.repeats // 3, 3)
+    small = batches_of(arguments.repeats, BATCH, max_length=longest)
+    large = batches_of(few, arguments.shared, max_length=longest)
+    found = [*speed_engines.agreement(make, batches_of(1, BATCH, max_length=min(4, longest))[0])]
+    trainer.warm_up("hvil", small)
+    for batches, seeds in ((small, 1), (small[:few], speed_engines.SEEDS), (large, 1)):
+        found += speed_engines.updates(trainer.program, trainer.guide, update, batches, seeds)
+    for item in found:
+        rows.add(item.method, item.metric, item.value, item.seed, item.seconds, **item.setting)
+    kinds = {(item.method, item.metric, tuple(item.setting.items())): None for item in found}
+    for method, metric, setting in kinds:
+        print(f"{method:>17} {metric:>20} {rows.median(method, metric, **dict(setting)):10.3g}  {dict(setting)}")
+
+
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     """Return a mean and its standard error."""
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
@@ -500,6 +527,7 @@ def main(arguments: Arguments) -> None:
                 "throughput",
                 lambda: measure_throughput(trainer, rows, repeats, arguments.batches, longest),
             ),
+            ("engines", "engines", lambda: measure_engines(trainer, rows, arguments)),
         ]
         needed = {part for part, _, _ in parts} & {*chosen}
         for part, name, measure in parts:
@@ -519,7 +547,8 @@ def main(arguments: Arguments) -> None:
     both = sorted(others + rows.rows, key=lambda item: item["setting"]["device"])
     write_results(arguments.out, "speed", both, command=command)
     shown = "cpu" if any(item["setting"]["device"] == "cpu" for item in both) else device.type
-    plot(arguments.out.with_suffix(".png"), both, shown)
+    if any(item["setting"].get("part") == "growth" for item in both):
+        plot(arguments.out.with_suffix(".png"), both, shown)
     if arguments.out == Arguments.out and device.type == "cpu" and "processes" in chosen:
         PAGE.write_text(with_table(PAGE.read_text(), processes_table(both)))
 

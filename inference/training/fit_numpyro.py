@@ -100,6 +100,8 @@ def fit(
             return lax.scan(update, state, indices)
 
         with scored_rows(rows):
+            if len(seeds) > 1 and jax.default_backend() == "cpu":  # where what is batched takes longer
+                return lax.map(lambda each: of_seed(*each), (states, indices))
             if len(seeds) > 1:
                 return jax.vmap(of_seed)(states, indices)
             return jax.tree.map(lambda x: x[None], of_seed(jax.tree.map(lambda x: x[0], states), indices[0]))

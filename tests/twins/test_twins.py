@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import pyro.distributions as pdist
 import pytest
 import torch
@@ -23,6 +22,9 @@ import pyrocontrol as pc  # noqa: E402
 from pyrocontrol import twins  # noqa: E402
 from pyrocontrol.envs import Demonstrations  # noqa: E402
 from pyrocontrol.envs.bubble_sort import demonstrations  # noqa: E402
+from scripts import load_script  # noqa: E402
+
+engines = load_script("benchmarks/speed_engines.py")
 
 MOVE = """
 actions: move(direction: onehot[2], force: real[1]), stop
@@ -83,65 +85,10 @@ def test_elbo_and_every_gradient_are_those_of_pyro(
 
 def check_elbo(encoder: str, rows: int | None, tolerance: float) -> None:
     traces, program = bubble_sort(sparsity=0.1, num_traces=8, argument_hidden=(3,), activation="tanh")
-    pair = pair_of(program, encoder)
-    calls = pair.guide.posterior(traces).sample()
-
-    # The estimator at given calls: the same choices on both sides.
-    elbo = pc.inference.StepwiseKL_ELBO(max_plate_nesting=1)
-
-    def guide(traces: Demonstrations) -> None:
-        pc.models.registration.register("guide", pair.guide)
-        with pyro.plate("traces", len(traces.lengths), dim=-1):
-            pyro.sample("calls", _Given(pair.guide.posterior(traces), calls))
-
-    loss = elbo.differentiable_loss(program.model, guide, traces)
-    loss.backward()
-
-    arrays, given = twins.as_arrays(traces), jnp.asarray(calls.numpy())
-
-    def twin_guide(traces: twins.Traces) -> None:
-        held = pair.twin_guide.registered("guide")
-        with numpyro.plate("traces", len(traces.lengths)):
-            numpyro.sample("calls", _GivenTwin(held.posterior(traces), given))
-
-    objective = twins.StepwiseKL_ELBO()
-
-    def of(params: dict[str, Any]) -> Any:
-        return objective.loss(jax.random.PRNGKey(0), params, pair.twin.model, twin_guide, arrays)
-
-    with twins.scored_rows(rows):
-        value, gradients = jax.jit(jax.value_and_grad(of))(pair.params)
-    close(value, loss, tolerance)
-    for name, module in {"program": program, "guide": pair.guide}.items():
-        for key, parameter in module.named_parameters():
-            close(gradients[f"{name}$$${key}"], parameter.grad, tolerance)
-    assert any(np.abs(np.asarray(g)).max() > 1e-3 for g in gradients.values())
-
-
-class _Given(pc.models.Sequence):
-    """A sequence whose draw is given."""
-
-    def __init__(self, base: pc.models.Sequence, z: Tensor) -> None:
-        super().__init__(base.process, base.context, base.horizon)
-        self.z = z
-
-    def rsample(self, *_: Any, **__: Any) -> Tensor:
-        return self.z
-
-    sample = rsample
-    __call__ = rsample
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        return self
-
-
-class _GivenTwin(twins.Sequence):
-    def __init__(self, base: twins.Sequence, z: Any) -> None:
-        super().__init__(base.process, base.context, base.horizon)
-        self.z = z
-
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
-        return self.z
+    guide = pc.guides.CallStackGuide(program, encoder, encoder_size=5)
+    value, gradients = engines.parity(program, guide, traces, rows)
+    count = sum(1 for module in (program, guide) for _ in module.parameters())
+    assert value < tolerance and max(gradients.values()) < tolerance and len(gradients) == count
 
 
 def test_steps_with_latent_and_observed_arguments_are_those_of_torch(double: None) -> None:

@@ -51,6 +51,12 @@ from pyrocontrol.envs.bubble_sort import demonstrations
 from pyrocontrol.envs.data.demonstrations import Demonstrations
 from pyrocontrol.inference import read_rows, write_results
 from pyrocontrol.inference.training.results import revision
+
+try:
+    import speed_engines
+except ModuleNotFoundError as missing:  # that part needs the extra numpyro
+    if missing.name not in ("jax", "numpyro"):
+        raise
 from training_runs import command_line, with_table
 
 matplotlib.use("Agg")
@@ -431,7 +437,6 @@ def processes_table(rows: list[dict[str, Any]]) -> str:
 
 def measure_engines(trainer: Trainer, rows: Rows, arguments: Arguments) -> None:
     """Add what the twins in NumPyro make of it."""
-    import speed_engines
 
     def make() -> tuple[Any, Any]:
         fresh = Trainer(arguments)

@@ -24,7 +24,7 @@ from numpyro.infer import SVI
 from torch import Tensor
 
 import pyrocontrol as pc
-from pyrocontrol import twins
+from pyrocontrol.inference import twins
 from pyrocontrol.models.registration import register
 
 SEEDS = 6
@@ -83,7 +83,7 @@ def parity(
         program: of either precision; JAX must be set to it.
         guide: of the program.
         traces: a batch.
-        rows: see :func:`~pyrocontrol.twins.scored_rows`.
+        rows: see :func:`~pyrocontrol.inference.twins.scored_rows`.
 
     Returns:
         The relative difference of the ELBO; that of each gradient by parameter, in units of its greatest entry.

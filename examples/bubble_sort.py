@@ -166,7 +166,7 @@ def learn_in_numpyro(arguments: Arguments, loss: Any, train: pc.envs.Demonstrati
     from numpyro.infer import SVI
     from numpyro.optim import optax_to_numpyro
 
-    from pyrocontrol import twins
+    from pyrocontrol.inference import twins
 
     program, guide = twins.to_numpyro(loss.model), twins.to_numpyro(loss.guide)
     table, rest = RATES["hvil"] if arguments.procedures == "shared" else (1e-3, 1e-3)

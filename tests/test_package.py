@@ -220,6 +220,7 @@ def test_extras_are_complete() -> None:
         "bullet",
         "data",
         "flows",
+        "numpyro",
         "scale",
         "docs",
         "test",

@@ -19,9 +19,9 @@ import numpyro.distributions as dist  # noqa: E402
 from numpyro.infer import MCMC, NUTS, SVI, Predictive  # noqa: E402
 
 import pyrocontrol as pc  # noqa: E402
-from pyrocontrol import twins  # noqa: E402
 from pyrocontrol.envs import Demonstrations  # noqa: E402
 from pyrocontrol.envs.bubble_sort import demonstrations  # noqa: E402
+from pyrocontrol.inference import twins  # noqa: E402
 from scripts import load_script  # noqa: E402
 
 engines = load_script("benchmarks/speed_engines.py")

@@ -122,7 +122,7 @@ def parity(
 
     with twins.scored_rows(rows):
         value, gradients = jax.jit(jax.value_and_grad(objective))(params)
-    held = float(loss)
+    held = float(loss.detach())
     differences = {
         name: float(np.abs(np.asarray(gradients[name]) - right).max() / max(np.abs(right).max(), 1.0))
         for name, right in theirs.items()

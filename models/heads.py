@@ -23,6 +23,7 @@ from torch.distributions import transforms
 from .._saved import Saved
 
 __all__ = [
+    "AdditiveHead",
     "CategoricalHead",
     "DeterministicHead",
     "GaussianHead",
@@ -153,6 +154,32 @@ class GaussianHead(Head):
     def settings(self) -> dict[str, Any]:
         """What two heads of a kind share exactly when they can share weights, the sizes apart."""
         return {"shared": isinstance(self.scale, nn.Parameter), "min_scale": self.min_scale}
+
+
+class AdditiveHead(GaussianHead):
+    """Independent normals whose mean is linear in all features, and whose deviation sees the first ``common`` alone.
+
+    Of the features of an :class:`~pyrocontrol.models.Additive` network these are those without the condition.
+    """
+
+    def __init__(self, features: int, size: int, *, common: int, min_scale: float = 1e-3):
+        super().__init__(features, size, min_scale=min_scale)
+        if not 1 <= common <= features:
+            raise ValueError(f"common must be between 1 and the {features} features, got {common}")
+        self.common = common
+        self.scale = nn.Linear(common, size)
+
+    def evaluator(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return a map from features to mean and deviation."""
+        return lambda features: (self.loc(features), self.scales(features))
+
+    def scales(self, features: Tensor) -> Tensor:
+        """Return sigma ``[..., A]`` of the common features."""
+        return super().scales(features[..., : self.common])
+
+    def settings(self) -> dict[str, Any]:
+        """What two heads of a kind share exactly when they can share weights, the sizes apart."""
+        return {"common": self.common, "min_scale": self.min_scale}
 
 
 class DeterministicHead(Head):

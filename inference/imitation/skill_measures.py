@@ -142,9 +142,14 @@ class SkillMeasures:
         for name in self.subskills:
             if name not in names:
                 raise ValueError(f"there is no skill {name!r} among the names {', '.join(names)}")
-            self._rows[name] = (train.task[:, names.index(name)] == 1).nonzero().squeeze(-1).cpu()
+            self._rows[name] = self._alone(train.task, names.index(name)).nonzero().squeeze(-1).cpu()
             if not len(self._rows[name]):
                 raise ValueError(f"there is no demonstration of the skill {name!r} to train on")
+
+    @staticmethod
+    def _alone(task: Tensor, skill: int) -> Tensor:
+        """Which demonstrations show one skill and no other, bool ``[N]``."""
+        return (task[:, skill] == 1) & (task.sum(-1) == 1)
 
     @torch.no_grad()
     def encoded(self, shown: Demonstrations) -> Tensor:

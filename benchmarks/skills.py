@@ -41,16 +41,23 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "skills.json"
 PAGE = HERE.parent / "docs" / "methods" / "skills.md"
+PAPER = ["--axis", "time", "--no-origin", "--learning-rate", "1e-3"]  # what the paper has
 METHODS: dict[str, list[str]] = {
-    "off": ["--mi", "off"],
-    "variational": ["--mi", "variational"],
-    "nonvariational": ["--mi", "nonvariational"],
-    "tied": ["--mi", "tied"],
-    "infonce": ["--mi", "infonce"],
-    "literal": ["--mi", "literal"],
-    "tied-10": ["--mi", "tied", "--weight", "10"],
-    "off-mlp": ["--mi", "off", "--axis", "mlp"],
-    "off-residual": ["--mi", "off", "--residual"],
+    "additive": [],
+    "additive-off": ["--mi", "off"],
+    "additive-no-origin": ["--no-origin"],
+    "additive-state": ["--gains", "state"],
+    "additive-wavenet": ["--base", "wavenet"],
+    "origin-alone": ["--axis", "time"],
+    "off": [*PAPER, "--mi", "off"],
+    "variational": [*PAPER, "--mi", "variational"],
+    "nonvariational": [*PAPER, "--mi", "nonvariational"],
+    "tied": [*PAPER, "--mi", "tied"],
+    "infonce": [*PAPER, "--mi", "infonce"],
+    "literal": [*PAPER, "--mi", "literal"],
+    "tied-10": [*PAPER, "--mi", "tied", "--weight", "10"],
+    "off-mlp": [*PAPER, "--mi", "off", "--axis", "mlp"],
+    "off-residual": [*PAPER, "--mi", "off", "--residual"],
 }
 REFERENCES = ("mean-state", "teacher")
 OTHER_DYNAMICS = ("off-mlp", "off-residual")  # in the table, not in the plot

@@ -100,7 +100,7 @@ POINT_SKILLS = tuple(_VELOCITIES)
 REST = "rest"
 
 #: Which skills at the same time make a composite.
-COMPOSITES: dict[str, tuple[str, ...]] = {REST: (), "toy": ("rise", "push"), "slalom": ("rise", "push", "weave")}
+COMPOSITES: dict[str, tuple[str, ...]] = {"toy": ("rise", "push"), "slalom": ("rise", "push", "weave")}
 
 
 def parts_of(skill: str | Sequence[str]) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def parts_of(skill: str | Sequence[str]) -> tuple[str, ...]:
         ValueError: if one of them is not known, or there are none.
     """
     given = tuple(skill.split("+")) if isinstance(skill, str) else tuple(skill)
-    known = {**{name: (name,) for name in POINT_SKILLS}, **COMPOSITES}
+    known = {**{name: (name,) for name in POINT_SKILLS}, **COMPOSITES, REST: ()}
     for name in given:
         if name not in known:
             raise ValueError(f"there is no skill {name!r}; there are {', '.join(known)}")

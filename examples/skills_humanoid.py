@@ -36,7 +36,7 @@ import pyrocontrol as pc
 from pyrocontrol._files import writing
 from pyrocontrol.envs import point_skills
 from pyrocontrol.envs.acting.video import save_video
-from pyrocontrol.inference.imitation.skill_measures import SkillMeasures, play_cycle
+from pyrocontrol.inference.imitation.skill_measures import SkillMeasures, play_cycle, state_mse
 
 # Demonstrations of a skill: to train on, held out, and of the composite. The same for every seed.
 TRAIN, HELD_OUT, COMPOSITE = 20, 5, 5
@@ -56,8 +56,8 @@ LATENT = {"toy": 8, "humanoid": 16}
 class Arguments:
     """Learn skill embeddings from demonstrations of sub-skills."""
 
-    composite: Literal["spinkick", "backflip", "toy"] = "toy"
-    """what the sub-skills should add up to: of the humanoid (needs pybullet), or of a point"""
+    composite: Literal["toy", "spinkick", "backflip", "spinkick-joints", "backflip-joints"] = "toy"
+    """what the sub-skills should add up to: of a point, or of the humanoid (needs pybullet); joints: without physics"""
     mi: Literal["off", "variational", "nonvariational", "literal", "tied", "infonce"] = "tied"
     """the estimate of the mutual information; off: none, the unregularised objective"""
     weight: float = 0.1
@@ -70,8 +70,17 @@ class Arguments:
     """demonstrations in a batch"""
     latent: int | None = None
     """numbers of an embedding; by default 8 for the toy, 16 for the humanoid"""
-    axis: Literal["time", "components", "mlp"] = "time"
-    """what the WaveNet of the dynamics runs along; components is the paper's, and slow; mlp: no WaveNet, but an MLP"""
+    axis: Literal["additive", "time", "components", "mlp"] = "additive"
+    """the dynamics: additive, whose embeddings add; what a WaveNet runs along, components being the paper's, and slow;
+    mlp: no WaveNet, but an MLP"""
+    base: Literal["linear", "wavenet"] = "linear"
+    """of additive dynamics: what the change of the state is at z = 0"""
+    gains: Literal["time", "state"] = "time"
+    """of additive dynamics: what the effect of an embedding depends on"""
+    origin: bool = True
+    """show doing nothing, too, whose embedding is 0, and name the skills"""
+    learning_rate: float = 3e-3
+    """of Adam"""
     residual: bool = False
     """let the dynamics predict the change of the state"""
     guide: Literal["bilstm", "transformer", "mean"] = "bilstm"
@@ -93,23 +102,22 @@ class Arguments:
 
 
 class Task(NamedTuple):
-    """A composite: its sub-skills, which of them are shown by a body whose root is held, who shows them and where."""
+    """A composite: its sub-skills, what doing nothing is called, and who shows them where.
+
+    Of the ``assisted`` ones the root of the body is held.
+    """
 
     composite: str
     skills: tuple[str, ...]
+    idle: str
     assisted: tuple[str, ...]
     show: Callable[..., pc.envs.Demonstrations]
     teacher: Callable[[str], Any]
     env: Callable[..., gymnasium.Env[Any, Any]]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the numbers of a demonstration's task stand for."""
-        return (*self.skills, self.composite)
-
 
 class Data(NamedTuple):
-    """Demonstrations of the sub-skills to train on, others of them, and those of the composite."""
+    """Demonstrations of the sub-skills and the origin to train on, others of the sub-skills, and those of the composite."""
 
     train: Any
     held_out: Any
@@ -125,7 +133,7 @@ def main(arguments: Arguments) -> None:
     start = time.perf_counter()
     data = demonstrations(arguments, task)
     skills, guide, mi, svi = build(arguments, task, data)
-    measures = SkillMeasures(skills, guide, subskills=task.skills, names=task.names, **data._asdict())
+    measures = SkillMeasures(skills, guide, subskills=task.skills, names=task.skills, **data._asdict())
     try:
         result = pc.inference.fit(
             svi,
@@ -161,6 +169,8 @@ def checked(arguments: Arguments) -> Task:
     """Fill in the defaults and return the task, or exit with one line that says what is wrong."""
     if arguments.latent is None:
         arguments.latent = LATENT["toy" if arguments.composite == "toy" else "humanoid"]
+    if not 0 < arguments.learning_rate < math.inf:
+        raise SystemExit(f"--learning-rate must be positive and finite, got {arguments.learning_rate}")
     least = {"updates": 1, "batch_size": 1, "latent": 1, "evaluate_every": 1, "seed": 0, "warmup": 0}
     least |= {"weight": 0, "beta": 0, "free_bits": 0}
     for name, number in least.items():
@@ -168,6 +178,8 @@ def checked(arguments: Arguments) -> Task:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
     if arguments.residual and arguments.axis != "time":
         raise SystemExit("--residual is for --axis time")
+    if (arguments.base, arguments.gains) != ("linear", "time") and arguments.axis != "additive":
+        raise SystemExit("--base and --gains are for --axis additive")
     if arguments.demos is not None and arguments.demos.is_dir():
         raise SystemExit(f"--demos {arguments.demos} is a folder, not a file")
     try:
@@ -177,8 +189,8 @@ def checked(arguments: Arguments) -> Task:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     task = task_of(arguments.composite)
-    if arguments.batch_size > TRAIN * len(task.skills):
-        raise SystemExit(f"--batch-size {arguments.batch_size} exceeds the {TRAIN * len(task.skills)} demonstrations")
+    if arguments.batch_size > (most := TRAIN * (len(task.skills) + arguments.origin)):
+        raise SystemExit(f"--batch-size {arguments.batch_size} exceeds the {most} demonstrations")
     try:
         task.env().close()
     except ModuleNotFoundError as error:
@@ -188,26 +200,31 @@ def checked(arguments: Arguments) -> Task:
 
 def task_of(composite: str) -> Task:
     """Return what a composite is made of, who shows it, and where."""
-    room: Any = point_skills
-    show: Any = point_skills.demonstrations
-    teacher: Any = point_skills.PointTeacher
-    name, skill = "pyrocontrol/PointSkills-v0", "skill"
-    if composite != "toy":
-        from pyrocontrol.envs.humanoid import experts as room
-        from pyrocontrol.envs.humanoid.demonstrations import demonstrations as show
-
-        name, skill, teacher = "pyrocontrol/DeepMimic-v0", "motion", room.DeepMimicExpert
     make: Callable[..., Any] = gymnasium.make
-    make = functools.partial(make, name, **{skill: composite})
-    skills = room.COMPOSITES[composite]
-    assisted = () if composite == "toy" else tuple(name for name in skills if name not in room.EXPERT_SKILLS)
-    return Task(composite, skills, assisted, show, teacher, make)
+    if composite == "toy":
+        env = functools.partial(make, "pyrocontrol/PointSkills-v0", skill=composite)
+        parts = point_skills.COMPOSITES[composite]
+        return Task(composite, parts, point_skills.REST, (), point_skills.demonstrations, point_skills.PointTeacher, env)
+    from pyrocontrol.envs.humanoid import STAND, demonstrations, experts, joints
+
+    real = composite.removesuffix("-joints")
+    parts = experts.COMPOSITES[real]
+    if composite != real:
+        # Without physics, of angles alone, and compared with the sum of the clips.
+        together = "+".join(parts)
+        env = functools.partial(make, "pyrocontrol/HumanoidJoints-v0", motion=together)
+        return Task(together, parts, STAND, (), joints.demonstrations, joints.JointsTeacher, env)
+    assisted = tuple(name for name in (*parts, STAND) if name not in experts.EXPERT_SKILLS)
+    env = functools.partial(make, "pyrocontrol/DeepMimic-v0", motion=composite)
+    return Task(composite, parts, STAND, assisted, demonstrations.demonstrations, experts.DeepMimicExpert, env)
 
 
 def demonstrations(arguments: Arguments, task: Task) -> Data:
     """Return the demonstrations, from a file if there is one; the noise of the three sets is apart."""
-    sizes = [TRAIN * len(task.skills), HELD_OUT * len(task.skills), COMPOSITE]
-    records: dict[str, Any] = {"names": list(task.names), "sizes": sizes, "assisted": list(task.assisted)}
+    groups = (((*task.skills, task.idle), TRAIN), (task.skills, HELD_OUT), ((task.composite,), COMPOSITE))
+    sizes = [len(kinds) * count for kinds, count in groups]
+    shows = [*task.skills, task.idle, task.composite]
+    records: dict[str, Any] = {"names": shows, "sizes": sizes, "assisted": list(task.assisted)}
     path = arguments.demos
     if path is not None and path.exists():
         beside = path.with_suffix(".json")
@@ -218,11 +235,10 @@ def demonstrations(arguments: Arguments, task: Task) -> Data:
             raise SystemExit(f"--demos {path} cannot be read: {error}") from error
         if found != records | {"fingerprint": shown.fingerprint()}:
             raise SystemExit(
-                f"--demos {path} does not hold the demonstrations of {', '.join(task.names)}: see {beside}"
+                f"--demos {path} does not hold the demonstrations of {', '.join(shows)}: see {beside}"
             )
     else:
-        groups = ((task.skills, TRAIN), (task.skills, HELD_OUT), ((task.composite,), COMPOSITE))
-        sets = [task.show(kinds, count, seed=seed, names=task.names) for seed, (kinds, count) in enumerate(groups)]
+        sets = [task.show(kinds, count, seed=seed, names=task.skills) for seed, (kinds, count) in enumerate(groups)]
         episodes = [episode for each in sets for episode in each.to_episodes()]
         spaces = sets[0].action_space, sets[0].observation_space
         shown = pc.envs.Demonstrations.from_episodes(episodes, *spaces)
@@ -233,7 +249,8 @@ def demonstrations(arguments: Arguments, task: Task) -> Data:
                 file.write(json.dumps(records | {"fingerprint": shown.fingerprint()}, indent=1).encode())
             shown.save(path)
     shown = shown.to(dtype=torch.float32)
-    return Data(*(shown[rows] for rows in torch.arange(len(shown)).split(sizes)))
+    train, held_out, composite = (shown[rows] for rows in torch.arange(len(shown)).split(sizes))
+    return Data(train if arguments.origin else train[: TRAIN * len(task.skills)], held_out, composite)
 
 
 def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, Any]:
@@ -243,7 +260,11 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
     latent = arguments.latent or 1
     size = pc.models.observation_size(spaces[0])
     axis: Any = arguments.axis
-    if small and axis == "time":
+    if axis == "additive":
+        most = data.train.actions.shape[1]
+        given: dict[str, Any] = {"base": arguments.base, "gains": arguments.gains, "horizon": most}
+        axis = pc.models.AdditiveDynamics(size, latent, size=32 if small else 64, **given)
+    elif small and axis == "time":
         axis = pc.models.WaveNetDynamics(
             size, latent, channels=32, features=64, dilations=(1, 2, 4, 8, 16), residual=arguments.residual
         )
@@ -251,7 +272,9 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
         axis = pc.models.WaveNetDynamics(size, latent, residual=arguments.residual)
     elif axis == "mlp":
         axis = pc.models.MLPDynamics(size, latent, hidden=(64, 64) if small else (256, 256))
-    skills = pc.models.TrajectoryCVAE(*spaces, latent=latent, hidden=(64, 64) if small else (256, 256), axis=axis)
+    hidden = None if arguments.axis == "additive" else (64, 64) if small else (256, 256)
+    names = task.skills if arguments.origin else ()
+    skills = pc.models.TrajectoryCVAE(*spaces, latent=latent, hidden=hidden, axis=axis, names=names)
     skills.normalize(data.train)
     guide = pc.guides.TrajectoryGuide(skills, **GUIDES[arguments.guide], encoder_size=32 if small else 64)
     mi = pc.inference.MutualInformation(
@@ -259,22 +282,22 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
         guide,
         data.train,
         task.skills,
-        names=task.names,
+        names=task.skills,
         kind=arguments.mi,
         weight=arguments.weight,
         tuples=2 if arguments.mi == "infonce" else TUPLES,  # each with many rollouts, and all pairs of them
     )
-    given: dict[str, Any] = {"beta": arguments.beta, "warmup": arguments.warmup, "free_bits": arguments.free_bits}
+    given = {"beta": arguments.beta, "warmup": arguments.warmup, "free_bits": arguments.free_bits}
     elbo = pc.inference.KLWeight("z", pc.inference.StepwiseKL_ELBO(), **given)
-    optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3})
+    optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": arguments.learning_rate})
     return skills, guide, mi, pyro.infer.SVI(mi.model, guide, optimizer, elbo)
 
 
 def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, result: Any) -> list[dict[str, Any]]:
     """Return the rows of the results; what `embedding` stands for, `SkillMeasures` says."""
-    names = ("weight", "updates", "batch_size", "latent", "axis", "residual", "guide", "beta", "warmup", "free_bits")
+    names = "weight updates batch_size latent axis base gains origin learning_rate residual guide beta warmup free_bits"
     setting: dict[str, Any] = {"assisted": "+".join(task.assisted)}
-    setting |= {name: getattr(arguments, name) for name in names if (name, arguments.mi) != ("weight", "off")}
+    setting |= {name: getattr(arguments, name) for name in names.split() if (name, arguments.mi) != ("weight", "off")}
 
     def line(metric: str, value: float, method: str = arguments.mi, **more: Any) -> dict[str, Any]:
         given = {"seed": arguments.seed, "seconds": result.seconds, **setting, **more}
@@ -301,6 +324,11 @@ def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, 
         ):
             rows.append(line(metric, sum(values) / len(values), method, **more))
     env.close()
+    if arguments.origin:
+        shown = measures.composite
+        composed = skills.compose(dict.fromkeys(task.skills, 1.0)).expand(len(shown), -1)
+        for metric, value in state_mse(skills, composed, shown).items():
+            rows.append(line(metric, value, step=result.step, embedding="composed"))
     for part, value in measures.likeness().items():
         rows.append(line("likeness_mse", value, step=result.step, embedding="sum", part=part))
     pyro.set_rng_seed(arguments.seed)

@@ -151,6 +151,13 @@ class SkillMeasures:
         """Which demonstrations show one skill and no other, bool ``[N]``."""
         return (task[:, skill] == 1) & (task.sum(-1) == 1)
 
+    def _shown(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation ``[S]`` of the states of the sub-skills' training demonstrations."""
+        train = self.train[torch.cat(list(self._rows.values())).sort().values]
+        states = train.observations[train.acted].to(self.skills.factor)
+        deviation = states.std(0, correction=0)
+        return states.mean(0), torch.where(deviation > 1e-9 * states.mean(0).abs(), deviation, 1.0)
+
     @torch.no_grad()
     def encoded(self, shown: Demonstrations) -> Tensor:
         """Return the mean embeddings of demonstrations, ``[N, D]``."""
@@ -179,7 +186,7 @@ class SkillMeasures:
             the length of that difference relative to the encoded embedding's;
         ``dynamics_nats/own``
             the log-likelihood of the states, given those before and the embedding, in nats a number and step, of
-            scaled states. The embedding is the mean one of the whole trajectory, the states that are predicted
+            states in units of their deviations in the demonstrations of the sub-skills. The embedding is the mean one of the whole trajectory, the states that are predicted
             included, and what it says of them, its KL divergence, is not subtracted: this is no bound on the
             likelihood of new trajectories. Over a humanoid's the difference is a few thousandths of a nat a number;
             where states have few numbers, as a point's, it is not small.
@@ -205,6 +212,7 @@ class SkillMeasures:
         states, following = self.skills.scaled(held_out.observations), held_out.lengths - 1
         ahead = self.skills.dynamics_of(z, states[:, 0], states.shape[1] - 1, following)
         nats = ahead.log_prob(states[:, 1:]).sum() / (following.sum() * states.shape[-1])
+        nats = nats + (self.skills.factor * self._shown()[1]).log().mean()
         return found | {"dynamics_nats/own": nats.item()}
 
     @torch.no_grad()
@@ -224,16 +232,13 @@ class SkillMeasures:
         return found | ({"apart": sum(pairs) / len(pairs)} if pairs else {})
 
     def mean_state(self) -> dict[str, float]:
-        """Return the same measures of a model that knows the mean and the deviation of the training states only."""
+        """Return the same measures of a model that knows the mean and the deviation of the sub-skills' states only."""
         found: dict[str, float] = {}
-        skills = self.skills
+        mean, deviation = self._shown()
         for kind, shown in (("composite", self.composite), ("own", self.held_out)):
-            shown = shown.to(skills.factor.device)
-            scaled = skills.scaled(shown.observations)[:, 1:][shown.mask[:, 1:]]
-            found |= {
-                f"{name}/{kind}": value for name, value in _squared(scaled / skills.factor, skills.factor).items()
-            }
-        # What is scaled has mean 0 and deviation 1 by then.
+            shown = shown.to(mean.device)
+            error = (shown.observations - mean)[:, 1:][shown.mask[:, 1:]]
+            found |= {f"{name}/{kind}": value for name, value in _squared(error, 1 / deviation).items()}
         found["dynamics_nats/own"] = -0.5 * (math.log(2 * math.pi) + found["state_mse_scaled/own"])
         return found
 

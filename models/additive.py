@@ -6,7 +6,6 @@ Shapes: B sequences, T positions, X input numbers, C condition numbers, K functi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -97,20 +96,10 @@ class Additive(Causal):
         features = self._features(x, base, state.time, state.condition)
         return features, AdditiveState(after or (), state.condition, state.time + 1)
 
-    def reader(self, rows: int, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """Return what maps positions ``[B, X]``, in turn, to features ``[B, F]``: :meth:`step` with the state inside."""
-        assert condition is not None
-        read_base, time = self.base.reader(rows), iter(self.table)
-        phi, added = self.table[0], condition
-
-        def read(x: Tensor) -> Tensor:
-            nonlocal phi, added
-            if (now := next(time, None)) is not None:
-                phi, added = now.expand(rows, -1), _product(now, condition)
-            given = added if self.gains is None else _product(self.gains(x), condition)
-            return torch.cat([read_base(x), phi, given], -1)
-
-        return read
+    def timed(self, steps: int, condition: Tensor) -> Tensor:
+        """Return all features but the base's at the first ``steps`` positions, ``[..., steps, F - G]``, given ``[..., C]``."""
+        phi = self.table[torch.arange(steps, device=condition.device).clamp(max=self.horizon - 1)]
+        return joined(phi, _product(phi, condition.unsqueeze(-2)))
 
     def _features(self, x: Tensor, base: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         phi = self.table[time.clamp(max=self.horizon - 1)]

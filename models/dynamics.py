@@ -8,11 +8,13 @@ Shapes: B trajectories, I transitions, S state numbers, D latent numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -129,17 +131,22 @@ class _NormalDynamics(Dynamics):
             return normal
         return dist.Normal(state.last + normal.mean, normal.base_dist.scale).to_event(1)
 
+    def stepper(self, context: DynamicsContext, horizon: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return what maps states ``[B, S]``, in turn, to mean and deviation of the next one, or of its change."""
+        read, evaluate = self.net.reader(len(context.z), context.z), self.head.evaluator()
+        return lambda s: evaluate(read(s))
+
     def walk(self, context: DynamicsContext, horizon: int, draw: str) -> tuple[Tensor, Tensor]:
         """Take a whole walk without a distribution object a step, with all noise drawn at once."""
         # Without gradients, without what keeps account of them; a copy leaves that mode.
         with torch.inference_mode(not torch.is_grad_enabled()):
             s, states = context.first, []
-            read, evaluate = self.net.reader(len(context.z), context.z), self.head.evaluator()
+            follow = self.stepper(context, horizon)
             steps: Any = [None] * horizon
             if draw != "mode":
                 steps = torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
             for noise in steps:
-                mean, scale = evaluate(read(s))
+                mean, scale = follow(s)
                 s = s + mean if self.residual else mean
                 if noise is not None:
                     s = torch.addcmul(s, scale, noise)
@@ -237,6 +244,7 @@ class AdditiveDynamics(_NormalDynamics):
     """
 
     net: Additive
+    head: AdditiveHead
     residual = True
 
     def __init__(
@@ -269,6 +277,24 @@ class AdditiveDynamics(_NormalDynamics):
         """Return a network with a base of ``size`` features of states, and with gains like those of these dynamics."""
         gains = (mlp(self.state_size, (self.size,)), self.size) if self.gains == "state" else None
         return Additive(base, size, self.latent_size, horizon=self.horizon, basis=self.basis, gains=gains)
+
+    def stepper(self, context: DynamicsContext, horizon: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return what maps states ``[B, S]``, in turn, to mean and deviation of the change.
+
+        What does not depend on the state is computed for all steps at once.
+        """
+        if self.gains == "state":
+            return super().stepper(context, horizon)
+        weights, bias = self.head.joint()
+        of_base, others = weights.split([self.net.common - self.basis, weights.shape[1] - self.net.common + self.basis], 1)
+        known = F.linear(self.net.timed(horizon, context.z), others, bias).unbind(1)
+        read, steps = self.net.base.reader(len(context.z)), iter(known)
+
+        def follow(s: Tensor) -> tuple[Tensor, Tensor]:
+            mean, raw = torch.addmm(next(steps), read(s), of_base.T).chunk(2, -1)
+            return mean, F.softplus(raw).add(self.head.min_scale)
+
+        return follow
 
     def settings(self) -> dict[str, Any]:
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""

@@ -173,6 +173,12 @@ class AdditiveHead(GaussianHead):
         """Return a map from features to mean and deviation."""
         return lambda features: (self.loc(features), self.scales(features))
 
+    def joint(self) -> tuple[Tensor, Tensor]:
+        """Return weights ``[2 A, F]`` and biases ``[2 A]`` of the mean and of what softplus makes the deviation of."""
+        scale: Any = self.scale
+        wide = F.pad(scale.weight, (0, self.features - self.common))
+        return torch.cat([self.loc.weight, wide]), torch.cat([self.loc.bias, scale.bias + _UNIT])
+
     def scales(self, features: Tensor) -> Tensor:
         """Return sigma ``[..., A]`` of the common features."""
         return super().scales(features[..., : self.common])

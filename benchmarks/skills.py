@@ -41,7 +41,7 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "skills.json"
 PAGE = HERE.parent / "docs" / "methods" / "skills.md"
-PAPER = ["--axis", "time", "--no-origin", "--learning-rate", "1e-3"]  # what the paper has
+PAPER = ["--axis", "time", "--no-origin", "--learning-rate", "1e-3", "--rotations", "quaternions"]  # what the paper has
 METHODS: dict[str, list[str]] = {
     "additive": [],
     "additive-off": ["--mi", "off"],

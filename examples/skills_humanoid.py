@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import gymnasium
+import numpy as np
 import pyro
 import torch
 import tyro
@@ -56,8 +57,13 @@ LATENT = {"toy": 8, "humanoid": 16}
 class Arguments:
     """Learn skill embeddings from demonstrations of sub-skills."""
 
-    composite: Literal["toy", "spinkick", "backflip", "spinkick-joints", "backflip-joints"] = "toy"
-    """what the sub-skills should add up to: of a point, or of the humanoid (needs pybullet); joints: without physics"""
+    composite: str = "toy"
+    """what the sub-skills should add up to: toy, of a point; of the humanoid (needs pybullet) spinkick or backflip, or
+    clips with plus signs between them, such as kick+spin: the sum of the clips, the root held"""
+    joints: bool = False
+    """the humanoid without physics, angles of joints alone"""
+    rotations: Literal["vectors", "quaternions"] = "vectors"
+    """of the humanoid with physics: what stands for rotations and targets"""
     mi: Literal["off", "variational", "nonvariational", "literal", "tied", "infonce"] = "tied"
     """the estimate of the mutual information; off: none, the unregularised objective"""
     weight: float = 0.1
@@ -104,16 +110,27 @@ class Arguments:
 class Task(NamedTuple):
     """A composite: its sub-skills, what doing nothing is called, and who shows them where.
 
-    Of the ``assisted`` ones the root of the body is held.
+    Attributes:
+        composite: its name.
+        skills: those it is made of.
+        idle: the name of doing nothing.
+        show: records demonstrations.
+        teacher: shows the composite in ``stage``.
+        stage: the environment.
+        env: the environment in the model's coordinates.
+        assisted: those that are shown by a body whose root is held.
+        shown_as: the states that are compared and drawn, of the model's.
     """
 
     composite: str
     skills: tuple[str, ...]
     idle: str
-    assisted: tuple[str, ...]
     show: Callable[..., pc.envs.Demonstrations]
     teacher: Callable[[str], Any]
+    stage: Callable[..., gymnasium.Env[Any, Any]]
     env: Callable[..., gymnasium.Env[Any, Any]]
+    assisted: tuple[str, ...] = ()
+    shown_as: Callable[[Any], Any] | None = None
 
 
 class Data(NamedTuple):
@@ -133,7 +150,7 @@ def main(arguments: Arguments) -> None:
     start = time.perf_counter()
     data = demonstrations(arguments, task)
     skills, guide, mi, svi = build(arguments, task, data)
-    measures = SkillMeasures(skills, guide, subskills=task.skills, names=task.skills, **data._asdict())
+    measures = SkillMeasures(skills, guide, subskills=task.skills, names=task.skills, shown_as=task.shown_as, **data._asdict())
     try:
         result = pc.inference.fit(
             svi,
@@ -156,7 +173,7 @@ def main(arguments: Arguments) -> None:
         module.cpu()
     rows = rows_of(arguments, task, measures, mi, result)
     pc.inference.write_results(arguments.out / "result.json", "skills", rows)
-    draw(arguments.out, task, measures, result)
+    draw(arguments, task, measures, result)
     for item in rows:
         setting = item["setting"]
         if setting.get("step", result.step) == result.step:
@@ -188,35 +205,48 @@ def checked(arguments: Arguments) -> Task:
         pc.inference.verify_device(arguments.device)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    task = task_of(arguments.composite)
+    task = task_of(arguments.composite, arguments.joints, arguments.rotations)
     if arguments.batch_size > (most := TRAIN * (len(task.skills) + arguments.origin)):
         raise SystemExit(f"--batch-size {arguments.batch_size} exceeds the {most} demonstrations")
     try:
         task.env().close()
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     return task
 
 
-def task_of(composite: str) -> Task:
+def task_of(composite: str, joints: bool = False, rotations: str = "vectors") -> Task:
     """Return what a composite is made of, who shows it, and where."""
-    make: Callable[..., Any] = gymnasium.make
+    make: Callable[..., Any] = functools.partial(gymnasium.make, disable_env_checker=True)
     if composite == "toy":
         env = functools.partial(make, "pyrocontrol/PointSkills-v0", skill=composite)
         parts = point_skills.COMPOSITES[composite]
-        return Task(composite, parts, point_skills.REST, (), point_skills.demonstrations, point_skills.PointTeacher, env)
-    from pyrocontrol.envs.humanoid import STAND, demonstrations, experts, joints
+        show: Any = point_skills.demonstrations
+        return Task(composite, parts, point_skills.REST, show, point_skills.PointTeacher, env, env)
+    from pyrocontrol.envs.humanoid import demonstrations, experts, tangent
+    from pyrocontrol.envs.humanoid import joints as bare
+    from pyrocontrol.envs.humanoid.motion import STAND
 
-    real = composite.removesuffix("-joints")
-    parts = experts.COMPOSITES[real]
-    if composite != real:
-        # Without physics, of angles alone, and compared with the sum of the clips.
-        together = "+".join(parts)
-        env = functools.partial(make, "pyrocontrol/HumanoidJoints-v0", motion=together)
-        return Task(together, parts, STAND, (), joints.demonstrations, joints.JointsTeacher, env)
-    assisted = tuple(name for name in (*parts, STAND) if name not in experts.EXPERT_SKILLS)
-    env = functools.partial(make, "pyrocontrol/DeepMimic-v0", motion=composite)
-    return Task(composite, parts, STAND, assisted, demonstrations.demonstrations, experts.DeepMimicExpert, env)
+    parts = experts.parts_of(composite)
+    if len(parts) < 2:
+        raise SystemExit(f"--composite {composite}: there are toy, {', '.join(experts.COMPOSITES)}, and sums such as kick+spin")
+    if joints:
+        env = functools.partial(make, "pyrocontrol/HumanoidJoints-v0", motion=composite)
+        return Task(composite, parts, STAND, bare.demonstrations, bare.JointsTeacher, env, env)
+    assisted = tuple(name for name in (*parts, STAND, composite) if name not in experts.EXPERT_SKILLS)
+    teacher: Any = experts.AssistedPlayback if composite in assisted else experts.DeepMimicExpert
+    stage = functools.partial(make, "pyrocontrol/DeepMimic-v0", motion=composite, assisted=composite in assisted)
+    show = demonstrations.demonstrations
+    if rotations == "quaternions":
+        return Task(composite, parts, STAND, show, teacher, stage, stage, assisted)
+
+    def converted(*given: Any, **options: Any) -> pc.envs.Demonstrations:
+        return tangent.in_rotation_vectors(show(*given, **options))
+
+    def env_of(**options: Any) -> Any:
+        return tangent.RotationVectors(stage(**options))
+
+    return Task(composite, parts, STAND, converted, teacher, stage, env_of, assisted, tangent.as_quaternions)
 
 
 def demonstrations(arguments: Arguments, task: Task) -> Data:
@@ -225,6 +255,7 @@ def demonstrations(arguments: Arguments, task: Task) -> Data:
     sizes = [len(kinds) * count for kinds, count in groups]
     shows = [*task.skills, task.idle, task.composite]
     records: dict[str, Any] = {"names": shows, "sizes": sizes, "assisted": list(task.assisted)}
+    records |= {"joints": arguments.joints, "rotations": arguments.rotations}
     path = arguments.demos
     if path is not None and path.exists():
         beside = path.with_suffix(".json")
@@ -295,7 +326,7 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
 
 def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, result: Any) -> list[dict[str, Any]]:
     """Return the rows of the results; what `embedding` stands for, `SkillMeasures` says."""
-    names = "weight updates batch_size latent axis base gains origin learning_rate residual guide beta warmup free_bits"
+    names = "joints rotations weight updates batch_size latent axis base gains origin learning_rate residual guide beta warmup free_bits"
     setting: dict[str, Any] = {"assisted": "+".join(task.assisted)}
     setting |= {name: getattr(arguments, name) for name in names.split() if (name, arguments.mi) != ("weight", "off")}
 
@@ -313,9 +344,9 @@ def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, 
     skills: Any = measures.skills
     # All rows of the sum are the same embedding.
     policies = {kind: [skills.acting(row) for row in z.unique(dim=0)] for kind, z in measures.embeddings().items()}
-    env = task.env()
+    env, stage = task.env(), task.stage()
     for kind, several in {"teacher": [task.teacher(task.composite)], **policies}.items():
-        cycles = [play_cycle(env, policy) for policy in several]
+        cycles = [play_cycle(stage if kind == "teacher" else env, policy) for policy in several]
         method, more = (
             ("teacher", {}) if kind == "teacher" else (arguments.mi, {"step": result.step, "embedding": kind})
         )
@@ -323,11 +354,12 @@ def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, 
             ("cycle_fraction", "tracking_error"), list(zip(*cycles, strict=True))[:2], strict=True
         ):
             rows.append(line(metric, sum(values) / len(values), method, **more))
+    stage.close()
     env.close()
     if arguments.origin:
         shown = measures.composite
         composed = skills.compose(dict.fromkeys(task.skills, 1.0)).expand(len(shown), -1)
-        for metric, value in state_mse(skills, composed, shown).items():
+        for metric, value in state_mse(skills, composed, shown, task.shown_as).items():
             rows.append(line(metric, value, step=result.step, embedding="composed"))
     for part, value in measures.likeness().items():
         rows.append(line("likeness_mse", value, step=result.step, embedding="sum", part=part))
@@ -337,8 +369,9 @@ def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, 
     return rows
 
 
-def draw(out: Path, task: Task, measures: SkillMeasures, result: Any) -> None:
+def draw(arguments: Arguments, task: Task, measures: SkillMeasures, result: Any) -> None:
     """Write the pictures and the film."""
+    out = arguments.out
     skills: Any = measures.skills
     kinds, parts = measures.embeddings(), measures.parts()
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
@@ -363,23 +396,30 @@ def draw(out: Path, task: Task, measures: SkillMeasures, result: Any) -> None:
     )
     demonstration = measures.composite.observations[0, : int(measures.composite.lengths[0])]
     first, steps = demonstration[0], len(demonstration) - 1
+    env, stage = task.env(render_mode="rgb_array"), task.stage(render_mode="rgb_array")
+    drawn_as: Callable[[Any], Any] = env.unwrapped.full if arguments.joints else np.asarray  # type: ignore[attr-defined]
+
+    def made(z: torch.Tensor) -> Any:
+        return skills.generate(z, first, steps).numpy()
+
     (one, here), (other, there), *_ = parts.items()
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
-    between = torch.stack([torch.lerp(here.mean(0), there.mean(0), share) for share in shares])
+    between = [torch.lerp(here.mean(0), there.mean(0), share) for share in shares]
     titles = [f"{1 - share:.2f} {one} + {share:.2f} {other}" for share in shares]
-    strip = skills.generate(between, first, steps).numpy()
-    plots.plot_bodies(out / "interpolation.png", dict(zip(titles, strip, strict=True)))
-    made = {f"generated ({kind})": skills.generate(kinds[kind][0], first, steps).numpy() for kind in ("sum", "encoded")}
-    bodies = {"demonstrated": demonstration.numpy(), **made}
+    strip = {title: drawn_as(made(z)) for title, z in zip(titles, between, strict=True)}
+    plots.plot_bodies(out / "interpolation.png", strip)
+    summed = skills.compose(dict.fromkeys(parts, 1.0)) if arguments.origin else kinds["sum"][0]
+    shown = {"demonstrated": demonstration.numpy(), "sum": made(summed), "own embedding": made(kinds["encoded"][0])}
+    shown |= {name: made(z.mean(0)) for name, z in parts.items()}
+    shown |= {"nothing": made(torch.zeros_like(summed))} if arguments.origin else {}
+    bodies = {title: drawn_as(states) for title, states in shown.items()}
     plots.plot_bodies(out / "generation.png", bodies, columns=task.composite == "toy")
-    plots.plot_links(out / "links.png", demonstration.numpy(), made["generated (sum)"])
-    env = task.env(render_mode="rgb_array")
-    actors = (task.teacher(task.composite), skills.acting(kinds["sum"][0]))
-    played = [play_cycle(env, actor).frames for actor in actors]
+    plots.plot_links(out / "links.png", bodies["demonstrated"], bodies["sum"])
+    played = [play_cycle(*each).frames for each in ((stage, task.teacher(task.composite)), (env, skills.acting(summed)))]
     env.close()
-    size = played[0][0].shape[:2]
-    titles = ["demonstrated", "generated (sum)"]
-    drawn = [plots.state_frames(bodies[title], size=size) for title in titles]
+    stage.close()
+    titles = ["demonstrated", "sum", *parts]
+    drawn = [plots.state_frames(bodies[title], size=played[0][0].shape[:2]) for title in titles]
     film = plots.side_by_side(*drawn, *played, titles=[*titles, "teacher", "policy (sum)"])
     save_video(out / "generation.gif", film, fps=30)
 

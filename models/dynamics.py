@@ -226,9 +226,9 @@ _BASES = ("linear", "mlp", "wavenet")
 
 
 class AdditiveDynamics(_NormalDynamics):
-    """Embeddings add: s_{t+1} ~ N(s_t + f_0(s_..t, t) + F(t) z, sigma(s_..t, t)^2).
+    """Embeddings add: s_{t+1} ~ N(f_0(s_..t, t) + F(t) z, sigma(s_..t, t)^2).
 
-    The change of the state is linear in z, with gains F that know the time since the start alone; see
+    The mean of the next state, and so of its change, is linear in z, with gains F that know the time since the start alone; see
     :class:`~pyrocontrol.models.Additive`. With a linear base and demonstrations of doing nothing at z = 0, what a sum of
     embeddings generates is the sum of what each does.
 
@@ -245,7 +245,7 @@ class AdditiveDynamics(_NormalDynamics):
 
     net: Additive
     head: AdditiveHead
-    residual = True
+    residual = False
 
     def __init__(
         self,
@@ -272,6 +272,8 @@ class AdditiveDynamics(_NormalDynamics):
         else:
             self.net = self.network(mlp(state_size, ()), state_size)
         self.head = AdditiveHead(self.net.features, state_size, common=self.net.common, min_scale=min_scale)
+        # At first the state before has no influence: linear maps at random, one after the other, grow without bound.
+        torch.nn.init.zeros_(self.head.loc.weight[:, : self.net.common - basis])
 
     def network(self, base: Causal, size: int) -> Additive:
         """Return a network with a base of ``size`` features of states, and with gains like those of these dynamics."""
@@ -279,7 +281,7 @@ class AdditiveDynamics(_NormalDynamics):
         return Additive(base, size, self.latent_size, horizon=self.horizon, basis=self.basis, gains=gains)
 
     def stepper(self, context: DynamicsContext, horizon: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Return what maps states ``[B, S]``, in turn, to mean and deviation of the change.
+        """Return what maps states ``[B, S]``, in turn, to mean and deviation of the next one.
 
         What does not depend on the state is computed for all steps at once.
         """

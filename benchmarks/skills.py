@@ -59,6 +59,11 @@ METHODS: dict[str, list[str]] = {
     "off-mlp": [*PAPER, "--mi", "off", "--axis", "mlp"],
     "off-residual": [*PAPER, "--mi", "off", "--residual"],
 }
+# By task, how the example names it; joints: without physics.
+COMPOSITES: dict[str, list[str]] = {name: ["--composite", name] for name in ("spinkick", "backflip", "toy")}
+SUMS = ("kick+spin+jump", "jump+roll")
+COMPOSITES |= {name: ["--composite", name] for name in SUMS}
+COMPOSITES |= {f"joints.{name}": ["--composite", name, "--joints"] for name in SUMS}
 REFERENCES = ("mean-state", "teacher")
 OTHER_DYNAMICS = ("off-mlp", "off-residual")  # in the table, not in the plot
 # Of the table: name, metric and embedding.
@@ -83,10 +88,10 @@ Timed = dict[tuple[str, str, tuple[tuple[str, Any], ...]], Callable[[], object]]
 class Arguments:
     """Which runs to make."""
 
-    composites: tuple[str, ...] = ("spinkick", "backflip")
-    """which composites: spinkick, backflip, toy"""
-    methods: tuple[str, ...] = ("off", "variational", "nonvariational", "tied", "off-mlp", "off-residual")
-    """which methods; there are also infonce, literal and tied-10"""
+    composites: tuple[str, ...] = ("spinkick", "backflip", "toy", "kick+spin+jump", "jump+roll")
+    """which composites; there are also joints.kick+spin+jump and joints.jump+roll"""
+    methods: tuple[str, ...] = ("additive", "additive-off", "off", "tied")
+    """which methods"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """trials"""
     jobs: int = 2
@@ -120,8 +125,9 @@ def run(arguments: Arguments, composite: str, method: str, seed: int) -> None:
     if (out / "result.json").exists() or (composite, method, seed) in {run_of(item) for item in read_rows(RESULTS)}:
         return
     given = [*METHODS[method]]
-    given += ["--composite", composite, "--seed", str(seed), "--out", str(out)]
-    given += ["--demos", str(arguments.runs / f"{composite}.npz")]
+    given += [*COMPOSITES[composite], "--seed", str(seed), "--out", str(out)]
+    coordinates = "quaternions" if "quaternions" in METHODS[method] else "vectors"
+    given += ["--demos", str(arguments.runs / f"{composite}-{coordinates}.npz")]
     make(HERE.parent / "examples" / "skills_humanoid.py", given, out.name, out / "log.txt")
 
 
@@ -279,7 +285,7 @@ def report_speed(rows: list[dict[str, Any]]) -> None:
 def main(arguments: Arguments) -> None:
     """Make the missing runs, measure the speed, then the results file and its plot."""
     verify_known("method", arguments.methods, [*METHODS])
-    verify_known("composite", arguments.composites, ["spinkick", "backflip", "toy"])
+    verify_known("composite", arguments.composites, [*COMPOSITES])
     if arguments.train:
         arguments.runs.mkdir(parents=True, exist_ok=True)
         # Seed by seed, so that what there is at any time is balanced.
@@ -314,7 +320,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean and 95% interval over seeds."""
     lines = ["| task | method (seeds) | less than off | " + " | ".join(name for name, _, _ in COLUMNS) + " |"]
     lines.append("|---|---|---|" + "---|" * len(COLUMNS))
-    for task in ("spinkick", "backflip", "toy"):
+    for task in COMPOSITES:
         found = [item for item in rows if item["task"] == task]
         plain = all_along(found, "off")
         for method in METHODS:

@@ -50,6 +50,8 @@ GUIDES: dict[str, dict[str, Any]] = {
 TUPLES = 8
 # Greatest norm of the gradient.
 CLIP = 10.0
+# Functions of time that gains are made of.
+BASIS = 24
 LATENT = {"toy": 8, "humanoid": 16}
 
 
@@ -79,8 +81,8 @@ class Arguments:
     axis: Literal["additive", "time", "components", "mlp"] = "additive"
     """the dynamics: additive, whose embeddings add; what a WaveNet runs along, components being the paper's, and slow;
     mlp: no WaveNet, but an MLP"""
-    base: Literal["linear", "wavenet"] = "linear"
-    """of additive dynamics: what the change of the state is at z = 0"""
+    base: Literal["apart", "linear", "wavenet"] = "apart"
+    """of additive dynamics: what they know of the states before"""
     gains: Literal["time", "state"] = "time"
     """of additive dynamics: what the effect of an embedding depends on"""
     origin: bool = True
@@ -195,7 +197,7 @@ def checked(arguments: Arguments) -> Task:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {number}, got {getattr(arguments, name)}")
     if arguments.residual and arguments.axis != "time":
         raise SystemExit("--residual is for --axis time")
-    if (arguments.base, arguments.gains) != ("linear", "time") and arguments.axis != "additive":
+    if (arguments.base, arguments.gains) != ("apart", "time") and arguments.axis != "additive":
         raise SystemExit("--base and --gains are for --axis additive")
     if arguments.demos is not None and arguments.demos.is_dir():
         raise SystemExit(f"--demos {arguments.demos} is a folder, not a file")
@@ -293,7 +295,7 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
     axis: Any = arguments.axis
     if axis == "additive":
         most = data.train.actions.shape[1]
-        given: dict[str, Any] = {"base": arguments.base, "gains": arguments.gains, "horizon": most}
+        given: dict[str, Any] = {"base": arguments.base, "gains": arguments.gains, "horizon": most, "basis": BASIS}
         axis = pc.models.AdditiveDynamics(size, latent, size=32 if small else 64, **given)
     elif small and axis == "time":
         axis = pc.models.WaveNetDynamics(

@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .causal import Causal, joined
@@ -31,7 +32,7 @@ class AdditiveState(NamedTuple):
 
 
 class Additive(Causal):
-    """Features whose linear functions are linear in the condition c: [b(x_..t), phi(t), phi(t) (x) c].
+    """Features whose linear functions are linear in the condition c: [phi(t), b(x_..t), phi(t) (x) c].
 
     A linear layer of them is f_0(x, t) + F(t) c. The gains F know the time, and not the inputs: what c does at a step
     does not depend on where anything else has taken x. Two conditions then do together what each does alone, provided
@@ -68,12 +69,10 @@ class Additive(Causal):
         super().__init__()
         if min(size, condition, basis) < 1 or horizon < basis:
             raise ValueError(f"sizes must be positive, and basis ({basis}) at most horizon ({horizon})")
-        self.base, self.horizon, self.basis = base, horizon, basis
+        self.base, self.size, self.horizon, self.basis = base, size, horizon, basis
         self.gains, width = (None, basis) if gains is None else gains
-        #: How many features do not depend on the condition; they come first.
-        self.common = size + basis
-        #: How many there are.
-        self.features = self.common + width * condition
+        #: How many features there are.
+        self.features = basis + size + width * condition
         time, order = torch.arange(horizon, dtype=torch.float64).unsqueeze(1), torch.arange(basis)
         table = torch.cos(math.pi / horizon * (time + 0.5) * order).to(torch.get_default_dtype())
         self.register_buffer("table", table, persistent=False)
@@ -97,14 +96,14 @@ class Additive(Causal):
         return features, AdditiveState(after or (), state.condition, state.time + 1)
 
     def timed(self, steps: int, condition: Tensor) -> Tensor:
-        """Return all features but the base's at the first ``steps`` positions, ``[..., steps, F - G]``, given ``[..., C]``."""
+        """Return the features at the first positions, the base's being 0, ``[..., steps, F]``, given ``[..., C]``."""
         phi = self.table[torch.arange(steps, device=condition.device).clamp(max=self.horizon - 1)]
-        return joined(phi, _product(phi, condition.unsqueeze(-2)))
+        return joined(F.pad(phi, (0, self.size)), _product(phi, condition.unsqueeze(-2)))
 
     def _features(self, x: Tensor, base: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         phi = self.table[time.clamp(max=self.horizon - 1)]
         gains = phi if self.gains is None else self.gains(x)
-        return joined(joined(base, phi), _product(gains, condition))
+        return joined(joined(phi, base), _product(gains, condition))
 
 
 def _product(gains: Tensor, condition: Tensor) -> Tensor:

@@ -222,11 +222,11 @@ class MLPDynamics(_NormalDynamics):
         self.head = GaussianHead(hidden[-1], state_size, min_scale=min_scale)
 
 
-_BASES = ("linear", "mlp", "wavenet")
+_BASES = ("apart", "linear", "mlp", "wavenet")
 
 
 class AdditiveDynamics(_NormalDynamics):
-    """Embeddings add: s_{t+1} ~ N(f_0(s_..t, t) + F(t) z, sigma(s_..t, t)^2).
+    """Embeddings add: s_{t+1} ~ N(f_0(s_..t, t) + F(t) z, sigma(t)^2).
 
     The mean of the next state, and so of its change, is linear in z, with gains F that know the time since the start alone; see
     :class:`~pyrocontrol.models.Additive`. With a linear base and demonstrations of doing nothing at z = 0, what a sum of
@@ -237,8 +237,9 @@ class AdditiveDynamics(_NormalDynamics):
         latent_size: D.
         horizon: for how many steps the gains change; give the steps of a demonstration.
         basis: how many functions of time they are made of, at most ``horizon``.
-        base: f_0, ``"linear"`` in the state, or by an ``"mlp"`` of it or a ``"wavenet"`` of it and those before.
-        size: width of the base's layers, unless it is linear.
+        base: f_0, apart from its own gains of time: ``"apart"``, each number of the state times one of its own, which
+            stays where states are however long it is followed; ``"linear"``, a matrix; or by an ``"mlp"`` of it or a ``"wavenet"`` of it and those before.
+        size: width of the base's layers, unless it has none.
         gains: ``"time"``; ``"state"``, those of the whole state, is what they are compared with.
         min_scale: least standard deviation, in scaled units.
     """
@@ -254,7 +255,7 @@ class AdditiveDynamics(_NormalDynamics):
         *,
         horizon: int = 64,
         basis: int = 16,
-        base: str = "linear",
+        base: str = "apart",
         size: int = 64,
         gains: str = "time",
         min_scale: float = 1e-2,
@@ -271,9 +272,11 @@ class AdditiveDynamics(_NormalDynamics):
             self.net = self.network(mlp(state_size, (size, size), "relu"), size)
         else:
             self.net = self.network(mlp(state_size, ()), state_size)
-        self.head = AdditiveHead(self.net.features, state_size, common=self.net.common, min_scale=min_scale)
+        self.head = AdditiveHead(
+            self.net.features, state_size, common=basis, apart=base == "apart", min_scale=min_scale
+        )
         # At first the state before has no influence: linear maps at random, one after the other, grow without bound.
-        torch.nn.init.zeros_(self.head.loc.weight[:, : self.net.common - basis])
+        torch.nn.init.zeros_(self.head.loc.weight[:, basis : basis + self.net.size])
 
     def network(self, base: Causal, size: int) -> Additive:
         """Return a network with a base of ``size`` features of states, and with gains like those of these dynamics."""
@@ -288,12 +291,12 @@ class AdditiveDynamics(_NormalDynamics):
         if self.gains == "state":
             return super().stepper(context, horizon)
         weights, bias = self.head.joint()
-        of_base, others = weights.split([self.net.common - self.basis, weights.shape[1] - self.net.common + self.basis], 1)
-        known = F.linear(self.net.timed(horizon, context.z), others, bias).unbind(1)
+        of_base = weights[:, self.basis : self.basis + self.net.size].T
+        known = F.linear(self.net.timed(horizon, context.z), weights, bias).unbind(1)
         read, steps = self.net.base.reader(len(context.z)), iter(known)
 
         def follow(s: Tensor) -> tuple[Tensor, Tensor]:
-            mean, raw = torch.addmm(next(steps), read(s), of_base.T).chunk(2, -1)
+            mean, raw = torch.addmm(next(steps), read(s), of_base).chunk(2, -1)
             return mean, F.softplus(raw).add(self.head.min_scale)
 
         return follow

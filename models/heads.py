@@ -159,25 +159,44 @@ class GaussianHead(Head):
 class AdditiveHead(GaussianHead):
     """Independent normals whose mean is linear in all features, and whose deviation sees the first ``common`` alone.
 
-    Of the features of an :class:`~pyrocontrol.models.Additive` network these are those without the condition.
+    Of the features of an :class:`~pyrocontrol.models.Additive` network these are the functions of time.
+
+    Args:
+        features: F, width of the features.
+        size: A.
+        common: how many features the deviation sees.
+        apart: whether of the A features after these each has a part in the number of its own place alone.
+        min_scale: least deviation.
     """
 
-    def __init__(self, features: int, size: int, *, common: int, min_scale: float = 1e-3):
+    mask: Tensor
+
+    def __init__(self, features: int, size: int, *, common: int, apart: bool = False, min_scale: float = 1e-3):
         super().__init__(features, size, min_scale=min_scale)
-        if not 1 <= common <= features:
-            raise ValueError(f"common must be between 1 and the {features} features, got {common}")
-        self.common = common
+        if not 1 <= common <= features - size * apart:
+            raise ValueError(f"common must leave room among the {features} features, got {common}")
+        self.common, self.apart = common, apart
         self.scale = nn.Linear(common, size)
+        mask = torch.ones(size, features)
+        if apart:
+            mask[:, common : common + size] = torch.eye(size)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, features: Tensor) -> TorchDistribution:
+        """Return a diagonal normal, event shape ``(A,)``."""
+        mean, scale = self.evaluator()(features)
+        return dist.Normal(mean, scale).to_event(1)
 
     def evaluator(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Return a map from features to mean and deviation."""
-        return lambda features: (self.loc(features), self.scales(features))
+        weight = self.loc.weight * self.mask
+        return lambda features: (F.linear(features, weight, self.loc.bias), self.scales(features))
 
     def joint(self) -> tuple[Tensor, Tensor]:
         """Return weights ``[2 A, F]`` and biases ``[2 A]`` of the mean and of what softplus makes the deviation of."""
         scale: Any = self.scale
         wide = F.pad(scale.weight, (0, self.features - self.common))
-        return torch.cat([self.loc.weight, wide]), torch.cat([self.loc.bias, scale.bias + _UNIT])
+        return torch.cat([self.loc.weight * self.mask, wide]), torch.cat([self.loc.bias, scale.bias + _UNIT])
 
     def scales(self, features: Tensor) -> Tensor:
         """Return sigma ``[..., A]`` of the common features."""
@@ -185,7 +204,7 @@ class AdditiveHead(GaussianHead):
 
     def settings(self) -> dict[str, Any]:
         """What two heads of a kind share exactly when they can share weights, the sizes apart."""
-        return {"common": self.common, "min_scale": self.min_scale}
+        return {"common": self.common, "apart": self.apart, "min_scale": self.min_scale}
 
 
 class DeterministicHead(Head):

@@ -99,7 +99,7 @@ class TrajectoryCVAE(Policy):
             net = dynamics.network(mlp(self.input_size, self.hidden, activation), features)
             self.net, features = net, net.features
             if head is None and box:
-                head = AdditiveHead(features, math.prod(action_space.shape or ()), common=net.common)
+                head = AdditiveHead(features, math.prod(action_space.shape or ()), common=net.basis)
         else:
             self.net = mlp(self.input_size + latent, self.hidden, activation)
         self.head = make_head(head or ("gaussian" if box else "auto"), features, action_space)

@@ -29,6 +29,7 @@ MAKERS = {
     "time-residual": lambda s=2: WaveNetDynamics(s, 3, channels=4, features=5, dilations=(1, 2), residual=True),
     "mlp": lambda s=2: MLPDynamics(s, 3, hidden=(4,)),
     "additive": lambda s=2: AdditiveDynamics(s, 3, horizon=4, basis=3),
+    "additive-linear": lambda s=2: AdditiveDynamics(s, 3, horizon=4, basis=3, base="linear"),
     "additive-wavenet": lambda s=2: AdditiveDynamics(s, 3, horizon=4, basis=3, base="wavenet", size=4),
     "additive-state": lambda s=2: AdditiveDynamics(s, 3, horizon=4, basis=3, base="mlp", size=4, gains="state"),
     "mlp-residual": lambda s=2: MLPDynamics(s, 3, hidden=(4,), residual=True),
@@ -103,7 +104,7 @@ def test_rollouts_carry_pathwise_gradients(kind: str) -> None:
     torch.testing.assert_close(gradient[0, 1], difference, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["time", "time-residual", "mlp", "additive", "additive-wavenet", "additive-state"])
+@pytest.mark.parametrize("kind", ["time", "time-residual", "mlp", "additive", "additive-linear", "additive-wavenet", "additive-state"])
 def test_a_walk_at_once_is_the_walk_step_by_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = sequence(MAKERS[kind](), (4, 4))
     greedy, draws = given.greedy(), given.sample((20_000,))
@@ -193,7 +194,7 @@ def test_dynamics_by_axis() -> None:
     assert isinstance(make_dynamics("additive", 4, 3), AdditiveDynamics)
 
 
-@pytest.mark.parametrize("kind", ["additive", "additive-wavenet"])
+@pytest.mark.parametrize("kind", ["additive", "additive-linear", "additive-wavenet"])
 def test_the_mean_is_linear_in_the_embedding(kind: str) -> None:
     dynamics = MAKERS[kind]()
     one, other = torch.randn(2, 5, 3)
@@ -210,8 +211,10 @@ def test_the_mean_is_linear_in_the_embedding(kind: str) -> None:
     torch.testing.assert_close(conditional(one).scale, conditional(other).scale, rtol=0, atol=0)
 
 
-def test_what_a_sum_generates_is_the_sum_of_what_each_does() -> None:
-    dynamics = MAKERS["additive"]()
+@pytest.mark.parametrize("kind", ["additive", "additive-linear"])
+def test_what_a_sum_generates_is_the_sum_of_what_each_does(kind: str) -> None:
+    dynamics = MAKERS[kind]()
+    torch.nn.init.normal_(dynamics.head.loc.weight)
     one, other, first = torch.randn(3, 3), torch.randn(3, 3), torch.randn(3, 2)
 
     def walked(z: torch.Tensor) -> torch.Tensor:
@@ -221,8 +224,8 @@ def test_what_a_sum_generates_is_the_sum_of_what_each_does() -> None:
     torch.testing.assert_close(
         walked(one + 0.5 * other) - nothing, (walked(one) - nothing) + 0.5 * (walked(other) - nothing), rtol=0, atol=1e-11
     )
-    without = MAKERS["additive-state"]()
-    dynamics = without
+    dynamics = MAKERS["additive-state"]()
+    torch.nn.init.normal_(dynamics.head.loc.weight)
     error = walked(one + other) - walked(one) - walked(other) + walked(torch.zeros_like(one))
     assert error.abs().max() > 1e-3
 
@@ -242,7 +245,7 @@ def test_bad_dynamics() -> None:
         MLPDynamics(2, 3, hidden=())
     with pytest.raises(ValueError, match=r"basis \(5\) at most horizon \(4\)"):
         AdditiveDynamics(2, 3, horizon=4, basis=5)
-    with pytest.raises(ValueError, match="base must be one of linear, mlp, wavenet, got 'lstm'"):
+    with pytest.raises(ValueError, match="base must be one of apart, linear, mlp, wavenet, got 'lstm'"):
         AdditiveDynamics(2, 3, base="lstm")
     with pytest.raises(ValueError, match="gains must be those of time or state, got 'phase'"):
         AdditiveDynamics(2, 3, gains="phase")

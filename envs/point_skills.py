@@ -104,7 +104,7 @@ COMPOSITES: dict[str, tuple[str, ...]] = {"toy": ("rise", "push"), "slalom": ("r
 
 
 def parts_of(skill: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the sub-skills of a skill, of a composite, or of several of these at the same time; ``"rise+push"`` is both.
+    """Return the sub-skills of a skill, of a composite, or of several of these at once; ``"rise+push"`` is both.
 
     Raises:
         ValueError: if one of them is not known, or there are none.
@@ -317,8 +317,8 @@ def demonstrations(
         Demonstrations of ``steps`` actions, `task` saying which of the ``names`` each shows.
 
     Raises:
-        ValueError: if a skill is not known, neither it nor its parts are among the names, or there are none; if ``per_skill`` or ``steps`` is
-            less than 1, or ``noise`` is negative or not finite.
+        ValueError: if a skill is not known, neither it nor its parts are among the names, or there are none; if
+            ``per_skill`` or ``steps`` is less than 1, or ``noise`` is negative or not finite.
     """
     names = tuple(skills) if names is None else tuple(names)
     if per_skill < 1:

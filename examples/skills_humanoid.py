@@ -136,7 +136,7 @@ class Task(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Demonstrations of the sub-skills and the origin to train on, others of the sub-skills, and those of the composite."""
+    """Demonstrations of sub-skills and the origin to train on, others of the sub-skills, and those of the composite."""
 
     train: Any
     held_out: Any
@@ -152,7 +152,9 @@ def main(arguments: Arguments) -> None:
     start = time.perf_counter()
     data = demonstrations(arguments, task)
     skills, guide, mi, svi = build(arguments, task, data)
-    measures = SkillMeasures(skills, guide, subskills=task.skills, names=task.skills, shown_as=task.shown_as, **data._asdict())
+    measures = SkillMeasures(
+        skills, guide, subskills=task.skills, names=task.skills, shown_as=task.shown_as, **data._asdict()
+    )
     try:
         result = pc.inference.fit(
             svi,
@@ -231,7 +233,9 @@ def task_of(composite: str, joints: bool = False, rotations: str = "vectors") ->
 
     parts = experts.parts_of(composite)
     if len(parts) < 2:
-        raise SystemExit(f"--composite {composite}: there are toy, {', '.join(experts.COMPOSITES)}, and sums such as kick+spin")
+        raise SystemExit(
+            f"--composite {composite}: there are toy, {', '.join(experts.COMPOSITES)}, and sums such as kick+spin"
+        )
     if joints:
         env = functools.partial(make, "pyrocontrol/HumanoidJoints-v0", motion=composite)
         return Task(composite, parts, STAND, bare.demonstrations, bare.JointsTeacher, env, env)
@@ -267,9 +271,7 @@ def demonstrations(arguments: Arguments, task: Task) -> Data:
         except (OSError, ValueError) as error:
             raise SystemExit(f"--demos {path} cannot be read: {error}") from error
         if found != records | {"fingerprint": shown.fingerprint()}:
-            raise SystemExit(
-                f"--demos {path} does not hold the demonstrations of {', '.join(shows)}: see {beside}"
-            )
+            raise SystemExit(f"--demos {path} does not hold the demonstrations of {', '.join(shows)}: see {beside}")
     else:
         sets = [task.show(kinds, count, seed=seed, names=task.skills) for seed, (kinds, count) in enumerate(groups)]
         episodes = [episode for each in sets for episode in each.to_episodes()]
@@ -294,8 +296,8 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
     size = pc.models.observation_size(spaces[0])
     axis: Any = arguments.axis
     if axis == "additive":
-        most = data.train.actions.shape[1]
-        given: dict[str, Any] = {"base": arguments.base, "gains": arguments.gains, "horizon": most, "basis": BASIS}
+        steps = int(data.train.lengths.max()) - 1
+        given: dict[str, Any] = {"base": arguments.base, "gains": arguments.gains, "horizon": steps, "basis": BASIS}
         axis = pc.models.AdditiveDynamics(size, latent, size=32 if small else 64, **given)
     elif small and axis == "time":
         axis = pc.models.WaveNetDynamics(
@@ -328,9 +330,13 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
 
 def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, result: Any) -> list[dict[str, Any]]:
     """Return the rows of the results; what `embedding` stands for, `SkillMeasures` says."""
-    names = "joints rotations weight updates batch_size latent axis base gains origin learning_rate residual guide beta warmup free_bits"
+    names = "joints rotations weight updates batch_size latent axis base gains origin learning_rate residual guide beta"
     setting: dict[str, Any] = {"assisted": "+".join(task.assisted)}
-    setting |= {name: getattr(arguments, name) for name in names.split() if (name, arguments.mi) != ("weight", "off")}
+    setting |= {
+        name: getattr(arguments, name)
+        for name in [*names.split(), "warmup", "free_bits"]
+        if (name, arguments.mi) != ("weight", "off")
+    }
 
     def line(metric: str, value: float, method: str = arguments.mi, **more: Any) -> dict[str, Any]:
         given = {"seed": arguments.seed, "seconds": result.seconds, **setting, **more}
@@ -417,7 +423,9 @@ def draw(arguments: Arguments, task: Task, measures: SkillMeasures, result: Any)
     bodies = {title: drawn_as(states) for title, states in shown.items()}
     plots.plot_bodies(out / "generation.png", bodies, columns=task.composite == "toy")
     plots.plot_links(out / "links.png", bodies["demonstrated"], bodies["sum"])
-    played = [play_cycle(*each).frames for each in ((stage, task.teacher(task.composite)), (env, skills.acting(summed)))]
+    played = [
+        play_cycle(*each).frames for each in ((stage, task.teacher(task.composite)), (env, skills.acting(summed)))
+    ]
     env.close()
     stage.close()
     titles = ["demonstrated", "sum", *parts]

@@ -70,7 +70,8 @@ class Additive(Causal):
         if min(size, condition, basis) < 1 or horizon < basis:
             raise ValueError(f"sizes must be positive, and basis ({basis}) at most horizon ({horizon})")
         self.base, self.size, self.horizon, self.basis = base, size, horizon, basis
-        self.gains, width = (None, basis) if gains is None else gains
+        self.gains = None if gains is None else gains[0]
+        width = basis if gains is None else gains[1]
         #: How many features there are.
         self.features = basis + size + width * condition
         time, order = torch.arange(horizon, dtype=torch.float64).unsqueeze(1), torch.arange(basis)

@@ -228,17 +228,18 @@ _BASES = ("apart", "linear", "mlp", "wavenet")
 class AdditiveDynamics(_NormalDynamics):
     """Embeddings add: s_{t+1} ~ N(f_0(s_..t, t) + F(t) z, sigma(t)^2).
 
-    The mean of the next state, and so of its change, is linear in z, with gains F that know the time since the start alone; see
-    :class:`~pyrocontrol.models.Additive`. With a linear base and demonstrations of doing nothing at z = 0, what a sum of
-    embeddings generates is the sum of what each does.
+    The mean of the next state, and so of its change, is linear in z, with gains F that know the time since the start
+    alone; see :class:`~pyrocontrol.models.Additive`. With a base that is linear in the state, and demonstrations of
+    doing nothing at z = 0, what a sum of embeddings generates is the sum of what each does.
 
     Args:
         state_size: S.
         latent_size: D.
         horizon: for how many steps the gains change; give the steps of a demonstration.
         basis: how many functions of time they are made of, at most ``horizon``.
-        base: f_0, apart from its own gains of time: ``"apart"``, each number of the state times one of its own, which
-            stays where states are however long it is followed; ``"linear"``, a matrix; or by an ``"mlp"`` of it or a ``"wavenet"`` of it and those before.
+        base: what f_0 knows of the states, beside the time. ``"apart"``: each number of the last one times one of its
+            own, which stays where states are however long it is followed; ``"linear"``: a matrix times the last one;
+            ``"mlp"``: of the last one; ``"wavenet"``: of all.
         size: width of the base's layers, unless it has none.
         gains: ``"time"``; ``"state"``, those of the whole state, is what they are compared with.
         min_scale: least standard deviation, in scaled units.
@@ -453,7 +454,7 @@ _AXES = {"time": WaveNetDynamics, "components": ComponentDynamics, "additive": A
 
 
 def make_dynamics(axis: str | Dynamics, state_size: int, latent_size: int) -> Dynamics:
-    """Return dynamics by name, ``"time"`` or ``"components"`` (what a WaveNet runs along) or ``"additive"``; or those given.
+    """Return dynamics by name: ``"time"`` or ``"components"`` (of a WaveNet), or ``"additive"``; or those given.
 
     Raises:
         ValueError: for another axis, or dynamics of other sizes.

@@ -235,7 +235,7 @@ class TrajectoryCVAE(Policy):
     # -- acting -----------------------------------------------------------------------------------------------------
 
     def begin(self, rows: int) -> Any:
-        """Return the state of episodes with embeddings from N(0, I): these, ``[B, D]``, unless dynamics are additive."""
+        """Return the state of episodes with embeddings from N(0, I): these, ``[B, D]``, or with the time beside."""
         return self.net.begin(rows, self.prior(rows).sample())
 
     def step(self, inputs: Tensor, state: Any, deterministic: bool) -> tuple[TorchDistribution, Any]:

@@ -74,7 +74,7 @@ class JointsEnv(DeepMimicEnv):
         return self._seen(), reward, False, self._ended, self._info(False) | self._played() | measured
 
     def full(self, joints: np.ndarray) -> np.ndarray:
-        """Return the states ``[T, 197]`` of `DeepMimicEnv`, at rest and upright, of observations ``[T, 29]``: to draw them."""
+        """Return states ``[T, 197]`` of `DeepMimicEnv`, at rest and upright, of observations ``[T, 29]``: to draw."""
         if not self._begun:
             self.reset()
         stand = HumanoidMotion.load(STAND).at(0.0)

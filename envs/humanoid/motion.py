@@ -147,8 +147,8 @@ class HumanoidMotion:
         """Read a clip.
 
         Args:
-            motion: the name of a shipped one (`shipped_motions`), or a file; `STAND`, 1.5 s of standing; or several names
-                with plus signs between them, ``"kick+spin"``, for all of them at the same time; see `summed`.
+            motion: the name of a shipped one (`shipped_motions`), or a file; `STAND`, 1.5 s of standing; or several
+                names with plus signs between them, ``"kick+spin"``, for all at the same time; see `summed`.
 
         Raises:
             ModuleNotFoundError: if it is the name of a shipped one and pybullet, which ships them, is missing.
@@ -189,12 +189,16 @@ class HumanoidMotion:
             table[:, 1:4] += np.array([pose.position for pose in poses]) - poses[0].position
             turned = np.array([pose.rotation for pose in poses])
             x, y, z, w = turned[0]
-            facing = np.array([0.0, np.sin(half := np.arctan2(-(x * z - w * y), 0.5 - (y * y + z * z)) / 2), 0.0, np.cos(half)])
+            facing = np.array(
+                [0.0, np.sin(half := np.arctan2(-(x * z - w * y), 0.5 - (y * y + z * z)) / 2), 0.0, np.cos(half)]
+            )
             root += followed(rotation_vector(product(inverse(facing), turned))[:, None])[:, 0]
         pose = [pose_of(row) for row in vectors]
         rotations = from_axis_angle(root, np.linalg.norm(root, axis=-1))[:, None]
         rotations = np.concatenate([rotations, [[j for j in joints if len(j) == 4] for joints in pose]], 1)
-        np.put_along_axis(table, np.broadcast_to(_QUATERNIONS.reshape(1, -1), (len(table), 36)), rotations.reshape(-1, 36), 1)
+        np.put_along_axis(
+            table, np.broadcast_to(_QUATERNIONS.reshape(1, -1), (len(table), 36)), rotations.reshape(-1, 36), 1
+        )
         table[:, _ANGLES] = [[j[0] for j in joints if len(j) == 1] for joints in pose]
         return cls(table, False, name)
 

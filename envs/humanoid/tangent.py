@@ -17,7 +17,6 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..data.demonstrations import Demonstrations
-from ..data.episodes import Episode
 from .motion import BALL_STARTS, HINGE_STARTS, followed
 from .quaternions import from_axis_angle, rotation_vector
 
@@ -61,8 +60,8 @@ class RotationVectors(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.n
         found[BALL_STARTS] = angles - turns
         found[BALL_STARTS[:, None] + [1, 2, 3]] = vectors / np.where(angles < 1e-12, 1.0, angles)[:, None]
         found[HINGE_STARTS] = numbers[24:]
-        observation, *rest = self.env.step(found.astype(np.float32))
-        return (self._seen(observation), *rest)
+        observation, reward, terminated, truncated, info = self.env.step(found.astype(np.float32))
+        return self._seen(observation), reward, terminated, truncated, info
 
     def _seen(self, observation: np.ndarray) -> np.ndarray:
         found = _vectors_of_links(observation[None], self._before)
@@ -94,7 +93,7 @@ def as_quaternions(states: Tensor) -> Tensor:
 
 
 def _vectors_of_links(states: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
-    """Positions and rotation vectors of the links in states ``[T, 197]``, ``[T, 15, 6]``; those ``before`` ``[15, 3]``."""
+    """Positions and rotation vectors of the links, ``[T, 15, 6]``, in states ``[T, 197]`` after vectors ``[15, 3]``."""
     links = states[:, _HEAD : _HEAD + 7 * _LINKS].reshape(len(states), _LINKS, 7).astype(np.float64)
     vectors = rotation_vector(links[..., [4, 5, 6, 3]])
     vectors = followed(vectors) if before is None else followed(np.concatenate([before[None], vectors]))[1:]

@@ -64,10 +64,11 @@ def state_mse(
         skills: the model.
         z: embeddings ``[N, D]``.
         shown: N demonstrations.
-        shown_as: makes of states ``[..., S]`` those that are compared, for models of other coordinates than others have.
+        shown_as: makes of states ``[..., S]`` those that are compared, for models of other coordinates.
 
     Returns:
-        The squared error as ``state_mse``, in the units of what is compared, by default the observations' own, and as ``state_mse_scaled``, in units of the
+        The squared error as ``state_mse``, in the units of what is compared, by default the observations' own, and as
+            ``state_mse_scaled``, in units of the
         deviations in the data that the model was normalized by.
 
     Raises:
@@ -193,8 +194,8 @@ class SkillMeasures:
             the length of that difference relative to the encoded embedding's;
         ``dynamics_nats/own``
             the log-likelihood of the states, given those before and the embedding, in nats a number and step, of
-            states in units of their deviations in the demonstrations of the sub-skills. The embedding is the mean one of the whole trajectory, the states that are predicted
-            included, and what it says of them, its KL divergence, is not subtracted: this is no bound on the
+            states in units of their deviations in the demonstrations of the sub-skills. The embedding is the mean one
+            of the whole trajectory, the states that are predicted included, and what it says of them, its KL divergence, is not subtracted: this is no bound on the
             likelihood of new trajectories. Over a humanoid's the difference is a few thousandths of a nat a number;
             where states have few numbers, as a point's, it is not small.
         """

@@ -266,8 +266,8 @@ class MutualInformation(nn.Module):
     Args:
         skills: the model.
         guide: its guide.
-        demos: demonstrations to draw tuples of, whose task is the one-hot skill ``[B, U]``; those of none or of several at
-            once are not drawn.
+        demos: demonstrations to draw tuples of, whose task is the one-hot skill ``[B, U]``; those of none or of
+            several at once are not drawn.
         subskills: names of the M sub-skills whose embeddings are to be summed.
         names: of all U skills, in the order of the task.
         kind: ``"off"`` (no factor, and no rollouts), ``"variational"``, ``"nonvariational"``, ``"literal"``, ``"tied"``

@@ -104,7 +104,9 @@ def test_rollouts_carry_pathwise_gradients(kind: str) -> None:
     torch.testing.assert_close(gradient[0, 1], difference, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["time", "time-residual", "mlp", "additive", "additive-linear", "additive-wavenet", "additive-state"])
+@pytest.mark.parametrize(
+    "kind", ["time", "time-residual", "mlp", "additive", "additive-linear", "additive-wavenet", "additive-state"]
+)
 def test_a_walk_at_once_is_the_walk_step_by_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = sequence(MAKERS[kind](), (4, 4))
     greedy, draws = given.greedy(), given.sample((20_000,))
@@ -222,7 +224,10 @@ def test_what_a_sum_generates_is_the_sum_of_what_each_does(kind: str) -> None:
 
     nothing = walked(torch.zeros_like(one))
     torch.testing.assert_close(
-        walked(one + 0.5 * other) - nothing, (walked(one) - nothing) + 0.5 * (walked(other) - nothing), rtol=0, atol=1e-11
+        walked(one + 0.5 * other) - nothing,
+        (walked(one) - nothing) + 0.5 * (walked(other) - nothing),
+        rtol=0,
+        atol=1e-11,
     )
     dynamics = MAKERS["additive-state"]()
     torch.nn.init.normal_(dynamics.head.loc.weight)

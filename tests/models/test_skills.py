@@ -275,6 +275,7 @@ def test_bad_embeddings() -> None:
 def test_signatures_tell_models_apart() -> None:
     data = demonstrations()
     signatures = {
-        skills_for(data, **o).signature() for o in ({}, {"latent": 3}, {"axis": "components"}, {"axis": "additive"}, {"head": "mixture"})
+        skills_for(data, **o).signature()
+        for o in ({}, {"latent": 3}, {"axis": "components"}, {"axis": "additive"}, {"head": "mixture"})
     }
     assert len(signatures) == 5

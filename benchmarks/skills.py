@@ -375,6 +375,8 @@ def with_pairs(method: str, shown: int, seed: int, updates: int = 1_500) -> list
     optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 3e-3})
     svi = pyro.infer.SVI(skills.model, guide, optimizer, pc.inference.StepwiseKL_ELBO())
     pc.inference.fit(svi, train, steps=updates, batch_size=16, seed=seed, clip=10.0, progress=False)
+    with torch.no_grad():
+        skills.settle(guide.posterior(train).mean, train.task)
 
     def errors(weights: list[dict[str, float]]) -> np.ndarray:
         z = torch.stack([skills.compose(each) for each in weights]).repeat_interleave(3, 0)

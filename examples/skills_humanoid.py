@@ -37,7 +37,7 @@ import pyrocontrol as pc
 from pyrocontrol._files import writing
 from pyrocontrol.envs import point_skills
 from pyrocontrol.envs.acting.video import save_video
-from pyrocontrol.inference.imitation.skill_measures import SkillMeasures, play_cycle, state_mse
+from pyrocontrol.inference.imitation.skill_measures import SkillMeasures, play_cycle
 
 # Demonstrations of a skill: to train on, held out, and of the composite. The same for every seed.
 TRAIN, HELD_OUT, COMPOSITE = 20, 5, 5
@@ -175,6 +175,8 @@ def main(arguments: Arguments) -> None:
         return
     for module in (skills, guide, mi):
         module.cpu()
+    if arguments.origin:
+        skills.settle(measures.encoded(data.train), data.train.task)
     rows = rows_of(arguments, task, measures, mi, result)
     pc.inference.write_results(arguments.out / "result.json", "skills", rows)
     draw(arguments, task, measures, result)
@@ -296,7 +298,7 @@ def build(arguments: Arguments, task: Task, data: Data) -> tuple[Any, Any, Any, 
     size = pc.models.observation_size(spaces[0])
     axis: Any = arguments.axis
     if axis == "additive":
-        steps = int(data.train.lengths.max()) - 1
+        steps = data.train.observations.shape[1]
         given: dict[str, Any] = {"base": arguments.base, "gains": arguments.gains, "horizon": steps, "basis": BASIS}
         axis = pc.models.AdditiveDynamics(size, latent, size=32 if small else 64, **given)
     elif small and axis == "time":
@@ -364,11 +366,6 @@ def rows_of(arguments: Arguments, task: Task, measures: SkillMeasures, mi: Any, 
             rows.append(line(metric, sum(values) / len(values), method, **more))
     stage.close()
     env.close()
-    if arguments.origin:
-        shown = measures.composite
-        composed = skills.compose(dict.fromkeys(task.skills, 1.0)).expand(len(shown), -1)
-        for metric, value in state_mse(skills, composed, shown, task.shown_as).items():
-            rows.append(line(metric, value, step=result.step, embedding="composed"))
     for part, value in measures.likeness().items():
         rows.append(line("likeness_mse", value, step=result.step, embedding="sum", part=part))
     pyro.set_rng_seed(arguments.seed)

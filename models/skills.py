@@ -180,6 +180,26 @@ class TrajectoryCVAE(Policy):
     # -- composing --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def settle(self, z: Tensor, task: Tensor) -> None:
+        """Set W to the best there is for embeddings ``[B, D]`` of demonstrations with a ``task`` ``[B, U]``.
+
+        ``skills.settle(guide.posterior(demos).mean, demos.task)`` after the training, in which W lags behind: least
+        squares, the maximum of the bound over W. Where each demonstration shows one skill, these are the means.
+
+        Raises:
+            ValueError: if the skills have no names, or the sizes differ.
+        """
+        if not self.names:
+            raise ValueError("skills without names have no embeddings of their own")
+        if z.shape[1:] != (self.latent,) or task.shape != (len(z), len(self.names)):
+            raise ValueError(
+                f"embeddings of {self.latent} numbers and a task of {len(self.names)} for each are needed, got shapes "
+                f"{tuple(z.shape)} and {tuple(task.shape)}"
+            )
+        shown = ~_idle(task)
+        self.embeddings.copy_((torch.linalg.pinv(task[shown].to(z.dtype)) @ z[shown]).T)
+
+    @torch.no_grad()
     def compose(self, weights: Mapping[str, float]) -> Tensor:
         """Return the embedding of several skills at once, ``[D]``: the sum of theirs, each times its weight.
 

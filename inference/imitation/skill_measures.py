@@ -68,8 +68,7 @@ def state_mse(
 
     Returns:
         The squared error as ``state_mse``, in the units of what is compared, by default the observations' own, and as
-            ``state_mse_scaled``, in units of the
-        deviations in the data that the model was normalized by.
+        ``state_mse_scaled``, in units of the deviations in the data that the model was normalized by.
 
     Raises:
         ValueError: if there is not one embedding for each demonstration.
@@ -195,9 +194,9 @@ class SkillMeasures:
         ``dynamics_nats/own``
             the log-likelihood of the states, given those before and the embedding, in nats a number and step, of
             states in units of their deviations in the demonstrations of the sub-skills. The embedding is the mean one
-            of the whole trajectory, the states that are predicted included, and what it says of them, its KL divergence, is not subtracted: this is no bound on the
-            likelihood of new trajectories. Over a humanoid's the difference is a few thousandths of a nat a number;
-            where states have few numbers, as a point's, it is not small.
+            of the whole trajectory, the states that are predicted included, and what it says of them, its KL
+            divergence, is not subtracted: this is no bound on the likelihood of new trajectories. Over a
+            humanoid's the difference is a few thousandths of a nat a number; where states have few numbers, as a point's, it is not small.
         """
         found: dict[str, float] = {}
         kinds = self.embeddings()

@@ -50,7 +50,7 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(
 
     metrics = {(item["method"], item["metric"], item["setting"].get("embedding")) for item in whole}
     for metric in ("state_mse", "state_mse_scaled"):
-        assert {("tied", metric, kind) for kind in ("sum", "composed", "encoded", "part", "own")} <= metrics
+        assert {("tied", metric, kind) for kind in ("sum", "encoded", "part", "own")} <= metrics
         assert {("mean-state", metric, kind) for kind in ("composite", "own")} <= metrics
     for metric in ("cycle_fraction", "tracking_error"):
         assert {("tied", metric, "sum"), ("tied", metric, "encoded"), ("teacher", metric, None)} <= metrics

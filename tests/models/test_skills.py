@@ -228,6 +228,20 @@ def test_doing_nothing_is_zero_and_two_at_once_are_a_sum() -> None:
     assert (skills.compose({}) == 0).all()
 
 
+@pytest.mark.usefixtures("float64")
+def test_embeddings_settle_at_means_and_sums() -> None:
+    skills, data = named([[1, 1], [0, 1], [0, 0]])
+    z = torch.randn(3, 2)
+    skills.settle(z, data.task)
+    torch.testing.assert_close(skills.compose({"spin": 1.0}), z[1])
+    torch.testing.assert_close(skills.compose({"kick": 1.0, "spin": 1.0}), z[0])
+    z = torch.randn(4, 2)
+    skills.settle(z, torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    torch.testing.assert_close(skills.compose({"kick": 1.0}), z[:2].mean(0))
+    with pytest.raises(ValueError, match="embeddings of 2 numbers and a task of 2 for each"):
+        skills.settle(z, data.task)
+
+
 def test_composing_what_cannot_be() -> None:
     skills, data = named([[1, 0], [0, 1], [0, 0]])
     with pytest.raises(ValueError, match="there is no skill 'jump'; there are kick, spin"):

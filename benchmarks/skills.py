@@ -83,7 +83,7 @@ STATE, ACTION, BATCH, STEPS = 197, 36, 16, 45
 SPEED = "speed"  # the task of the rows that are not of a run
 CLIPS = ("joints.spinkick", "joints.backflip")  # of rows without a model
 PAIRS = "pairs"  # of runs with pairs of the point's skills
-SHOWN = (0, 2, 5, 10, 15)
+SHOWN = (0, 5, 15)
 LENGTHS = (15, 30, 45, 90, 180)
 # By method, metric and setting.
 Timed = dict[tuple[str, str, tuple[tuple[str, Any], ...]], Callable[[], object]]
@@ -341,7 +341,7 @@ def pairs_of(seed: int) -> list[tuple[str, str]]:
     return [pairs[index] for index in np.random.default_rng(seed).permutation(len(pairs))]
 
 
-def with_pairs(method: str, shown: int, seed: int, updates: int = 1_500) -> list[dict[str, Any]]:
+def with_pairs(method: str, shown: int, seed: int, updates: int = 1_000) -> list[dict[str, Any]]:
     """Return the rows of a model of the point's seven skills of which ``shown`` pairs were shown, too.
 
     Metric `state_mse` of six pairs that were not: setting `shown`, `embedding` `sum` (of the two, by `compose`) or

@@ -189,16 +189,13 @@ class HumanoidMotion:
             table[:, 1:4] += np.array([pose.position for pose in poses]) - poses[0].position
             turned = np.array([pose.rotation for pose in poses])
             x, y, z, w = turned[0]
-            facing = np.array(
-                [0.0, np.sin(half := np.arctan2(-(x * z - w * y), 0.5 - (y * y + z * z)) / 2), 0.0, np.cos(half)]
-            )
+            angle = np.array(np.arctan2(-2 * (x * z - w * y), 1 - 2 * (y * y + z * z)))
+            facing = from_axis_angle(np.array([0.0, 1.0, 0.0]), angle)
             root += followed(rotation_vector(product(inverse(facing), turned))[:, None])[:, 0]
         pose = [pose_of(row) for row in vectors]
         rotations = from_axis_angle(root, np.linalg.norm(root, axis=-1))[:, None]
         rotations = np.concatenate([rotations, [[j for j in joints if len(j) == 4] for joints in pose]], 1)
-        np.put_along_axis(
-            table, np.broadcast_to(_QUATERNIONS.reshape(1, -1), (len(table), 36)), rotations.reshape(-1, 36), 1
-        )
+        table[:, _QUATERNIONS] = rotations
         table[:, _ANGLES] = [[j[0] for j in joints if len(j) == 1] for joints in pose]
         return cls(table, False, name)
 

@@ -195,8 +195,9 @@ class SkillMeasures:
             the log-likelihood of the states, given those before and the embedding, in nats a number and step, of
             states in units of their deviations in the demonstrations of the sub-skills. The embedding is the mean one
             of the whole trajectory, the states that are predicted included, and what it says of them, its KL
-            divergence, is not subtracted: this is no bound on the likelihood of new trajectories. Over a
-            humanoid's the difference is a few thousandths of a nat a number; where states have few numbers, as a point's, it is not small.
+            divergence, is not subtracted: this is no bound on the likelihood of new trajectories. Over a humanoid's the
+            difference is a few thousandths of a nat a number; where states have few numbers, as a point's, it is not
+            small.
         """
         found: dict[str, float] = {}
         kinds = self.embeddings()

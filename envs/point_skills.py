@@ -61,7 +61,7 @@ def _push(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _weave(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     angle, rate = _clock(phase)
-    return 0.2 * rate * np.cos(angle), np.zeros_like(phase)
+    return 0.18 * rate * np.cos(angle), np.zeros_like(phase)
 
 
 def _circle(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,11 +70,11 @@ def _circle(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bob(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros_like(phase), 0.4 * np.pi * np.sin(4 * np.pi * phase)
+    return np.zeros_like(phase), 0.25 * np.pi * np.sin(4 * np.pi * phase)
 
 
 def _sway(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return 0.4 * np.pi * np.sin(4 * np.pi * phase), np.zeros_like(phase)
+    return 0.25 * np.pi * np.sin(4 * np.pi * phase), np.zeros_like(phase)
 
 
 def _climb(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,8 +92,8 @@ _VELOCITIES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = 
     "climb": _climb,
 }
 
-#: The skills: up 0.6 and down again; forward 1.2; right and left by 0.2; around a circle of radius 0.2; up 0.2 and down
-#: again, twice; the same to the right; up 0.8.
+#: The skills: up 0.6 and down again; forward 1.2; right and left by 0.18; around a circle of radius 0.2; up 0.125 and
+#: down again, twice; the same to the right; up 0.8.
 POINT_SKILLS = tuple(_VELOCITIES)
 
 #: Doing nothing: the composite of no skill.

@@ -74,7 +74,7 @@ def _bob(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sway(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return 0.25 * np.pi * np.sin(4 * np.pi * phase), np.zeros_like(phase)
+    return 0.2 * np.pi * np.sin(4 * np.pi * phase), np.zeros_like(phase)
 
 
 def _climb(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ _VELOCITIES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = 
 }
 
 #: The skills: up 0.6 and down again; forward 1.2; right and left by 0.18; around a circle of radius 0.2; up 0.125 and
-#: down again, twice; the same to the right; up 0.8.
+#: down again, twice; 0.1 to the right and back, twice; up 0.8.
 POINT_SKILLS = tuple(_VELOCITIES)
 
 #: Doing nothing: the composite of no skill.

@@ -32,7 +32,7 @@ class AdditiveState(NamedTuple):
 
 
 class Additive(Causal):
-    """Features whose linear functions are linear in the condition c: [phi(t), b(x_..t), phi(t) (x) c].
+    """Features whose linear functions are linear in the condition c: [phi(t), b(x), phi(t) times c].
 
     A linear layer of them is f_0(x, t) + F(t) c. The gains F know the time, and not the inputs: what c does at a step
     does not depend on where anything else has taken x. Two conditions then do together what each does alone, provided

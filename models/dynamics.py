@@ -226,7 +226,7 @@ _BASES = ("apart", "linear", "mlp", "wavenet")
 
 
 class AdditiveDynamics(_NormalDynamics):
-    """Embeddings add: s_{t+1} ~ N(f_0(s_..t, t) + F(t) z, sigma(t)^2).
+    """Embeddings add: s_{t+1} ~ N(f_0(s, t) + F(t) z, sigma(t)^2).
 
     The mean of the next state, and so of its change, is linear in z, with gains F that know the time since the start
     alone; see :class:`~pyrocontrol.models.Additive`. With a base that is linear in the state, and demonstrations of

@@ -67,7 +67,13 @@ SUMS = ("kick+spin+jump", "jump+roll")
 COMPOSITES |= {name: ["--composite", name] for name in SUMS}
 COMPOSITES |= {f"joints.{name}": ["--composite", name, "--joints"] for name in SUMS}
 REFERENCES = ("mean-state", "teacher")
-OTHER_DYNAMICS = ("off-mlp", "off-residual")  # in the table, not in the plot
+OTHER_DYNAMICS = (
+    "off-mlp",
+    "off-residual",
+    "additive-state",
+    "additive-wavenet",
+    "origin-alone",
+)  # in the table, not in the plot
 # Of the table: name, metric and embedding.
 COLUMNS = (
     ("sum", "state_mse", "sum"),
@@ -531,7 +537,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.set(xlabel="updates", ylabel="state MSE")
             what = "the sum of the sub-skills' embeddings" if kind == "sum" else "its own embedding"
             axes.set_title(f"{task}, generated from {what}", loc="left", fontsize=10)
-    grid[0, 0].legend(fontsize=8)
+    grid[0, -1].legend(fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -14,6 +14,7 @@ what is compared interleaved in one process; every repeat is a row, its seed the
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import time
@@ -32,6 +33,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 import pyrocontrol as pc
+from pyrocontrol.envs import point_skills
 from pyrocontrol.inference import Summary, mean_interval, read_rows, row, select, summary, write_results
 from training_runs import command_line, make, verify_known, with_table
 
@@ -41,19 +43,37 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set f
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "skills.json"
 PAGE = HERE.parent / "docs" / "methods" / "skills.md"
+PAPER = ["--axis", "time", "--no-origin", "--learning-rate", "1e-3", "--rotations", "quaternions"]  # what the paper has
 METHODS: dict[str, list[str]] = {
-    "off": ["--mi", "off"],
-    "variational": ["--mi", "variational"],
-    "nonvariational": ["--mi", "nonvariational"],
-    "tied": ["--mi", "tied"],
-    "infonce": ["--mi", "infonce"],
-    "literal": ["--mi", "literal"],
-    "tied-10": ["--mi", "tied", "--weight", "10"],
-    "off-mlp": ["--mi", "off", "--axis", "mlp"],
-    "off-residual": ["--mi", "off", "--residual"],
+    "additive": [],
+    "additive-off": ["--mi", "off"],
+    "additive-no-origin": ["--mi", "off", "--no-origin"],
+    "additive-state": ["--mi", "off", "--gains", "state"],
+    "additive-wavenet": ["--mi", "off", "--base", "wavenet"],
+    "origin-alone": ["--mi", "off", "--axis", "time"],
+    "off": [*PAPER, "--mi", "off"],
+    "variational": [*PAPER, "--mi", "variational"],
+    "nonvariational": [*PAPER, "--mi", "nonvariational"],
+    "tied": [*PAPER, "--mi", "tied"],
+    "infonce": [*PAPER, "--mi", "infonce"],
+    "literal": [*PAPER, "--mi", "literal"],
+    "tied-10": [*PAPER, "--mi", "tied", "--weight", "10"],
+    "off-mlp": [*PAPER, "--mi", "off", "--axis", "mlp"],
+    "off-residual": [*PAPER, "--mi", "off", "--residual"],
 }
+# By task, how the example names it; joints: without physics.
+COMPOSITES: dict[str, list[str]] = {name: ["--composite", name] for name in ("spinkick", "backflip", "toy")}
+SUMS = ("kick+spin+jump", "jump+roll")
+COMPOSITES |= {name: ["--composite", name] for name in SUMS}
+COMPOSITES |= {f"joints.{name}": ["--composite", name, "--joints"] for name in SUMS}
 REFERENCES = ("mean-state", "teacher")
-OTHER_DYNAMICS = ("off-mlp", "off-residual")  # in the table, not in the plot
+OTHER_DYNAMICS = (
+    "off-mlp",
+    "off-residual",
+    "additive-state",
+    "additive-wavenet",
+    "origin-alone",
+)  # in the table, not in the plot
 # Of the table: name, metric and embedding.
 COLUMNS = (
     ("sum", "state_mse", "sum"),
@@ -67,6 +87,9 @@ COLUMNS = (
 )
 STATE, ACTION, BATCH, STEPS = 197, 36, 16, 45
 SPEED = "speed"  # the task of the rows that are not of a run
+CLIPS = ("joints.spinkick", "joints.backflip")  # of rows without a model
+PAIRS = "pairs"  # of runs with pairs of the point's skills
+SHOWN = (0, 5, 15)
 LENGTHS = (15, 30, 45, 90, 180)
 # By method, metric and setting.
 Timed = dict[tuple[str, str, tuple[tuple[str, Any], ...]], Callable[[], object]]
@@ -76,10 +99,10 @@ Timed = dict[tuple[str, str, tuple[tuple[str, Any], ...]], Callable[[], object]]
 class Arguments:
     """Which runs to make."""
 
-    composites: tuple[str, ...] = ("spinkick", "backflip")
-    """which composites: spinkick, backflip, toy"""
-    methods: tuple[str, ...] = ("off", "variational", "nonvariational", "tied", "off-mlp", "off-residual")
-    """which methods; there are also infonce, literal and tied-10"""
+    composites: tuple[str, ...] = ("spinkick", "backflip", "toy", "kick+spin+jump", "jump+roll")
+    """which composites; there are also joints.kick+spin+jump and joints.jump+roll"""
+    methods: tuple[str, ...] = ("additive", "additive-off", "off", "tied")
+    """which methods"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """trials"""
     jobs: int = 2
@@ -92,6 +115,10 @@ class Arguments:
     """measure the speed"""
     repeats: int = 9
     """of each measurement of speed"""
+    pairs: bool = True
+    """make the runs with pairs shown that are missing"""
+    clips: bool = True
+    """compare the humanoid's clips with their sums"""
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -113,8 +140,9 @@ def run(arguments: Arguments, composite: str, method: str, seed: int) -> None:
     if (out / "result.json").exists() or (composite, method, seed) in {run_of(item) for item in read_rows(RESULTS)}:
         return
     given = [*METHODS[method]]
-    given += ["--composite", composite, "--seed", str(seed), "--out", str(out)]
-    given += ["--demos", str(arguments.runs / f"{composite}.npz")]
+    given += [*COMPOSITES[composite], "--seed", str(seed), "--out", str(out)]
+    coordinates = "quaternions" if "quaternions" in METHODS[method] else "vectors"
+    given += ["--demos", str(arguments.runs / f"{composite}-{coordinates}.npz")]
     make(HERE.parent / "examples" / "skills_humanoid.py", given, out.name, out / "log.txt")
 
 
@@ -266,13 +294,136 @@ def report_speed(rows: list[dict[str, Any]]) -> None:
             print(f"T={steps}: the cache is {median[pair[0]] / median[pair[1]]:.1f} times as fast as the prefix")
 
 
+# -- without a model --------------------------------------------------------------------------------------------------
+
+
+def sums_of_clips() -> list[dict[str, Any]]:
+    """Return how far the clips' own sum is from the composite, by the angles of joints and without any model.
+
+    Metric `state_mse` (rad^2), tasks `joints.spinkick` and `joints.backflip`. Methods: `clips`, the sum of the clips;
+    `clips-fitted`, the best of all sums with weights and starts that are fitted to the composite itself, starts in
+    steps of 0.1 s; `clips-part`, the best single clip; `mean-state`, the mean pose of the clips.
+    """
+    from pyrocontrol.envs.humanoid.experts import COMPOSITES as OF
+    from pyrocontrol.envs.humanoid.joints import clip_vectors
+    from pyrocontrol.envs.humanoid.motion import CONTROL_RATE, HumanoidMotion, joint_vectors
+
+    rows = []
+    for composite, parts in OF.items():
+        clips = [HumanoidMotion.load(part) for part in parts]
+        meant = clip_vectors(HumanoidMotion.load(composite))
+        each = np.stack([clip_vectors(clip) for clip in clips])
+        windows = [
+            [
+                joint_vectors([clip.at(start + tick / CONTROL_RATE) for tick in range(len(meant))])[1:].ravel()
+                for start in np.arange(0, clip.seconds, 0.1)
+            ]
+            for clip in clips
+        ]
+        target, fitted = meant[1:].ravel(), math.inf
+        for chosen in itertools.product(*windows):
+            columns = np.stack(chosen, 1)
+            weights = np.linalg.lstsq(columns, target, rcond=None)[0]
+            fitted = min(fitted, float(np.square(columns @ weights - target).mean()))
+        found = {
+            "clips": np.square(each.sum(0) - meant)[1:].mean(),
+            "clips-fitted": fitted,
+            "clips-part": np.square(each - meant)[:, 1:].mean((1, 2)).min(),
+            "mean-state": np.square(each.mean((0, 1)) - meant)[1:].mean(),
+        }
+        rows += [
+            row(method, f"joints.{composite}", "state_mse", float(value), seed=0, seconds=0.0, embedding="sum")
+            for method, value in found.items()
+        ]
+    return rows
+
+
+# -- composites shown -------------------------------------------------------------------------------------------------
+
+
+def pairs_of(seed: int) -> list[tuple[str, str]]:
+    """Return all pairs of the point's skills, in the order in which they are shown; the last six never are."""
+    pairs = list(itertools.combinations(point_skills.POINT_SKILLS, 2))
+    return [pairs[index] for index in np.random.default_rng(seed).permutation(len(pairs))]
+
+
+def with_pairs(method: str, shown: int, seed: int, updates: int = 1_000) -> list[dict[str, Any]]:
+    """Return the rows of a model of the point's seven skills of which ``shown`` pairs were shown, too.
+
+    Metric `state_mse` of six pairs that were not: setting `shown`, `embedding` `sum` (of the two, by `compose`) or
+    `part` (the better of the two, pair by pair). Methods: `additive`, and `wavenet`, whose dynamics are not.
+    """
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    began, names, pairs = time.perf_counter(), point_skills.POINT_SKILLS, pairs_of(seed)
+    sets = [([*names, point_skills.REST], 10, 0), (["+".join(pair) for pair in pairs[:shown]], 5, 1)]
+    episodes = [
+        episode
+        for skills, count, number in sets
+        if skills
+        for episode in point_skills.demonstrations(skills, count, seed=number, names=names).to_episodes()
+    ]
+    held_out = point_skills.demonstrations(["+".join(pair) for pair in pairs[-6:]], 3, seed=2, names=names)
+    spaces_of = held_out.action_space, held_out.observation_space
+    train = pc.envs.Demonstrations.from_episodes(episodes, *spaces_of).to(dtype=torch.float32)
+    held_out = held_out.to(dtype=torch.float32)
+    latent = 16
+    axis = {
+        "additive": lambda: pc.models.AdditiveDynamics(5, latent, horizon=30, basis=24),
+        "wavenet": lambda: pc.models.WaveNetDynamics(5, latent, channels=32, features=64, dilations=(1, 2, 4, 8, 16)),
+    }[method]()
+    hidden = None if method == "additive" else (64, 64)
+    skills = pc.models.TrajectoryCVAE(*spaces_of[::-1], latent=latent, hidden=hidden, axis=axis, names=names)
+    skills.normalize(train)
+    guide = pc.guides.TrajectoryGuide(skills, encoder_size=32)
+    optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 3e-3})
+    svi = pyro.infer.SVI(skills.model, guide, optimizer, pc.inference.StepwiseKL_ELBO())
+    pc.inference.fit(svi, train, steps=updates, batch_size=16, seed=seed, clip=10.0, progress=False)
+    with torch.no_grad():
+        skills.settle(guide.posterior(train).mean, train.task)
+
+    def errors(weights: list[dict[str, float]]) -> np.ndarray:
+        z = torch.stack([skills.compose(each) for each in weights]).repeat_interleave(3, 0)
+        made = skills.generate(z, held_out.observations[:, 0], 30)
+        return (made - held_out.observations)[:, 1:].square().mean((1, 2)).unflatten(0, (6, 3)).mean(1).numpy()
+
+    alone = [errors([{pair[place]: 1.0} for pair in pairs[-6:]]) for place in (0, 1)]
+    found = {"sum": errors([dict.fromkeys(pair, 1.0) for pair in pairs[-6:]]), "part": np.minimum(*alone)}
+    spent, setting = time.perf_counter() - began, {"shown": shown, "updates": updates}
+    return [
+        row(method, PAIRS, "state_mse", float(value.mean()), seed=seed, seconds=spent, embedding=kind, **setting)
+        for kind, value in found.items()
+    ]
+
+
+def plot_pairs(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the error of sums that were not shown against the number of pairs that were, with 95% intervals."""
+    found = [item for item in rows if item["task"] == PAIRS]
+    if not found:
+        return
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    lines = [("additive", "sum", "C0-"), ("wavenet", "sum", "C1-"), ("additive", "part", "k:")]
+    for method, kind, style in lines:
+        numbers = sorted({item["setting"]["shown"] for item in found if item["method"] == method})
+        ends = [summary(found, method, "state_mse", shown=shown, embedding=kind) for shown in numbers]
+        half = [0.0 if math.isnan(end.half) else end.half for end in ends]
+        label = "better single part" if kind == "part" else f"sum, {method}"
+        axes.errorbar(numbers, [end.mean for end in ends], half, fmt=style, label=label, capsize=3)
+    axes.set(xlabel="pairs shown, of 15; six are held out", ylabel="state MSE of the held-out pairs", yscale="log")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 # -- what comes out ---------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Arguments) -> None:
     """Make the missing runs, measure the speed, then the results file and its plot."""
     verify_known("method", arguments.methods, [*METHODS])
-    verify_known("composite", arguments.composites, ["spinkick", "backflip", "toy"])
+    verify_known("composite", arguments.composites, [*COMPOSITES])
     if arguments.train:
         arguments.runs.mkdir(parents=True, exist_ok=True)
         # Seed by seed, so that what there is at any time is balanced.
@@ -285,10 +436,19 @@ def main(arguments: Arguments) -> None:
     kept = [item for item in read_rows(RESULTS) if run_of(item) not in made]
     measured_anew = speed(arguments.repeats) if arguments.speed else []
     rows += [item for item in kept if not (measured_anew and item["task"] == SPEED)] + measured_anew
+    if arguments.clips:
+        rows = [item for item in rows if item["task"] not in CLIPS] + sums_of_clips()
+    there = {(item["method"], item["setting"].get("shown"), item["seed"]) for item in rows if item["task"] == PAIRS}
+    for seed, shown, method in itertools.product(arguments.seeds, SHOWN, ("additive", "wavenet")):
+        if arguments.pairs and (method, shown, seed) not in there:
+            rows += with_pairs(method, shown, seed)
+            write_results(RESULTS, "skills", rows, command="python benchmarks/skills.py")
+            print(f"{PAIRS}, {method}, {shown} shown, seed {seed}: done", flush=True)
     write_results(RESULTS, "skills", rows, command="python benchmarks/skills.py")
     report_speed(rows)
     print(table(rows))
     plot(rows, HERE / "results" / "skills.png")
+    plot_pairs(rows, HERE / "results" / "skills_pairs.png")
     if arguments.runs == Arguments.runs:  # the whole set of runs, not somebody's trial
         PAGE.write_text(with_table(PAGE.read_text(), table(rows)))
 
@@ -307,7 +467,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return what the runs end with, as a Markdown table: mean and 95% interval over seeds."""
     lines = ["| task | method (seeds) | less than off | " + " | ".join(name for name, _, _ in COLUMNS) + " |"]
     lines.append("|---|---|---|" + "---|" * len(COLUMNS))
-    for task in ("spinkick", "backflip", "toy"):
+    for task in COMPOSITES:
         found = [item for item in rows if item["task"] == task]
         plain = all_along(found, "off")
         for method in METHODS:
@@ -377,7 +537,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.set(xlabel="updates", ylabel="state MSE")
             what = "the sum of the sub-skills' embeddings" if kind == "sum" else "its own embedding"
             axes.set_title(f"{task}, generated from {what}", loc="left", fontsize=10)
-    grid[0, 0].legend(fontsize=8)
+    grid[0, -1].legend(fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -117,6 +117,7 @@ _gymnasium.register(
 _gymnasium.register("pyrocontrol/TMaze-v0", entry_point="pyrocontrol.envs.t_maze:TMazeEnv")
 # pybullet is imported when a DeepMimicEnv is made.
 _gymnasium.register("pyrocontrol/DeepMimic-v0", entry_point="pyrocontrol.envs.humanoid.deep_mimic:DeepMimicEnv")
+_gymnasium.register("pyrocontrol/HumanoidJoints-v0", entry_point="pyrocontrol.envs.humanoid.joints:JointsEnv")
 _gymnasium.register("pyrocontrol/Lane-v0", entry_point="pyrocontrol.envs.lane:LaneEnv")
 _gymnasium.register("pyrocontrol/PointSkills-v0", entry_point="pyrocontrol.envs.point_skills:PointSkillsEnv")
 _gymnasium.register(

@@ -25,10 +25,12 @@ from .._verify import verify_options
 from ..models.policies.episodes import Episodes
 from .data.demonstrations import Demonstrations
 from .data.episodes import Episode
+from .data.tasks import task_of
 
 __all__ = [
     "COMPOSITES",
     "POINT_SKILLS",
+    "REST",
     "PointSkillsEnv",
     "PointTeacher",
     "demonstrations",
@@ -59,12 +61,24 @@ def _push(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _weave(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     angle, rate = _clock(phase)
-    return 0.2 * rate * np.cos(angle), np.zeros_like(phase)
+    return 0.18 * rate * np.cos(angle), np.zeros_like(phase)
 
 
 def _circle(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     angle, rate = _clock(phase)
     return -0.2 * rate * np.sin(angle), 0.2 * rate * np.cos(angle)
+
+
+def _bob(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros_like(phase), 0.25 * np.pi * np.sin(4 * np.pi * phase)
+
+
+def _sway(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return 0.2 * np.pi * np.sin(4 * np.pi * phase), np.zeros_like(phase)
+
+
+def _climb(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros_like(phase), 0.8 * _clock(phase)[1] / (2 * np.pi)
 
 
 # Velocities (x, y) over a cycle; each is 0 at both ends. The forces follow from them.
@@ -73,23 +87,30 @@ _VELOCITIES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = 
     "push": _push,
     "weave": _weave,
     "circle": _circle,
+    "bob": _bob,
+    "sway": _sway,
+    "climb": _climb,
 }
 
-#: The skills: up 0.6 and down again; forward 1.2; right and left by 0.2; around a circle of radius 0.2.
+#: The skills: up 0.6 and down again; forward 1.2; right and left by 0.18; around a circle of radius 0.2; up 0.125 and
+#: down again, twice; 0.1 to the right and back, twice; up 0.8.
 POINT_SKILLS = tuple(_VELOCITIES)
+
+#: Doing nothing: the composite of no skill.
+REST = "rest"
 
 #: Which skills at the same time make a composite.
 COMPOSITES: dict[str, tuple[str, ...]] = {"toy": ("rise", "push"), "slalom": ("rise", "push", "weave")}
 
 
 def parts_of(skill: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the sub-skills of a skill, of a composite, or of several of these at the same time.
+    """Return the sub-skills of a skill, of a composite, or of several of these at once; ``"rise+push"`` is both.
 
     Raises:
         ValueError: if one of them is not known, or there are none.
     """
-    given = (skill,) if isinstance(skill, str) else tuple(skill)
-    known = {**{name: (name,) for name in POINT_SKILLS}, **COMPOSITES}
+    given = tuple(skill.split("+")) if isinstance(skill, str) else tuple(skill)
+    known = {**{name: (name,) for name in POINT_SKILLS}, **COMPOSITES, REST: ()}
     for name in given:
         if name not in known:
             raise ValueError(f"there is no skill {name!r}; there are {', '.join(known)}")
@@ -114,7 +135,9 @@ def reference(skill: str | Sequence[str], steps: int = 30) -> tuple[np.ndarray, 
     """
     dt, decay, gain = _dynamics(steps)
     phase = np.arange(steps + 1) / steps
-    velocities = np.sum([np.stack(_VELOCITIES[part](phase), -1) for part in parts_of(skill)], 0)
+    velocities = np.zeros((steps + 1, 2))
+    for part in parts_of(skill):
+        velocities += np.stack(_VELOCITIES[part](phase), -1)
     forces = (velocities[1:] - decay * velocities[:-1]) / gain
     positions = np.concatenate([np.zeros((1, 2)), dt * velocities[1:].cumsum(0)])
     return positions, velocities, forces
@@ -288,14 +311,14 @@ def demonstrations(
         seed: of the noise.
         noise: standard deviation of what is added to each action.
         steps: steps of a cycle.
-        names: what the numbers of the task, one-hot, stand for; by default ``skills``.
+        names: what the numbers of the task stand for; by default ``skills``. See `envs.data.tasks.task_of`.
 
     Returns:
-        Demonstrations of ``steps`` actions, `task` being the skill as one-hot of ``names``.
+        Demonstrations of ``steps`` actions, `task` saying which of the ``names`` each shows.
 
     Raises:
-        ValueError: if a skill is not known, not among the names, or there are none; if ``per_skill`` or ``steps`` is
-            less than 1, or ``noise`` is negative or not finite.
+        ValueError: if a skill is not known, neither it nor its parts are among the names, or there are none; if
+            ``per_skill`` or ``steps`` is less than 1, or ``noise`` is negative or not finite.
     """
     names = tuple(skills) if names is None else tuple(names)
     if per_skill < 1:
@@ -307,12 +330,9 @@ def demonstrations(
     if len(set(names)) < len(names):
         raise ValueError(f"a name is given twice: {', '.join(names)}")
     pairs = [(PointSkillsEnv(skill, steps), PointTeacher(skill, steps)) for skill in skills]
-    for skill in skills:
-        if skill not in names:
-            raise ValueError(f"the skill {skill!r} is not among the names {', '.join(names)}")
+    tasks = [task_of(skill, parts_of(skill), names) for skill in skills]
     episodes = []
-    for skill, (env, teacher) in zip(skills, pairs, strict=True):
-        task = np.eye(len(names), dtype=np.float32)[names.index(skill)]
+    for skill, task, (env, teacher) in zip(skills, tasks, pairs, strict=True):
         for number in range(per_skill):
             disturbances = noise * np.random.default_rng([seed, number, *skill.encode()]).standard_normal((steps, 2))
             episodes.append(_episode(env, teacher, disturbances, task))

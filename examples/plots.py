@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 POINT_SIZE, HUMANOID_SIZE = 5, 197
+HUMANOID_SIZES = (HUMANOID_SIZE, 182)  # with quaternions, and with rotation vectors
 
 #: Links of the humanoid, in the order of its state, and which of them are joined.
 HUMANOID_LINKS = (
@@ -56,7 +57,7 @@ def link_positions(states: np.ndarray) -> np.ndarray:
 
     Args:
         states: ``[..., 197]``: the phase, the height of the root, then of each link its position relative to the root
-            (3) and its orientation (4), and velocities.
+            (3) and its orientation (4), and velocities; or ``[..., 182]`` with orientations of 3 numbers.
 
     Returns:
         ``[..., 15, 3]``.
@@ -65,9 +66,10 @@ def link_positions(states: np.ndarray) -> np.ndarray:
         ValueError: if the states have another width.
     """
     states = np.asarray(states)
-    if states.shape[-1] != HUMANOID_SIZE:
+    if states.shape[-1] not in HUMANOID_SIZES:
         raise ValueError(f"a humanoid's state has {HUMANOID_SIZE} numbers, got {states.shape[-1]}")
-    links = states[..., 2 : 2 + 7 * _LINKS].reshape(*states.shape[:-1], _LINKS, 7)[..., :3].copy()
+    wide = 7 if states.shape[-1] == HUMANOID_SIZE else 6
+    links = states[..., 2 : 2 + wide * _LINKS].reshape(*states.shape[:-1], _LINKS, wide)[..., :3].copy()
     links[..., 1] += states[..., 1, None]
     return links
 
@@ -261,9 +263,9 @@ def side_by_side(*panels: Sequence[np.ndarray], titles: Sequence[str] = ()) -> l
 
 def _is_humanoid(states: Any) -> bool:
     width = np.shape(states)[-1]
-    if width not in (POINT_SIZE, HUMANOID_SIZE):
+    if width not in (POINT_SIZE, *HUMANOID_SIZES):
         raise ValueError(f"states of {POINT_SIZE} (point) or {HUMANOID_SIZE} (humanoid) numbers are drawn, got {width}")
-    return width == HUMANOID_SIZE
+    return width in HUMANOID_SIZES
 
 
 def _draw_path(panel: Axes, states: np.ndarray) -> None:

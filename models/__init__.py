@@ -1,8 +1,10 @@
 """What generates a demonstration: processes, sequence distributions, Pyro models."""
 
 from .._saved import Saved
+from .additive import Additive, AdditiveState
 from .causal import Causal
 from .dynamics import (
+    AdditiveDynamics,
     ComponentDynamics,
     Dynamics,
     DynamicsContext,
@@ -13,6 +15,7 @@ from .dynamics import (
     make_dynamics,
 )
 from .heads import (
+    AdditiveHead,
     CategoricalHead,
     DeterministicHead,
     GaussianHead,
@@ -88,6 +91,10 @@ __all__ = [
     "ActionDriven",
     "ActionGuide",
     "ActionPrior",
+    "Additive",
+    "AdditiveDynamics",
+    "AdditiveHead",
+    "AdditiveState",
     "Belief",
     "Boundary",
     "CallStack",

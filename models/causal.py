@@ -5,6 +5,7 @@ Shapes: B sequences, T positions, X input numbers, C condition numbers, F output
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,17 @@ class Causal(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the outputs ``[B, T, F]`` of all positions ``[B, T, X]``, given a condition ``[B, C]``."""
         raise NotImplementedError
+
+    def reader(self, rows: int, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Return what maps positions ``[B, X]``, in turn, to outputs ``[B, F]``: :meth:`step` with the state inside."""
+        state = self.begin(rows, condition)
+
+        def read(x: Tensor) -> Tensor:
+            nonlocal state
+            output, state = self.step(x, state)
+            return output
+
+        return read
 
 
 class FeedForward(nn.Sequential, Causal):

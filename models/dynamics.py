@@ -8,22 +8,26 @@ Shapes: B trajectories, I transitions, S state numbers, D latent numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from .additive import Additive
 from .causal import Causal
-from .heads import GaussianHead, MixtureHead
+from .heads import AdditiveHead, GaussianHead, MixtureHead
 from .networks import mlp
 from .process import Process, Sequence
 from .wavenet import WaveNet
 
 __all__ = [
+    "AdditiveDynamics",
     "ComponentDynamics",
     "Dynamics",
     "DynamicsContext",
@@ -104,7 +108,56 @@ class Dynamics(Process):
         return DynamicsState(before, self.net(before, context.z)), live
 
 
-class WaveNetDynamics(Dynamics):
+class _NormalDynamics(Dynamics):
+    """A diagonal normal over the next state, or over its change.
+
+    Subclasses give ``head``, too.
+
+    Attributes:
+        residual: whether the change of the state is predicted.
+    """
+
+    head: GaussianHead
+    residual: bool
+
+    def settings(self) -> dict[str, Any]:
+        """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
+        return {"residual": self.residual, **self.head.settings()}
+
+    def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
+        """Return a diagonal normal."""
+        normal = self.head(state.features)
+        if not self.residual:
+            return normal
+        return dist.Normal(state.last + normal.mean, normal.base_dist.scale).to_event(1)
+
+    def stepper(self, context: DynamicsContext, horizon: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return what maps states ``[B, S]``, in turn, to mean and deviation of the next one, or of its change."""
+        read, evaluate = self.net.reader(len(context.z), context.z), self.head.evaluator()
+        return lambda s: evaluate(read(s))
+
+    def walk(self, context: DynamicsContext, horizon: int, draw: str) -> tuple[Tensor, Tensor]:
+        """Take a whole walk without a distribution object a step, with all noise drawn at once."""
+        # Without gradients, without what keeps account of them; a copy leaves that mode.
+        with torch.inference_mode(not torch.is_grad_enabled()):
+            s, states = context.first, []
+            follow = self.stepper(context, horizon)
+            steps: Any = [None] * horizon
+            if draw != "mode":
+                steps = torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
+            for noise in steps:
+                mean, scale = follow(s)
+                s = s + mean if self.residual else mean
+                if noise is not None:
+                    s = torch.addcmul(s, scale, noise)
+                states.append(s)
+            walked = torch.stack(states, 1)
+        if walked.is_inference():
+            walked = walked.clone()
+        return walked, context.steps.new_full(context.steps.shape, horizon)
+
+
+class WaveNetDynamics(_NormalDynamics):
     """Causal over *time*: s_{t+1} ~ N(mu, sigma^2) with mu, sigma of a WaveNet over s_1..s_t, conditioned on z.
 
     The mean is a bounded function of the states before, so that a generated trajectory stays where states are. With
@@ -140,34 +193,10 @@ class WaveNetDynamics(Dynamics):
 
     def settings(self) -> dict[str, Any]:
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
-        return {"dilations": self.net.dilations, "residual": self.residual, **self.head.settings()}
-
-    def walk(self, context: DynamicsContext, horizon: int, draw: str) -> tuple[Tensor, Tensor]:
-        """Take a whole walk without a distribution object a step, with all noise drawn at once."""
-        # Without gradients, without what keeps account of them; a copy leaves that mode.
-        with torch.inference_mode(not torch.is_grad_enabled()):
-            s, states = context.first, []
-            read, evaluate = self.net.reader(len(context.z), context.z), self.head.evaluator()
-            steps: Any = [None] * horizon
-            if draw != "mode":
-                steps = torch.randn(horizon, *s.shape, dtype=s.dtype, device=s.device)
-            for noise in steps:
-                mean, scale = evaluate(read(s))
-                s = s + mean if self.residual else mean
-                if noise is not None:
-                    s = torch.addcmul(s, scale, noise)
-                states.append(s)
-            walked = torch.stack(states, 1)
-        if walked.is_inference():
-            walked = walked.clone()
-        return walked, context.steps.new_full(context.steps.shape, horizon)
-
-    def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
-        """Return a diagonal normal."""
-        return _normal(self.head, state, self.residual)
+        return {"dilations": self.net.dilations, **super().settings()}
 
 
-class MLPDynamics(Dynamics):
+class MLPDynamics(_NormalDynamics):
     """Markov: s_{t+1} ~ N(mu(s_t, z), sigma(s_t, z)^2) with an MLP; what a WaveNet is compared with.
 
     Args:
@@ -192,13 +221,91 @@ class MLPDynamics(Dynamics):
         self.net = _layers(state_size + latent_size, hidden)
         self.head = GaussianHead(hidden[-1], state_size, min_scale=min_scale)
 
+
+_BASES = ("apart", "linear", "mlp", "wavenet")
+
+
+class AdditiveDynamics(_NormalDynamics):
+    """Embeddings add: s_{t+1} ~ N(f_0(s, t) + F(t) z, sigma(t)^2).
+
+    The mean of the next state, and so of its change, is linear in z, with gains F that know the time since the start
+    alone; see :class:`~pyrocontrol.models.Additive`. With a base that is linear in the state, and demonstrations of
+    doing nothing at z = 0, what a sum of embeddings generates is the sum of what each does.
+
+    Args:
+        state_size: S.
+        latent_size: D.
+        horizon: for how many steps the gains change; give the steps of a demonstration.
+        basis: how many functions of time they are made of, at most ``horizon``.
+        base: what f_0 knows of the states, beside the time. ``"apart"``: each number of the last one times one of its
+            own, which stays where states are however long it is followed; ``"linear"``: a matrix times the last one;
+            ``"mlp"``: of the last one; ``"wavenet"``: of all.
+        size: width of the base's layers, unless it has none.
+        gains: ``"time"``; ``"state"``, those of the whole state, is what they are compared with.
+        min_scale: least standard deviation, in scaled units.
+    """
+
+    net: Additive
+    head: AdditiveHead
+    residual = False
+
+    def __init__(
+        self,
+        state_size: int,
+        latent_size: int,
+        *,
+        horizon: int = 64,
+        basis: int = 16,
+        base: str = "apart",
+        size: int = 64,
+        gains: str = "time",
+        min_scale: float = 1e-2,
+    ):
+        super().__init__(state_size, latent_size)
+        if base not in _BASES:
+            raise ValueError(f"base must be one of {', '.join(_BASES)}, got {base!r}")
+        if gains not in ("time", "state"):
+            raise ValueError(f"gains must be those of time or state, got {gains!r}")
+        self.base, self.gains, self.size, self.horizon, self.basis = base, gains, size, horizon, basis
+        if base == "wavenet":
+            self.net = self.network(WaveNet(state_size, size, channels=size), size)
+        elif base == "mlp":
+            self.net = self.network(mlp(state_size, (size, size), "relu"), size)
+        else:
+            self.net = self.network(mlp(state_size, ()), state_size)
+        self.head = AdditiveHead(
+            self.net.features, state_size, common=basis, apart=base == "apart", min_scale=min_scale
+        )
+        # At first the state before has no influence: linear maps at random, one after the other, grow without bound.
+        torch.nn.init.zeros_(self.head.loc.weight[:, basis : basis + self.net.size])
+
+    def network(self, base: Causal, size: int) -> Additive:
+        """Return a network with a base of ``size`` features of states, and with gains like those of these dynamics."""
+        gains = (mlp(self.state_size, (self.size,)), self.size) if self.gains == "state" else None
+        return Additive(base, size, self.latent_size, horizon=self.horizon, basis=self.basis, gains=gains)
+
+    def stepper(self, context: DynamicsContext, horizon: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return what maps states ``[B, S]``, in turn, to mean and deviation of the next one.
+
+        What does not depend on the state is computed for all steps at once.
+        """
+        if self.gains == "state":
+            return super().stepper(context, horizon)
+        weights, bias = self.head.joint()
+        of_base = weights[:, self.basis : self.basis + self.net.size].T
+        known = F.linear(self.net.timed(horizon, context.z), weights, bias).unbind(1)
+        read, steps = self.net.base.reader(len(context.z)), iter(known)
+
+        def follow(s: Tensor) -> tuple[Tensor, Tensor]:
+            mean, raw = torch.addmm(next(steps), read(s), of_base).chunk(2, -1)
+            return mean, F.softplus(raw).add(self.head.min_scale)
+
+        return follow
+
     def settings(self) -> dict[str, Any]:
         """What two of a kind share exactly when they can share weights, sizes apart that the weights show."""
-        return {"residual": self.residual, **self.head.settings()}
-
-    def conditional(self, state: DynamicsState, context: DynamicsContext) -> TorchDistribution:
-        """Return a diagonal normal."""
-        return _normal(self.head, state, self.residual)
+        own: dict[str, Any] = {"horizon": self.horizon, "basis": self.basis, "base": self.base, "gains": self.gains}
+        return own | super().settings()
 
 
 class ComponentDynamics(Dynamics):
@@ -343,11 +450,11 @@ class ScalarMixture(dist.MixtureSameFamily):
         return self.component_distribution.mean.gather(-1, likeliest).squeeze(-1)
 
 
-_AXES = {"time": WaveNetDynamics, "components": ComponentDynamics}
+_AXES = {"time": WaveNetDynamics, "components": ComponentDynamics, "additive": AdditiveDynamics}
 
 
 def make_dynamics(axis: str | Dynamics, state_size: int, latent_size: int) -> Dynamics:
-    """Return dynamics by the axis that a WaveNet runs along, ``"time"`` or ``"components"``; or those given.
+    """Return dynamics by name: ``"time"`` or ``"components"`` (of a WaveNet), or ``"additive"``; or those given.
 
     Raises:
         ValueError: for another axis, or dynamics of other sizes.
@@ -368,11 +475,3 @@ def _layers(inputs: int, hidden: Several[int]) -> Causal:
     if not hidden:
         raise ValueError("hidden must name at least one layer")
     return mlp(inputs, hidden, "relu")
-
-
-def _normal(head: GaussianHead, state: DynamicsState, residual: bool) -> TorchDistribution:
-    """A head's normal, moved to the state before if that is what it is about."""
-    normal = head(state.features)
-    if not residual:
-        return normal
-    return dist.Normal(state.last + normal.mean, normal.base_dist.scale).to_event(1)

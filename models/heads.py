@@ -23,6 +23,7 @@ from torch.distributions import transforms
 from .._saved import Saved
 
 __all__ = [
+    "AdditiveHead",
     "CategoricalHead",
     "DeterministicHead",
     "GaussianHead",
@@ -153,6 +154,57 @@ class GaussianHead(Head):
     def settings(self) -> dict[str, Any]:
         """What two heads of a kind share exactly when they can share weights, the sizes apart."""
         return {"shared": isinstance(self.scale, nn.Parameter), "min_scale": self.min_scale}
+
+
+class AdditiveHead(GaussianHead):
+    """Independent normals whose mean is linear in all features, and whose deviation sees the first ``common`` alone.
+
+    Of the features of an :class:`~pyrocontrol.models.Additive` network these are the functions of time.
+
+    Args:
+        features: F, width of the features.
+        size: A.
+        common: how many features the deviation sees.
+        apart: whether of the A features after these each has a part in the number of its own place alone.
+        min_scale: least deviation.
+    """
+
+    mask: Tensor
+
+    def __init__(self, features: int, size: int, *, common: int, apart: bool = False, min_scale: float = 1e-3):
+        super().__init__(features, size, min_scale=min_scale)
+        if not 1 <= common <= features - size * apart:
+            raise ValueError(f"common must leave room among the {features} features, got {common}")
+        self.common, self.apart = common, apart
+        self.scale = nn.Linear(common, size)
+        mask = torch.ones(size, features)
+        if apart:
+            mask[:, common : common + size] = torch.eye(size)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, features: Tensor) -> TorchDistribution:
+        """Return a diagonal normal, event shape ``(A,)``."""
+        mean, scale = self.evaluator()(features)
+        return dist.Normal(mean, scale).to_event(1)
+
+    def evaluator(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return a map from features to mean and deviation."""
+        weight = self.loc.weight * self.mask
+        return lambda features: (F.linear(features, weight, self.loc.bias), self.scales(features))
+
+    def joint(self) -> tuple[Tensor, Tensor]:
+        """Return weights ``[2 A, F]`` and biases ``[2 A]`` of the mean and of what softplus makes the deviation of."""
+        scale: Any = self.scale
+        wide = F.pad(scale.weight, (0, self.features - self.common))
+        return torch.cat([self.loc.weight * self.mask, wide]), torch.cat([self.loc.bias, scale.bias + _UNIT])
+
+    def scales(self, features: Tensor) -> Tensor:
+        """Return sigma ``[..., A]`` of the common features."""
+        return super().scales(features[..., : self.common])
+
+    def settings(self) -> dict[str, Any]:
+        """What two heads of a kind share exactly when they can share weights, the sizes apart."""
+        return {"common": self.common, "apart": self.apart, "min_scale": self.min_scale}
 
 
 class DeterministicHead(Head):

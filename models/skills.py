@@ -6,11 +6,17 @@
 
     log p(tau | s_1) >= E_q(z | s_1..s_T)[ sum_t log pi(a_t | s_t, z) + log P(s_{t+1} | s_1..s_t, z) ] - KL(q, p).
 
-Shapes: B trajectories, T states (of which the last has no action), S state numbers, A action numbers, D latent numbers.
+Where the skills have names, p(z | task) = N(W task, I) instead: two skills at once are the sum of their embeddings, and
+no skill is z = 0, observed.
+
+Shapes: B trajectories, T states (of which the last has no action), S state numbers, A action numbers, D latent
+numbers, U skills.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from typing import Any
 
@@ -21,8 +27,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from .dynamics import Dynamics, DynamicsContext, make_dynamics
-from .heads import Head, make_head
+from .causal import Causal
+from .dynamics import AdditiveDynamics, Dynamics, DynamicsContext, make_dynamics
+from .heads import AdditiveHead, Head, make_head
 from .networks import mlp
 from .policies.policy import Acting, Policy
 from .process import Sequence
@@ -42,17 +49,26 @@ class TrajectoryCVAE(Policy):
             predict number by number: images are read flat, and scaled by their bounds.
         action_space: `Discrete`, `MultiDiscrete` of one dimension, or `Box` of floats.
         latent: D.
-        hidden: sizes of the policy's hidden layers.
+        hidden: sizes of the policy's hidden layers; by default two of 256, or, with additive dynamics, none.
         activation: of the policy, ``"tanh"`` or ``"relu"``.
         head: of the policy; by default ``"gaussian"`` for `Box`, as in the paper, ``"categorical"`` otherwise.
-        axis: what the dynamics' WaveNet is causal along, ``"time"`` (default) or ``"components"`` of the state; or
-            any :class:`~pyrocontrol.models.Dynamics`.
+        axis: what the dynamics' WaveNet is causal along, ``"time"`` (default) or ``"components"`` of the state;
+            ``"additive"``; or any :class:`~pyrocontrol.models.Dynamics`. With
+            :class:`~pyrocontrol.models.AdditiveDynamics` the mean action is linear in z, too, with gains of the time
+            since the start alone.
+        names: of the U skills, in the order of the task of the demonstrations. Each then has an embedding, a column of
+            W, which :meth:`compose` sums. A demonstration of several at once has a task of several ones. One of doing
+            nothing, the origin, has a task of zeros: its z is 0.
 
     Raises:
         TypeError: for spaces of other kinds.
-        ValueError: for sizes that are not positive, an unknown axis or head.
+        ValueError: for sizes that are not positive, an unknown axis or head, or a name that is given twice.
     """
 
+    #: Column u is W's, the embedding of skill u, ``[D, U]``.
+    embeddings: Tensor
+    #: Whether doing nothing was among the demonstrations, bool.
+    grounded: Tensor
     remembers = True
 
     def __init__(
@@ -61,31 +77,68 @@ class TrajectoryCVAE(Policy):
         action_space: gymnasium.Space[Any],
         *,
         latent: int = 16,
-        hidden: Several[int] = (256, 256),
+        hidden: Several[int] | None = None,
         activation: str = "relu",
         head: str | Head | None = None,
         axis: str | Dynamics = "time",
+        names: Several[str] = (),
     ):
         super().__init__(observation_space, action_space, encoder="flat")
         if latent < 1:
             raise ValueError(f"latent must be positive, got {latent}")
-        self.latent, self.hidden, self.activation = latent, tuple(hidden), activation
-        self.net = mlp(self.input_size + latent, hidden, activation)
-        if head is None:
-            head = "gaussian" if isinstance(action_space, gymnasium.spaces.Box) else "auto"
-        self.head = make_head(head, hidden[-1] if hidden else self.input_size + latent, action_space)
-        self.dynamics = make_dynamics(axis, self.input_size, latent)
+        if isinstance(names, str) or len(set(names)) < len(names):
+            raise ValueError(f"names must be those of the skills, each once, got {names!r}")
+        self.latent, self.activation, self.names = latent, activation, tuple(names)
+        dynamics = make_dynamics(axis, self.input_size, latent)
+        additive = isinstance(dynamics, AdditiveDynamics)
+        self.hidden = tuple(hidden) if hidden is not None else () if additive else (256, 256)
+        box = isinstance(action_space, gymnasium.spaces.Box)
+        self.net: Causal
+        features = self.hidden[-1] if self.hidden else self.input_size + (0 if additive else latent)
+        if isinstance(dynamics, AdditiveDynamics):
+            net = dynamics.network(mlp(self.input_size, self.hidden, activation), features)
+            self.net, features = net, net.features
+            if head is None and box:
+                head = AdditiveHead(features, math.prod(action_space.shape or ()), common=net.basis)
+        else:
+            self.net = mlp(self.input_size + latent, self.hidden, activation)
+        self.head = make_head(head or ("gaussian" if box else "auto"), features, action_space)
+        self.dynamics = dynamics
+        if self.names:
+            self.embeddings = torch.nn.Parameter(torch.zeros(latent, len(self.names)))
+            self.register_buffer("grounded", torch.tensor(False))
+
+    def check(self, data: Any) -> None:
+        """Refuse data of another problem, before any training.
+
+        Raises:
+            ValueError: see :meth:`Policy.check`; or if the task has not one number for each name.
+        """
+        super().check(data)
+        if self.names and data.task.shape[-1] != len(self.names):
+            raise ValueError(
+                f"there are {len(self.names)} names of skills, but the demonstrations' task has "
+                f"{data.task.shape[-1]} numbers"
+            )
+
+    def normalize(self, data: Any) -> None:
+        """Scale states to mean 0 and deviation 1 in the data, and note whether they show doing nothing."""
+        super().normalize(data)
+        if self.names:
+            self.grounded.fill_(bool(_idle(data.task).any()))
 
     # -- the model --------------------------------------------------------------------------------------------------
 
-    def prior(self, rows: int) -> TorchDistribution:
-        """Return p(z) = N(0, I), batch shape ``[rows]``, event shape ``[D]``."""
-        zero = self.factor.new_zeros(rows, self.latent)
-        return dist.Normal(zero, torch.ones_like(zero)).to_event(1)
+    def prior(self, rows: int, task: Tensor | None = None) -> TorchDistribution:
+        """Return p(z) = N(0, I), batch shape ``[rows]``, event shape ``[D]``; or p(z | task) = N(W task, I)."""
+        loc = self.factor.new_zeros(rows, self.latent)
+        if task is not None and self.names:
+            loc = task.to(loc.dtype) @ self.embeddings.T
+        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
 
     def actions_of(self, states: Tensor, z: Tensor) -> TorchDistribution:
-        """Return pi(a | s, z) at scaled states ``[..., S]`` and embeddings ``[..., D]``."""
-        return self.head(self.net.step(states, z)[0])
+        """Return pi(a | s, z) along scaled states ``[..., T, S]`` with embeddings ``[..., D]``."""
+        return self.head(self.net(states, z))
 
     def dynamics_of(self, z: Tensor, first: Tensor, steps: int, each: Tensor | None = None) -> Sequence:
         """Return P(s_2.. | s_1, z), the distribution of the scaled states that follow the first.
@@ -109,8 +162,11 @@ class TrajectoryCVAE(Policy):
         register("skills", self)
         states, actions = self.scaled(batch.observations), self.labels(batch)
         with pyro.plate("batch", len(states), dim=-1):
-            z = pyro.sample("z", self.prior(len(states)))
-            policy = self.actions_of(states, z.unsqueeze(-2)).mask(batch.acted)
+            z = pyro.sample("z", self.prior(len(states), batch.task if self.names else None))
+            if self.names:
+                # Observed to be 0: what is drawn for these rows has no part in what follows, and its posterior is p.
+                z = z.masked_fill(_idle(batch.task).unsqueeze(-1), 0.0)
+            policy = self.actions_of(states, z).mask(batch.acted)
             pyro.sample("actions", policy.to_event(1), obs=actions)
             following = states[:, 1:]
             dynamics = self.dynamics_of(z, states[:, 0], following.shape[1], batch.lengths - 1)
@@ -120,6 +176,51 @@ class TrajectoryCVAE(Policy):
     def forward(self, batch: Any) -> Tensor:
         """Run :meth:`model`, so that the policy itself can be given to an ELBO as a module."""
         return self.model(batch)
+
+    # -- composing --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def settle(self, z: Tensor, task: Tensor) -> None:
+        """Set W to the best there is for embeddings ``[B, D]`` of demonstrations with a ``task`` ``[B, U]``.
+
+        ``skills.settle(guide.posterior(demos).mean, demos.task)`` after the training, in which W lags behind: least
+        squares, the maximum of the bound over W. Where each demonstration shows one skill, these are the means.
+
+        Raises:
+            ValueError: if the skills have no names, or the sizes differ.
+        """
+        if not self.names:
+            raise ValueError("skills without names have no embeddings of their own")
+        if z.shape[1:] != (self.latent,) or task.shape != (len(z), len(self.names)):
+            raise ValueError(
+                f"embeddings of {self.latent} numbers and a task of {len(self.names)} for each are needed, got shapes "
+                f"{tuple(z.shape)} and {tuple(task.shape)}"
+            )
+        shown = ~_idle(task)
+        self.embeddings.copy_((torch.linalg.pinv(task[shown].to(z.dtype)) @ z[shown]).T)
+
+    @torch.no_grad()
+    def compose(self, weights: Mapping[str, float]) -> Tensor:
+        """Return the embedding of several skills at once, ``[D]``: the sum of theirs, each times its weight.
+
+        ``skills.acting(skills.compose({"kick": 1.0, "spin": 0.5}))`` is a policy that kicks and turns half as far. Of
+        nothing, ``compose({})``, it is the origin.
+
+        Raises:
+            ValueError: for a skill that is not among the ``names``, a weight that is not finite, or if no origin was
+                shown: then what every skill does, whatever it is, would be summed as often as there are skills.
+        """
+        for name, weight in weights.items():
+            if name not in self.names:
+                raise ValueError(f"there is no skill {name!r}; there are {', '.join(self.names) or 'no names'}")
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {name!r} must be finite, got {weight}")
+        if not (self.names and self.grounded):
+            raise ValueError(
+                "no origin was shown: z = 0 means nothing yet, so embeddings cannot be summed. Give the model names, "
+                "and normalize it by demonstrations of which some show doing nothing, with a task of zeros"
+            )
+        return self.embeddings @ self.embeddings.new_tensor([weights.get(name, 0.0) for name in self.names])
 
     # -- generating -------------------------------------------------------------------------------------------------
 
@@ -153,13 +254,14 @@ class TrajectoryCVAE(Policy):
 
     # -- acting -----------------------------------------------------------------------------------------------------
 
-    def begin(self, rows: int) -> Tensor:
-        """Return embeddings from the prior, ``[B, D]``."""
-        return self.prior(rows).sample()
+    def begin(self, rows: int) -> Any:
+        """Return the state of episodes with embeddings from N(0, I): these, ``[B, D]``, or with the time beside."""
+        return self.net.begin(rows, self.prior(rows).sample())
 
-    def step(self, inputs: Tensor, state: Tensor, deterministic: bool) -> tuple[TorchDistribution, Tensor]:
-        """Return pi(a | s, z) at scaled inputs ``[B, S]``, and z."""
-        return self.actions_of(inputs, state), state
+    def step(self, inputs: Tensor, state: Any, deterministic: bool) -> tuple[TorchDistribution, Any]:
+        """Return pi(a | s, z) at scaled inputs ``[B, S]``, and the state after the step."""
+        features, state = self.net.step(inputs, state)
+        return self.head(features), state
 
     def acting(self, z: Tensor) -> Skill:
         """Return the policy that follows one embedding, ``[D]`` or ``[1, D]``, in all episodes."""
@@ -169,6 +271,7 @@ class TrajectoryCVAE(Policy):
         """What two models share exactly when they can share weights, the spaces apart."""
         kind = f"{type(self.dynamics).__name__}{self.dynamics.settings()}"
         own = {"latent": self.latent, "hidden": self.hidden, "activation": self.activation}
+        own |= {"names": self.names} if self.names else {}
         return own | {"head": self.head.signature(), "dynamics": kind}
 
 
@@ -199,10 +302,19 @@ class Skill(Acting):
         """Return scaled states."""
         return self.skills.scaled(inputs)
 
-    def step(self, inputs: Tensor, state: None, deterministic: bool) -> tuple[TorchDistribution, None]:
-        """Return pi(a | s, z) at scaled inputs ``[B, S]``; the embedding needs no state."""
-        return self.skills.actions_of(inputs, self.z), None
+    def begin(self, rows: int) -> Any:
+        """Return the state of episodes with this embedding."""
+        return self.skills.net.begin(rows, self.z.expand(rows, -1))
+
+    def step(self, inputs: Tensor, state: Any, deterministic: bool) -> tuple[TorchDistribution, Any]:
+        """Return pi(a | s, z) at scaled inputs ``[B, S]``, and the state after the step."""
+        return self.skills.step(inputs, state, deterministic)
 
     def choose(self, distribution: TorchDistribution, deterministic: bool) -> Tensor:
         """Return stored actions, the likeliest or random ones."""
         return self.skills.choose(distribution, deterministic)
+
+
+def _idle(task: Tensor) -> Tensor:
+    """Which demonstrations are of doing nothing, bool ``[B]``."""
+    return (task == 0).all(-1)

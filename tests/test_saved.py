@@ -398,11 +398,14 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "head of choices": (lambda: m.MultiCategoricalHead(4, np.array([2, 3])), called((2, 4))),
     "gaussian head": (lambda: m.GaussianHead(4, 2, shared=True), called((2, 4))),
     "deterministic head": (lambda: m.DeterministicHead(4, size=2), called((2, 4))),
+    "additive head": (lambda: m.AdditiveHead(4, 2, common=1, apart=True), called((2, 4))),
     "mixture head": (lambda: m.MixtureHead(4, 2, components=2), called((2, 4))),
     "squashed head": (squashed, called((2, 4))),
     "discrete memory": (lambda: m.DiscreteMemory(4, 3, (2,), code=2.0), walked(remembering, 3)),
     "gaussian memory": (lambda: m.GaussianMemory(4, 3, keep=1.0), walked(remembering, 3)),
     "dynamics in time": (lambda: m.WaveNetDynamics(3, 2, channels=4, dilations=(1, 2)), walked(moving, 3)),
+    "additive dynamics": (lambda: m.AdditiveDynamics(3, 2, horizon=5, basis=4), walked(moving, 3)),
+    "skills with names": (lambda: cvae(axis=m.AdditiveDynamics(3, 2), names=("a", "b")), acting()),
     "markov dynamics": (lambda: m.MLPDynamics(3, 2, residual=True), walked(moving, 3)),
     "component dynamics": (lambda: m.ComponentDynamics(3, 2, channels=4, features=4), walked(moving, 3)),
     "components": (lambda: _Components(3, 2, **COMPONENTS), lambda thing: [*thing.parameters()]),
@@ -465,7 +468,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 ABSTRACT = (
     "Acting ActionDriven ActionPolicy DemonstratedActorCritic DirectPolicy Dynamics Head LatentPolicy LearntEvidence "
-    "Memory Optimized Policy Process SoftLearner TraceEncoder _Prior"
+    "Memory Optimized Policy Process SoftLearner TraceEncoder _NormalDynamics _Prior"
 )
 
 

@@ -26,6 +26,7 @@ from gymnasium import spaces
 from ..._verify import verify_options
 from .motion import (
     BALL_STARTS,
+    CONTROL_RATE,
     JOINT_STARTS,
     JOINTS,
     SPHERICAL,
@@ -37,7 +38,6 @@ from .quaternions import from_axis_angle, inverse, product, rotation_vector
 
 __all__ = ["ACTION_HIGH", "ACTION_LOW", "CONTROL_RATE", "Camera", "DeepMimicEnv"]
 
-CONTROL_RATE = 30  # actions a second
 _SIMULATION_RATE = 240
 _LINKS = 15
 _JOINT_LINKS = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13)  # 0, 8 and 14 (root and wrists) are fixed to their parents

@@ -31,9 +31,10 @@ from ...models.policies.controller import Controller
 from ...models.policies.episodes import Episodes
 from ..data.demonstrations import Demonstrations
 from ..data.episodes import Episode
-from .deep_mimic import ACTION_HIGH, ACTION_LOW, CONTROL_RATE, DeepMimicEnv
-from .experts import EXPERT_SKILLS, AssistedPlayback, DeepMimicExpert
-from .motion import HumanoidMotion
+from ..data.tasks import task_of
+from .deep_mimic import ACTION_HIGH, ACTION_LOW, DeepMimicEnv
+from .experts import EXPERT_SKILLS, AssistedPlayback, DeepMimicExpert, parts_of
+from .motion import HumanoidMotion, busiest_phase
 
 __all__ = ["Recording", "SkillRecord", "busiest_phase", "demonstrations", "record_demonstrations"]
 
@@ -148,23 +149,6 @@ def _records_beside(path: Path) -> Path:
     return records
 
 
-def busiest_phase(motion: HumanoidMotion, steps: int) -> float:
-    """Where to begin a window of `steps` actions: at 0, or in a clip of more than 2 s where it turns most.
-
-    Of all windows within one repetition, begun at multiples of 1/30 s, it is the one in which the root turns furthest
-    about the vertical, one way or the other: the turns of its steps are summed, each of them the y component of the
-    rotation vector in the world. Ties go to the first.
-    """
-    starts = int(np.floor(motion.seconds * CONTROL_RATE)) - steps + 1
-    if motion.seconds <= 2.0 or starts < 2:
-        return 0.0
-    turns = [motion.at((tick + 0.5) / CONTROL_RATE).angular_velocity[1] for tick in range(starts + steps)]
-    total = np.cumsum([0.0, *turns])
-    windows = abs(total[steps : steps + starts] - total[:starts])
-    # Rounded, so that a tie is one.
-    return float(windows.round(9).argmax() / CONTROL_RATE / motion.seconds)
-
-
 def demonstrations(
     skills: Sequence[str] = ("kick", "spin", "jump"),
     per_skill: int = 20,
@@ -197,12 +181,12 @@ def record_demonstrations(
     own, from the seed, its skill and its place among those of the skill: other skills, or more, change nothing.
 
     Args:
-        skills: names of clips, each once.
+        skills: names of clips, each once; see `HumanoidMotion.load`. Sums and ``"stand"`` are assisted.
         per_skill: demonstrations of each.
         steps: actions of each; fewer where a clip that does not loop is over before.
         seed: of the noise.
         noise: standard deviation of each action number, in units of half its range.
-        names: what the columns of `task` stand for; None for the skills.
+        names: what the columns of `task` stand for; None for the skills. See `envs.data.tasks.task_of`.
         progress: whether to show a bar.
 
     Returns:
@@ -212,14 +196,13 @@ def record_demonstrations(
     Raises:
         ModuleNotFoundError: if pybullet is not installed.
         ValueError: if there are no skills or one comes twice or is unknown, a number makes no sense, or `names` lacks a
-            skill.
+            skill and its parts.
         RuntimeError: if a skill fell `20 + 5 per_skill` times.
     """
     skills, columns = tuple(skills), tuple(skills if names is None else names)
     if isinstance(names, str) or not skills or len(set(skills)) != len(skills) or len(set(columns)) != len(columns):
         raise ValueError(f"skills and names must each be there and once, got {skills} and {columns}")
-    if missing := [skill for skill in skills if skill not in columns]:
-        raise ValueError(f"the names {', '.join(columns)} lack {', '.join(missing)}")
+    tasks = [task_of(skill, parts_of(skill), columns) for skill in skills]
     if per_skill < 1 or steps < 1:
         raise ValueError(f"per_skill and steps must be at least 1, got {per_skill} and {steps}")
     if not 0 <= noise < 0.25:
@@ -230,8 +213,7 @@ def record_demonstrations(
     episodes: list[Episode] = []
     records: list[SkillRecord] = []
     with ProgressBar("demonstration", len(skills) * per_skill, progress) as bar:
-        for skill, clip in zip(skills, clips, strict=True):
-            task = np.array([float(column == skill) for column in columns], np.float32)
+        for skill, clip, task in zip(skills, clips, tasks, strict=True):
             found, record = _record(skill, clip, per_skill, steps, seed, noise, task, bar)
             episodes += found
             records.append(record)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .deep_mimic import ACTION_HIGH, ACTION_LOW, CONTROL_RATE
-from .motion import BALL_STARTS, HINGE_STARTS, SPHERICAL, HumanoidMotion, bullet_data
+from .deep_mimic import ACTION_HIGH, ACTION_LOW
+from .motion import BALL_STARTS, CONTROL_RATE, HINGE_STARTS, SPHERICAL, STAND, HumanoidMotion, bullet_data
 from .quaternions import rotation_vector
 from .tensor_bundle import read_tensor_bundle
 
-__all__ = ["COMPOSITES", "EXPERT_SKILLS", "AssistedPlayback", "DeepMimicExpert"]
+__all__ = ["COMPOSITES", "EXPERT_SKILLS", "AssistedPlayback", "DeepMimicExpert", "parts_of"]
 
 EXPERT_SKILLS = ("backflip", "jump", "spinkick", "walk")
 
@@ -29,6 +29,11 @@ EXPERT_SKILLS = ("backflip", "jump", "spinkick", "walk")
 COMPOSITES = {"spinkick": ("kick", "spin", "jump"), "backflip": ("jump", "roll")}
 
 _STATE, _ACTION = 197, 36
+
+
+def parts_of(skill: str) -> tuple[str, ...]:
+    """Return the sub-skills of a skill: those that make a composite or a sum (``"kick+spin"``), itself, or none."""
+    return () if skill == STAND else COMPOSITES.get(skill, tuple(skill.split("+")))
 
 
 def _observed(observation: Any) -> np.ndarray:

@@ -21,17 +21,23 @@ from typing import NamedTuple
 import numpy as np
 
 from ..._limits import json_of
-from .quaternions import inverse, product, rotation_vector, slerp
+from .quaternions import from_axis_angle, inverse, product, rotation_vector, slerp
 
 __all__ = [
     "BALL_STARTS",
+    "CONTROL_RATE",
     "HINGE_STARTS",
     "JOINTS",
     "JOINT_STARTS",
     "SPHERICAL",
+    "STAND",
     "HumanoidMotion",
     "HumanoidPose",
     "bullet_data",
+    "busiest_phase",
+    "followed",
+    "joint_vectors",
+    "pose_of",
     "shipped_motions",
 ]
 
@@ -58,7 +64,13 @@ JOINT_STARTS = np.cumsum([0, *(4 if spherical else 1 for spherical in SPHERICAL)
 BALL_STARTS = JOINT_STARTS[list(SPHERICAL)]
 HINGE_STARTS = JOINT_STARTS[[not spherical for spherical in SPHERICAL]]
 
+CONTROL_RATE = 30  # actions a second
+#: The clip of doing nothing: upright, all joints straight.
+STAND = "stand"
+
 _WIDTH, _ROOT = 44, 8
+_STANDING = 0.9  # height of the root, soles on the ground (m)
+_WINDOW = 45  # steps of a sum of clips, as many as of a demonstration
 _LONGEST = 60  # seconds of a frame: playback takes memory by the second
 _QUATERNIONS = np.array([4, *(_ROOT + BALL_STARTS)])[:, None] + [1, 2, 3, 0]  # [9, 4], the root's first
 _ANGLES = _ROOT + HINGE_STARTS  # [4]
@@ -135,13 +147,17 @@ class HumanoidMotion:
         """Read a clip.
 
         Args:
-            motion: the name of a shipped one (`shipped_motions`), or a file.
+            motion: the name of a shipped one (`shipped_motions`), or a file; `STAND`, 1.5 s of standing; or several
+                names with plus signs between them, ``"kick+spin"``, for all at the same time; see `summed`.
 
         Raises:
             ModuleNotFoundError: if it is the name of a shipped one and pybullet, which ships them, is missing.
             ValueError: if there is none of this name and no such file, the file is no motion, or see the class.
         """
         path = Path(motion)
+        if not path.is_file() and (str(motion) == STAND or "+" in str(motion)):
+            parts = [] if str(motion) == STAND else [cls.load(name) for name in str(motion).split("+")]
+            return cls.summed(parts, str(motion))
         if not path.is_file():
             shipped = shipped_motions()
             if str(motion) not in shipped:
@@ -154,6 +170,34 @@ class HumanoidMotion:
         if not isinstance(content, dict) or not isinstance(content.get("Frames"), list):
             raise ValueError(f"{path} is no motion file: it has no list 'Frames'")
         return cls(content["Frames"], content.get("Loop", "wrap") == "wrap", str(motion))
+
+    @classmethod
+    def summed(cls, motions: Sequence[HumanoidMotion], name: str = "the sum") -> HumanoidMotion:
+        """Return several clips at the same time, 1.5 s long, each from its `busiest_phase` on; of none, standing.
+
+        What is added is how far each joint is from standing, in the tangent space there: rotation vectors (axis times
+        angle, followed over time beyond half a turn), not quaternions. The root's path and its rotation against the
+        direction that it faces at first are added likewise.
+        """
+        table = np.zeros((_WINDOW + 1, _WIDTH))
+        table[:, 0], table[:, 2] = 1 / CONTROL_RATE, _STANDING
+        vectors, root = np.zeros((_WINDOW + 1, 28)), np.zeros((_WINDOW + 1, 3))
+        for motion in motions:
+            start = busiest_phase(motion, _WINDOW) * motion.seconds
+            poses = [motion.at(start + tick / CONTROL_RATE) for tick in range(_WINDOW + 1)]
+            vectors += joint_vectors(poses)
+            table[:, 1:4] += np.array([pose.position for pose in poses]) - poses[0].position
+            turned = np.array([pose.rotation for pose in poses])
+            x, y, z, w = turned[0]
+            angle = np.array(np.arctan2(-2 * (x * z - w * y), 1 - 2 * (y * y + z * z)))
+            facing = from_axis_angle(np.array([0.0, 1.0, 0.0]), angle)
+            root += followed(rotation_vector(product(inverse(facing), turned))[:, None])[:, 0]
+        pose = [pose_of(row) for row in vectors]
+        rotations = from_axis_angle(root, np.linalg.norm(root, axis=-1))[:, None]
+        rotations = np.concatenate([rotations, [[j for j in joints if len(j) == 4] for joints in pose]], 1)
+        table[:, _QUATERNIONS] = rotations
+        table[:, _ANGLES] = [[j[0] for j in joints if len(j) == 1] for joints in pose]
+        return cls(table, False, name)
 
     def __len__(self) -> int:
         return len(self._times)
@@ -183,6 +227,51 @@ class HumanoidMotion:
             speed * self._root_velocities[frame],
             _by_joint(speed * self._joint_velocities[frame], speed * self._angle_velocities[frame]),
         )
+
+
+def joint_vectors(poses: Sequence[HumanoidPose]) -> np.ndarray:
+    """Return the joints of poses that follow each other, ``[T, 28]``, as they are added.
+
+    The rotation vectors of the 8 spherical joints come first, 3 numbers each, then the 4 angles. A vector goes on from
+    the one before, beyond half a turn, too.
+    """
+    balls = np.array([[j for j in pose.joints if len(j) == 4] for pose in poses])
+    hinges = np.array([[j[0] for j in pose.joints if len(j) == 1] for pose in poses])
+    return np.concatenate([followed(rotation_vector(balls)).reshape(len(poses), -1), hinges], 1)
+
+
+def pose_of(vectors: np.ndarray) -> list[np.ndarray]:
+    """Return the joints of a pose, the inverse of `joint_vectors`: rotations ``[4]`` and angles ``[1]``."""
+    turns = vectors[:24].reshape(8, 3)
+    return _by_joint(from_axis_angle(turns, np.linalg.norm(turns, axis=-1)), vectors[24:])
+
+
+def followed(vectors: np.ndarray) -> np.ndarray:
+    """Rotation vectors over time ``[T, N, 3]``, each the one of its rotation that is nearest to the one before."""
+    found = [vectors[0]]
+    for now in vectors[1:]:
+        angle = np.linalg.norm(now, axis=-1, keepdims=True)
+        turn = 2 * np.pi * now / np.where(angle < 1e-9, 1.0, angle)
+        near = np.round(((found[-1] - now) * turn).sum(-1, keepdims=True) / (4 * np.pi**2))
+        found.append(now + np.where(angle < 1e-9, 0.0, near) * turn)
+    return np.array(found)
+
+
+def busiest_phase(motion: HumanoidMotion, steps: int) -> float:
+    """Where to begin a window of `steps` actions: at 0, or in a clip of more than 2 s where it turns most.
+
+    Of all windows within one repetition, begun at multiples of 1/30 s, it is the one in which the root turns furthest
+    about the vertical, one way or the other: the turns of its steps are summed, each of them the y component of the
+    rotation vector in the world. Ties go to the first.
+    """
+    starts = int(np.floor(motion.seconds * CONTROL_RATE)) - steps + 1
+    if motion.seconds <= 2.0 or starts < 2:
+        return 0.0
+    turns = [motion.at((tick + 0.5) / CONTROL_RATE).angular_velocity[1] for tick in range(starts + steps)]
+    total = np.cumsum([0.0, *turns])
+    windows = abs(total[steps : steps + starts] - total[:starts])
+    # Rounded, so that a tie is one.
+    return float(windows.round(9).argmax() / CONTROL_RATE / motion.seconds)
 
 
 def _by_joint(spherical: np.ndarray, revolute: np.ndarray) -> list[np.ndarray]:

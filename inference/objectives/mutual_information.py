@@ -219,7 +219,7 @@ class Skills(Protocol):
         """Return the distribution of the states after ``first`` ``[..., S]``, event shape ``[steps, S]``."""
 
     def actions_of(self, states: Tensor, z: Tensor) -> TorchDistribution:
-        """Return the distribution of the action at states ``[..., S]``, event shape ``[A]``."""
+        """Return the distribution of the actions along states ``[..., T, S]`` with embeddings ``[..., D]``."""
 
 
 class Encoder(Protocol):
@@ -266,7 +266,8 @@ class MutualInformation(nn.Module):
     Args:
         skills: the model.
         guide: its guide.
-        demos: demonstrations to draw tuples of, whose task is the one-hot skill ``[B, U]``.
+        demos: demonstrations to draw tuples of, whose task is the one-hot skill ``[B, U]``; those of none or of
+            several at once are not drawn.
         subskills: names of the M sub-skills whose embeddings are to be summed.
         names: of all U skills, in the order of the task.
         kind: ``"off"`` (no factor, and no rollouts), ``"variational"``, ``"nonvariational"``, ``"literal"``, ``"tied"``
@@ -463,7 +464,7 @@ class MutualInformation(nn.Module):
         if self._reads_actions:
             with torch.set_grad_enabled(self._pathwise):
                 acted = states[:, :-1]
-                actions = self.skills.actions_of(acted, v.unsqueeze(1).expand(-1, acted.shape[1], -1))
+                actions = self.skills.actions_of(acted, v)
                 drawn = actions.rsample() if self._pathwise else actions.sample()
             states = torch.cat([states, F.pad(drawn, (0, 0, 0, 1))], -1)
         return self.critic(states, lengths)
@@ -496,7 +497,7 @@ class MutualInformation(nn.Module):
         z, first = self.guide.posterior(batch).mean, self.skills.scaled(batch.observations[:, 0])
         sampled: dict[str, TorchDistribution] = {"rollouts": self.skills.dynamics_of(z, first, 1)}
         if self._reads_actions:
-            sampled["actions"] = self.skills.actions_of(first, z)
+            sampled["actions"] = self.skills.actions_of(first.unsqueeze(-2), z)
         for what, distribution in sampled.items():
             if not distribution.has_rsample:
                 kind = type(self.skills).__name__
@@ -517,14 +518,16 @@ def _members(demos: Any, subskills: tuple[str, ...], names: tuple[str, ...]) -> 
             f"names must be those of all skills, one for each of the {task.shape[-1]} numbers of the demonstrations' "
             f"task: got {', '.join(names) or 'none'}"
         )
-    other = ((task != 0) & (task != 1)).any(-1) | (task.sum(-1) != 1)
+    other = ((task != 0) & (task != 1)).any(-1)
     if bool(other.any()):
-        raise ValueError(f"the task of demonstration {int(other.nonzero()[0])} is not one skill of {', '.join(names)}")
+        raise ValueError(
+            f"the task of demonstration {int(other.nonzero()[0])} does not say which it shows of {', '.join(names)}"
+        )
     members = []
     for name in subskills:
         if name not in names:
             raise ValueError(f"the composite names no skill {name!r}; there are {', '.join(names)}")
-        rows = (task[:, names.index(name)] == 1).nonzero().squeeze(-1)
+        rows = ((task[:, names.index(name)] == 1) & (task.sum(-1) == 1)).nonzero().squeeze(-1)
         if not len(rows):
             raise ValueError(f"there is no demonstration of the sub-skill {name!r}")
         short = demos.lengths[rows].cpu() < 2

@@ -64,10 +64,19 @@ def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
 
 
 def test_unknown_names_are_refused(benchmark: ModuleType) -> None:
-    with pytest.raises(SystemExit, match="there is no method foo; there are off, variational"):
+    with pytest.raises(SystemExit, match="there is no method foo; there are additive, additive-off"):
         benchmark.main(benchmark.Arguments(methods=("off", "foo")))
     with pytest.raises(SystemExit, match="there is no composite flip; there are spinkick"):
         benchmark.main(benchmark.Arguments(composites=("flip",)))
+
+
+def test_pairs_that_are_held_out_are_never_shown(benchmark: ModuleType) -> None:
+    pairs = benchmark.pairs_of(1)
+    assert len(set(pairs)) == 21 and max(benchmark.SHOWN) + 6 == 21
+    assert pairs != benchmark.pairs_of(2)
+    rows = benchmark.with_pairs("additive", 2, 1, updates=1)
+    assert [item["setting"]["embedding"] for item in rows] == ["sum", "part"]
+    assert all(item["setting"]["shown"] == 2 and item["value"] > 0 for item in rows)
 
 
 def test_one_repeat_of_speed(benchmark: ModuleType) -> None:

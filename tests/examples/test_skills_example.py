@@ -68,18 +68,20 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(
 def test_the_composite_is_not_trained_on(example: ModuleType) -> None:
     task = example.checked(example.Arguments())
     data = example.demonstrations(example.Arguments(), task)
-    assert task.names == ("rise", "push", "toy")
+    assert (*task.skills, task.idle) == ("rise", "push", "rest")
     assert [
         data.train.task.sum(0).tolist(),
         data.held_out.task.sum(0).tolist(),
         data.composite.task.sum(0).tolist(),
     ] == [
-        [20, 20, 0],
-        [5, 5, 0],
-        [0, 0, 5],
+        [20, 20],
+        [5, 5],
+        [5, 5],
     ]
+    assert [len(part) for part in data] == [60, 10, 5], "doing nothing is shown to train on"
     everything = torch.cat([part.actions.flatten(1) for part in data])
-    assert len(everything.unique(dim=0)) == 55, "the same noise twice"
+    assert len(everything.unique(dim=0)) == 75, "the same noise twice"
+    assert len(example.demonstrations(example.Arguments(origin=False), task).train) == 40
 
 
 def test_files_that_are_something_else_are_refused(example: ModuleType, tmp_path: Path) -> None:
@@ -96,11 +98,11 @@ def test_files_that_are_something_else_are_refused(example: ModuleType, tmp_path
     refused("cannot be read", demos=tmp_path / "file")
     # The same number of demonstrations, of other skills: nothing in the file itself would tell.
     task = example.task_of("toy")
-    other = example.Task("slalom", ("weave", "circle"), (), task.show, task.teacher, task.env)
+    other = task._replace(composite="slalom", skills=("rise", "push", "weave"))
     example.demonstrations(example.Arguments(demos=tmp_path / "other.npz"), other)
-    refused("does not hold the demonstrations of rise, push, toy", demos=tmp_path / "other.npz")
+    refused("does not hold the demonstrations of rise, push, rest, toy", demos=tmp_path / "other.npz")
     (tmp_path / "other.json").unlink()
-    refused("does not hold the demonstrations of rise, push, toy", demos=tmp_path / "other.npz")
+    refused("does not hold the demonstrations of rise, push, rest, toy", demos=tmp_path / "other.npz")
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
@@ -110,7 +112,10 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"warmup": -1}, "--warmup must be at least 0, got -1"),
     ({"seed": -1}, "--seed must be at least 0, got -1"),
     ({"updates": 0}, "--updates must be at least 1, got 0"),
-    ({"batch_size": 100}, "--batch-size 100 exceeds the 40 demonstrations"),
+    ({"batch_size": 100}, "--batch-size 100 exceeds the 60 demonstrations"),
+    ({"learning_rate": 0.0}, "--learning-rate must be positive and finite, got 0"),
+    ({"base": "linear", "axis": "time"}, "--base and --gains are for --axis additive"),
+    ({"composite": "kick"}, "--composite kick: there are toy, spinkick, backflip, and sums such as"),
     ({"device": "gpu"}, "device gpu cannot be used"),
     ({"residual": True, "axis": "mlp"}, "--residual is for --axis time"),
     ({"batch_size": 0}, "--batch-size must be at least 1"),
@@ -141,5 +146,6 @@ def test_the_folder_of_another_run_is_refused(
 def test_what_is_assisted_is_said(example: ModuleType) -> None:
     assert example.task_of("toy").assisted == ()
     pytest.importorskip("pybullet")
-    assert example.task_of("spinkick").assisted == ("kick", "spin")
-    assert example.task_of("backflip").assisted == ("roll",)
+    assert example.task_of("spinkick").assisted == ("kick", "spin", "stand")
+    assert example.task_of("backflip").assisted == ("roll", "stand")
+    assert "jump+roll" in example.task_of("jump+roll").assisted

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyrocontrol.models import (
+    AdditiveDynamics,
     ComponentDynamics,
     Dynamics,
     DynamicsContext,
@@ -27,6 +28,10 @@ MAKERS = {
     ),
     "time-residual": lambda s=2: WaveNetDynamics(s, 3, channels=4, features=5, dilations=(1, 2), residual=True),
     "mlp": lambda s=2: MLPDynamics(s, 3, hidden=(4,)),
+    "additive": lambda s=2: AdditiveDynamics(s, 3, horizon=4, basis=3),
+    "additive-linear": lambda s=2: AdditiveDynamics(s, 3, horizon=4, basis=3, base="linear"),
+    "additive-wavenet": lambda s=2: AdditiveDynamics(s, 3, horizon=4, basis=3, base="wavenet", size=4),
+    "additive-state": lambda s=2: AdditiveDynamics(s, 3, horizon=4, basis=3, base="mlp", size=4, gains="state"),
     "mlp-residual": lambda s=2: MLPDynamics(s, 3, hidden=(4,), residual=True),
 }
 every = pytest.mark.parametrize("kind", MAKERS)
@@ -99,11 +104,13 @@ def test_rollouts_carry_pathwise_gradients(kind: str) -> None:
     torch.testing.assert_close(gradient[0, 1], difference, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["time", "time-residual"])
+@pytest.mark.parametrize(
+    "kind", ["time", "time-residual", "mlp", "additive", "additive-linear", "additive-wavenet", "additive-state"]
+)
 def test_a_walk_at_once_is_the_walk_step_by_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = sequence(MAKERS[kind](), (4, 4))
     greedy, draws = given.greedy(), given.sample((20_000,))
-    monkeypatch.setattr(WaveNetDynamics, "walk", Process.walk)
+    monkeypatch.setattr(type(given.process), "walk", Process.walk, raising=False)
     torch.testing.assert_close(given.greedy(), greedy)
     others = given.sample((20_000,))
     error = ((draws.var(0) + others.var(0)) / 20_000).sqrt()
@@ -186,15 +193,67 @@ def test_dynamics_by_axis() -> None:
     assert isinstance(make_dynamics("components", 4, 3), ComponentDynamics)
     own = MAKERS["mlp"]()
     assert make_dynamics(own, 2, 3) is own
+    assert isinstance(make_dynamics("additive", 4, 3), AdditiveDynamics)
+
+
+@pytest.mark.parametrize("kind", ["additive", "additive-linear", "additive-wavenet"])
+def test_the_mean_is_linear_in_the_embedding(kind: str) -> None:
+    dynamics = MAKERS[kind]()
+    one, other = torch.randn(2, 5, 3)
+    context = DynamicsContext(one, torch.randn(5, 2), torch.full((5,), 6))
+    states = torch.randn(5, 6, 2)  # two more than the horizon
+
+    def conditional(z: torch.Tensor) -> dist.Normal:
+        given = context._replace(z=z)
+        return dynamics.conditional(dynamics.unroll(states, given)[0], given).base_dist
+
+    means = [conditional(z).mean for z in (one + other, one, other, torch.zeros_like(one))]
+    assert (means[0] - means[3]).abs().min() > 1e-6
+    torch.testing.assert_close(means[0], means[1] + means[2] - means[3], rtol=0, atol=1e-12)
+    torch.testing.assert_close(conditional(one).scale, conditional(other).scale, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["additive", "additive-linear"])
+def test_what_a_sum_generates_is_the_sum_of_what_each_does(kind: str) -> None:
+    dynamics = MAKERS[kind]()
+    torch.nn.init.normal_(dynamics.head.loc.weight)
+    one, other, first = torch.randn(3, 3), torch.randn(3, 3), torch.randn(3, 2)
+
+    def walked(z: torch.Tensor) -> torch.Tensor:
+        return Sequence(dynamics, DynamicsContext(z, first, torch.full((3,), 6)), 6).greedy()
+
+    nothing = walked(torch.zeros_like(one))
+    torch.testing.assert_close(
+        walked(one + 0.5 * other) - nothing,
+        (walked(one) - nothing) + 0.5 * (walked(other) - nothing),
+        rtol=0,
+        atol=1e-11,
+    )
+    dynamics = MAKERS["additive-state"]()
+    torch.nn.init.normal_(dynamics.head.loc.weight)
+    error = walked(one + other) - walked(one) - walked(other) + walked(torch.zeros_like(one))
+    assert error.abs().max() > 1e-3
+
+
+def test_as_many_cosines_as_steps_are_every_gain() -> None:
+    table = AdditiveDynamics(2, 3, horizon=5, basis=5).net.table
+    torch.testing.assert_close(torch.linalg.inv(table) @ table, torch.eye(5))
+    assert torch.linalg.cond(table) < 2
 
 
 def test_bad_dynamics() -> None:
-    with pytest.raises(ValueError, match="axis must be one of time, components, or dynamics, got 'space'"):
+    with pytest.raises(ValueError, match="axis must be one of time, components, additive, or dynamics, got 'space'"):
         make_dynamics("space", 4, 3)
     with pytest.raises(ValueError, match="states of 2 numbers and embeddings of 3, the model 5 and 3"):
         make_dynamics(MAKERS["mlp"](), 5, 3)
     with pytest.raises(ValueError, match="hidden must name at least one layer"):
         MLPDynamics(2, 3, hidden=())
+    with pytest.raises(ValueError, match=r"basis \(5\) at most horizon \(4\)"):
+        AdditiveDynamics(2, 3, horizon=4, basis=5)
+    with pytest.raises(ValueError, match="base must be one of apart, linear, mlp, wavenet, got 'lstm'"):
+        AdditiveDynamics(2, 3, base="lstm")
+    with pytest.raises(ValueError, match="gains must be those of time or state, got 'phase'"):
+        AdditiveDynamics(2, 3, gains="phase")
     with pytest.raises(ValueError, match="min_scale must be positive, got -1"):
         WaveNetDynamics(2, 3, min_scale=-1)
 

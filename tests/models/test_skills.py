@@ -19,7 +19,7 @@ from pyrocontrol.guides import TrajectoryGuide
 from pyrocontrol.inference import StepwiseKL_ELBO, fit
 from pyrocontrol.models import MLPDynamics, TrajectoryCVAE
 
-AXES = ["time", "components"]
+AXES = ["time", "components", "additive"]
 ELBOS: dict[str, type[ELBO]] = {"stepwise": StepwiseKL_ELBO, "trace": Trace_ELBO, "mean-field": TraceMeanField_ELBO}
 
 
@@ -49,8 +49,8 @@ def test_density_by_hand(axis: str) -> None:
         seen = data.observations[data.acted]
         states = (data.observations[row] - seen.mean(0)) / seen.std(0, correction=0)
         for t in range(steps):
-            policy = skills.head(skills.net(torch.cat([states[t], z[row]])))
-            expected += policy.log_prob(data.actions[row, t])
+            policy = skills.actions_of(states[: t + 1], z[row])
+            expected += policy.log_prob(data.actions[row, : t + 1])[t]
         expected += skills.dynamics_of(z[[row]], states[[0]], steps).log_prob(states[None, 1 : steps + 1]).sum()
     torch.testing.assert_close(trace.log_prob_sum(), expected)
 
@@ -142,7 +142,7 @@ def test_acting_with_an_embedding() -> None:
         expected = skills.actions_of(torch.ones(2, 3), z).mean.clamp(-1, 1)
     action, state = skills.acting(z).predict(observation, deterministic=True)
     np.testing.assert_allclose(action, expected, rtol=1e-5)
-    assert state is None
+    torch.testing.assert_close(state, z.expand(2, 2))
     again, _ = skills.acting(z).predict(observation, None, np.ones(2, bool), deterministic=True)
     np.testing.assert_array_equal(again, action)
     one, _ = skills.acting(z.unsqueeze(0)).predict(observation[0], deterministic=True)
@@ -168,6 +168,95 @@ def test_discrete_actions() -> None:
     guide = TrajectoryGuide(skills, encoder_size=4)
     assert math.isfinite(StepwiseKL_ELBO().loss(skills.model, guide, data))
     assert skills.acting(torch.zeros(2)).predict(np.zeros(3, np.float32))[0] in range(4)
+
+
+# -- skills with names -----------------------------------------------------------------------------------------------
+
+NAMES = ("kick", "spin")
+
+
+def named(tasks: list[list[float]], **options: Any) -> tuple[TrajectoryCVAE, Demonstrations]:
+    data = demonstrations((4, 2, 6), np.float64).replace(task=torch.tensor(tasks, dtype=torch.float64))
+    skills = skills_for(data, names=NAMES, axis="additive", **options)
+    skills.normalize(data)
+    torch.nn.init.normal_(skills.embeddings)
+    return skills, data
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_policy_adds_along_the_whole_episode() -> None:
+    skills, data = named([[1, 0], [0, 1], [0, 0]], hidden=())
+    states, (one, other) = skills.scaled(data.observations), torch.randn(2, 3, 2)
+
+    def policy(z: torch.Tensor) -> dist.Normal:
+        return skills.actions_of(states, z).base_dist
+
+    means = [policy(z).mean for z in (one + other, one, other, torch.zeros_like(one))]
+    torch.testing.assert_close(means[0], means[1] + means[2] - means[3], rtol=0, atol=1e-12)
+    torch.testing.assert_close(policy(one).scale, policy(other).scale, rtol=0, atol=0)
+    # Acting knows the time since the episode began, row by row.
+    skill, state, start = skills.acting(one[0]), None, np.array([False, False])
+    for t in range(4):
+        action, state = skill.predict(data.observations[[0, 2], t].numpy(), state, start, deterministic=True)
+        expected = skills.actions_of(states[[0, 2]], one[0].expand(2, -1)).mean[:, t].detach().clamp(-1, 1)
+        np.testing.assert_allclose(action, expected, atol=1e-12)
+    again, _ = skill.predict(data.observations[[0, 2], 0].numpy(), state, np.array([True, False]), deterministic=True)
+    np.testing.assert_allclose(again[0], skills.actions_of(states[:1, :1], one[0]).mean[0, 0].detach().clamp(-1, 1))
+
+
+@pytest.mark.usefixtures("float64")
+def test_doing_nothing_is_zero_and_two_at_once_are_a_sum() -> None:
+    skills, data = named([[1, 1], [0, 1], [0, 0]])
+    kick, spin = skills.embeddings.detach().T
+    z = torch.randn(3, 2)
+
+    def trace(z: torch.Tensor) -> Any:
+        return poutine.trace(poutine.condition(skills.model, {"z": z})).get_trace(data)
+
+    found = trace(z)
+    prior = dist.Normal(torch.stack([kick + spin, spin, torch.zeros(2)]), 1.0).to_event(1)
+    torch.testing.assert_close(found.nodes["z"]["fn"].log_prob(z), prior.log_prob(z))
+    moved = z.clone()
+    moved[2] += 1  # of doing nothing: without any influence on what is seen
+    found.compute_log_prob()
+    other = trace(moved)
+    other.compute_log_prob()
+    for site in ("states", "actions"):
+        torch.testing.assert_close(other.nodes[site]["log_prob"], found.nodes[site]["log_prob"])
+    assert (other.nodes["_RETURN"]["value"][2] == 0).all()
+    torch.testing.assert_close(skills.compose({"kick": 1.0, "spin": 0.5}), kick + 0.5 * spin)
+    assert (skills.compose({}) == 0).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_embeddings_settle_at_means_and_sums() -> None:
+    skills, data = named([[1, 1], [0, 1], [0, 0]])
+    z = torch.randn(3, 2)
+    skills.settle(z, data.task)
+    torch.testing.assert_close(skills.compose({"spin": 1.0}), z[1])
+    torch.testing.assert_close(skills.compose({"kick": 1.0, "spin": 1.0}), z[0])
+    z = torch.randn(4, 2)
+    skills.settle(z, torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    torch.testing.assert_close(skills.compose({"kick": 1.0}), z[:2].mean(0))
+    with pytest.raises(ValueError, match="embeddings of 2 numbers and a task of 2 for each"):
+        skills.settle(z, data.task)
+
+
+def test_composing_what_cannot_be() -> None:
+    skills, data = named([[1, 0], [0, 1], [0, 0]])
+    with pytest.raises(ValueError, match="there is no skill 'jump'; there are kick, spin"):
+        skills.compose({"kick": 1.0, "jump": 1.0})
+    with pytest.raises(ValueError, match="the weight of 'kick' must be finite, got nan"):
+        skills.compose({"kick": math.nan})
+    skills, _ = named([[1, 0], [0, 1], [1, 0]])
+    with pytest.raises(ValueError, match="no origin was shown"):
+        skills.compose({"kick": 1.0})
+    with pytest.raises(ValueError, match="there is no skill 'kick'; there are no names"):
+        skills_for(data).compose({"kick": 1.0})
+    with pytest.raises(ValueError, match="2 names of skills, but the demonstrations' task has 0 numbers"):
+        skills.check(demonstrations())
+    with pytest.raises(ValueError, match="names must be those of the skills, each once"):
+        skills_for(data, names=("kick", "kick"))
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
@@ -200,6 +289,7 @@ def test_bad_embeddings() -> None:
 def test_signatures_tell_models_apart() -> None:
     data = demonstrations()
     signatures = {
-        skills_for(data, **o).signature() for o in ({}, {"latent": 3}, {"axis": "components"}, {"head": "mixture"})
+        skills_for(data, **o).signature()
+        for o in ({}, {"latent": 3}, {"axis": "components"}, {"axis": "additive"}, {"head": "mixture"})
     }
-    assert len(signatures) == 4
+    assert len(signatures) == 5

@@ -108,7 +108,7 @@ def test_a_demonstration_that_falls_is_none() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"skills": ()}, "must each be there and once"),
     ({"skills": ("walk", "walk")}, "must each be there and once"),
-    ({"skills": ("walk",), "names": ("kick", "jump")}, "the names kick, jump lack walk"),
+    ({"skills": ("walk",), "names": ("kick", "jump")}, "the skill 'walk' is not among the names kick, jump"),
     ({"per_skill": 0}, "per_skill and steps must be at least 1, got 0 and 45"),
     ({"steps": 0}, "got 20 and 0"),
     ({"noise": -0.1}, "noise must be in 0 <= noise < 0.25, got -0.1"),

@@ -68,6 +68,10 @@ HELD_OUT = lines((0, (1.0, 1.0), 2), (1, (3.0, 0.0), 4), start=1.0)
 COMPOSITE = lines((2, (1.0, 3.0), 4), (2, (1.0, 2.0), 2))
 
 
+# Where the training demonstrations acted.
+SEEN = np.array([(0, 0), (0.5, 0), (1, 0), (1.5, 0), (0, 0), (0, 2), (0, 4), (0, 0), (1.5, 0)])
+
+
 def measures(model: Any = None, **other: Any) -> SkillMeasures:
     model = model or Straight()
     given: dict[str, Any] = {"subskills": ("a", "b"), "names": ("a", "b", "both")}
@@ -106,7 +110,9 @@ def test_measures_by_hand() -> None:
     assert found["embedding_error/sum"] == pytest.approx((1 / math.sqrt(10) + 0) / 2)
     after = [(2, 2), (3, 3), (4, 1), (7, 1), (10, 1), (13, 1)]  # what follows in the two held out, no padding
     square = sum((2 * (x - 1)) ** 2 + (0.5 * (y - 1)) ** 2 for x, y in after) / 12
-    assert found["dynamics_nats/own"] == pytest.approx(-0.5 * (math.log(2 * math.pi) + square))
+    # In units of the deviations of what was trained on.
+    units = np.log(np.array([2, 0.5]) * SEEN.std(0)).mean()
+    assert found["dynamics_nats/own"] == pytest.approx(-0.5 * (math.log(2 * math.pi) + square) + units)
 
 
 def test_likeness_by_hand() -> None:
@@ -116,14 +122,22 @@ def test_likeness_by_hand() -> None:
 
 def test_the_mean_state_by_hand() -> None:
     found = measures().mean_state()
-    after = [(2, 2), (3, 3), (4, 1), (7, 1), (10, 1), (13, 1)]
-    assert found["state_mse/own"] == pytest.approx(sum((x - 1) ** 2 + (y - 1) ** 2 for x, y in after) / 12)
-    composite = [(1, 3), (2, 6), (3, 9), (4, 12), (1, 2), (2, 4)]
-    assert found["state_mse/composite"] == pytest.approx(sum((x - 1) ** 2 + (y - 1) ** 2 for x, y in composite) / 12)
-    scaled = sum((2 * (x - 1)) ** 2 + (0.5 * (y - 1)) ** 2 for x, y in after) / 12
+    after = np.array([(2, 2), (3, 3), (4, 1), (7, 1), (10, 1), (13, 1)]) - SEEN.mean(0)
+    assert found["state_mse/own"] == pytest.approx(np.square(after).mean())
+    composite = np.array([(1, 3), (2, 6), (3, 9), (4, 12), (1, 2), (2, 4)]) - SEEN.mean(0)
+    assert found["state_mse/composite"] == pytest.approx(np.square(composite).mean())
+    scaled = np.square(after / SEEN.std(0)).mean()
     assert found["state_mse_scaled/own"] == pytest.approx(scaled)
-    # The stand-in's dynamics are this very model.
-    assert found["dynamics_nats/own"] == pytest.approx(measures()()["dynamics_nats/own"])
+    assert found["dynamics_nats/own"] == pytest.approx(-0.5 * (math.log(2 * math.pi) + scaled))
+
+
+def test_models_of_other_coordinates_are_compared_in_one() -> None:
+    found = measures(shown_as=torch.square)
+    made = state_mse(Straight(), torch.tensor([[1.0, 2.0]]), COMPOSITE[[0]], torch.square)  # meant is (1, 3)
+    assert made["state_mse"] == pytest.approx(sum((25 * t**4) for t in (1, 2, 3, 4)) / 8)
+    assert found()["state_mse/encoded"] == 0
+    squares = np.square([(1, 3), (2, 6), (3, 9), (4, 12), (1, 2), (2, 4)]) - np.square(SEEN).mean(0)
+    assert found.mean_state()["state_mse/composite"] == pytest.approx(np.square(squares).mean())
 
 
 def test_only_the_sub_skills_are_added_up() -> None:

@@ -65,6 +65,11 @@ def test_the_numbers_of_the_readme_are_in_the_results() -> None:
     grown = [shown(summary(rows["imitation_basics"], method, "error_exponent"), 2) for method in ("bc", "dagger")]
     assert " and ".join(grown) in lines[1]
     assert f"{error('tied')} with the term, {error('off')} without" in lines[2]
+    added, part = (
+        summary(rows["skills"], "additive", "state_mse", task="toy", embedding=kind, step=1500)
+        for kind in ("sum", "part")
+    )
+    assert f"{shown(added, 4)}, the best part {part.mean:.2f} ({added.seeds} seeds)" in lines[2]
     mean = summary(rows["skills"], "mean-state", "state_mse", task="spinkick", embedding="composite").mean
     assert f"({mean:.1f})" in lines[2]
     returns, distances = (

@@ -63,7 +63,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend has to be set first)
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "scaling.md"
+PAGE, TWINS_PAGE = HERE.parent / "docs" / "scaling.md", HERE.parent / "docs" / "numpyro.md"
 TASK = "BubbleSort"
 BATCH = 4
 DATA_SEED = 2_000
@@ -454,9 +454,28 @@ def measure_engines(trainer: Trainer, rows: Rows, arguments: Arguments) -> None:
         found += speed_engines.updates(trainer.program, trainer.guide, update, batches, seeds)
     for item in found:
         rows.add(item.method, item.metric, item.value, item.seed, item.seconds, **item.setting)
-    kinds = {(item.method, item.metric, tuple(item.setting.items())): None for item in found}
-    for method, metric, setting in kinds:
-        print(f"{method:>17} {metric:>20} {rows.median(method, metric, **dict(setting)):10.3g}  {dict(setting)}")
+    print(engines_table(rows.rows), flush=True)
+
+
+def engines_table(rows: list[dict[str, Any]]) -> str:
+    """Return what the twins make of it as a table of docs/numpyro.md."""
+    found = [item for item in rows if item["setting"].get("part") == "engines"]
+
+    def median(method: str, metric: str, **setting: Any) -> float:
+        return float(np.median(select(found, method, metric, **setting)))
+
+    lines = ["| | NumPyro | torch |", "|---|---|---|"]
+    for size in sorted({item["setting"]["batch"] for item in found if "batch" in item["setting"]}):
+        times = [1e3 * median(method, "update_seconds", batch=size, seeds=1) for method in ("numpyro", "hvil")]
+        each = [f"{time:.1f} ms, {time / size:.1f} a trace" for time in times]
+        lines.append(f"| update of {size} traces | {each[0]} | {each[1]} |")
+    many = max(item["setting"]["seeds"] for item in found if "seeds" in item["setting"])
+    ratio = median("numpyro", "seeds_ratio", seeds=many)
+    lines.append(f"| {many} seeds by `vmap`, against one | {ratio:.1f} times as long | |")
+    for precision in ("double", "single"):
+        errors = [median("numpyro", f"{what}_difference", precision=precision) for what in ("elbo", "gradient")]
+        lines.append(f"| {precision} precision, ELBO and gradients apart by | {errors[0]:.0e}, {errors[1]:.0e} | |")
+    return "\n".join(lines)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
@@ -554,8 +573,10 @@ def main(arguments: Arguments) -> None:
     shown = "cpu" if any(item["setting"]["device"] == "cpu" for item in both) else device.type
     if any(item["setting"].get("part") == "growth" for item in both):
         plot(arguments.out.with_suffix(".png"), both, shown)
-    if arguments.out == Arguments.out and device.type == "cpu" and "processes" in chosen:
-        PAGE.write_text(with_table(PAGE.read_text(), processes_table(both)))
+    if arguments.out == Arguments.out and device.type == "cpu":
+        for part, page, table in (("processes", PAGE, processes_table), ("engines", TWINS_PAGE, engines_table)):
+            if part in chosen:
+                page.write_text(with_table(page.read_text(), table(both)))
 
 
 if __name__ == "__main__":

@@ -501,3 +501,16 @@ def test_a_return_bias_makes_procedures_begin_as_short_ones() -> None:
         prior = program.prior(traces)
         steps.append(prior.steps(prior.sample()).live.sum(1).float().mean())
     assert steps[1] < 0.5 * steps[0]
+
+
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
+def test_many_rows_go_through_the_network_of_their_own_procedure_alone(hidden: tuple[int, ...], float64: None) -> None:
+    networks = ProcedureNetworks(4, 6, hidden, 3)
+    x, procedure = torch.randn(600, 6, requires_grad=True), torch.randint(3, (600,))  # of one procedure there is none
+
+    def found(rows: int) -> list[Tensor]:
+        outputs = torch.cat([networks(*part) for part in zip(x.split(rows), procedure.split(rows), strict=True)])
+        return [outputs, *torch.autograd.grad(outputs.square().sum(), [x, *networks.parameters()])]
+
+    for sorted_, batched in zip(found(600), found(100), strict=True):
+        torch.testing.assert_close(sorted_, batched)

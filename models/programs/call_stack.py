@@ -73,9 +73,9 @@ class CallStackContext(NamedTuple):
 class ProcedureNetworks(Saved, nn.Module):
     """One multi-layer perceptron a procedure, evaluated without gathering weights for a row.
 
-    A few rows, or those on a GPU, go through the first layer of every procedure at once; each keeps the block of its own
-    procedure, and the other layers are block-diagonal: one batched product. Many rows on a CPU are sorted by procedure,
-    and each goes through its own network alone.
+    A few rows, or those on a GPU, go through the first layer of every procedure at once; each keeps the block of its
+    own procedure, and the other layers are block-diagonal: one batched product. Many rows on a CPU are sorted by
+    procedure, and each goes through its own network alone.
 
     Args:
         procedures: how many procedures, ``H``.

@@ -86,7 +86,7 @@ def test_the_numbers_of_the_readme_are_in_the_results() -> None:
         for method, frames in {"observed": 60_000, "dac": 60_000, "bc": 0}.items()
     }
     observed, dac, cloned = walked.values()
-    assert f"{observed:.2f} of the expert's return; DAC {dac:.2f}, cloning {cloned:.2f} (1 seed)" in lines[5]
+    assert f"{observed:.2f} of the expert's return (2 seeds); DAC {dac:.2f}, cloning {cloned:.2f} (1 seed)" in lines[5]
     still, moved = (cells["| Ant-v5"][at].removesuffix(" |").removesuffix(" (3)") for at in (6, 1))
     assert f"{still} against {moved}" in lines[3]
     point, ant = ([cells[f"| {task}, goal {goal}"][1] for goal in range(3)] for task in ("PointMaze", "AntMaze"))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 import pyrocontrol as pc
 from pyrocontrol.inference import twins
+from pyrocontrol.models.programs.traces import split_annotated
 from pyrocontrol.models.registration import register
 
 SEEDS = 6
@@ -88,12 +89,14 @@ def parity(
     Returns:
         The relative difference of the ELBO; that of each gradient by parameter, in units of its greatest entry.
     """
-    calls = guide.posterior(traces).sample()
+    latent, _ = split_annotated(traces)
+    assert latent is not None, "traces whose calls are all annotated have no guide"
+    calls = guide.posterior(latent).sample()
 
-    def given(traces: Any) -> None:
+    def given(_: Any) -> None:
         register("guide", guide)
-        with pyro.plate("traces", len(traces.lengths), dim=-1):
-            pyro.sample("calls", _Given(guide.posterior(traces), calls))
+        with pyro.plate("traces", len(latent.lengths), dim=-1):
+            pyro.sample("calls", _Given(guide.posterior(latent), calls))
 
     for module in (program, guide):
         module.zero_grad()
@@ -107,14 +110,18 @@ def parity(
         if p.grad is not None
     }
     twin, twin_guide = twins.to_numpyro(program), twins.to_numpyro(guide)
-    drawn = jnp.asarray(calls.numpy())
+    elbo, arrays = twins.StepwiseKL_ELBO(), twins.as_arrays(traces)
+    unknown: Any = True if arrays.calls is None else (arrays.calls[..., 0] < 0).all(-1)
+    # Rows that are annotated return at once, which a mask leaves out.
+    rows_of = jnp.arange(len(traces))[unknown].reshape(-1)
+    drawn = jnp.zeros((len(traces), *calls.shape[1:])).at[..., 0].set(program.tree.null)
+    drawn = drawn.at[rows_of].set(jnp.asarray(calls.numpy()))
 
     def given_twin(traces: twins.Traces) -> None:
         held = twin_guide.registered("guide")
-        with numpyro.plate("traces", len(traces.lengths)):
+        with numpyro.plate("traces", len(traces.lengths)), numpyro.handlers.mask(mask=unknown):
             numpyro.sample("calls", _GivenTwin(held.posterior(traces), drawn))
 
-    elbo, arrays = twins.StepwiseKL_ELBO(), twins.as_arrays(traces)
     params = parameters(twin, twin_guide)
 
     def objective(params: Any) -> Any:

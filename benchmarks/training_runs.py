@@ -64,6 +64,7 @@ def make(script: Path, arguments: Sequence[str], name: str, log: Path) -> None:
         executor.update_parameters(name=name, timeout_min=24 * 60)
         if executor.cluster == "local":  # which hides the others
             executor.update_parameters(gpus_per_node=torch.cuda.device_count())
+        code: int | str
         try:
             code = executor.submit(Script()).result()
         except submitit.core.utils.UncompletedJobError as error:

@@ -255,6 +255,11 @@ class Emission(dist.Independent):
         super().__init__(base if mask is None else base.mask(mask), 1, validate_args=validate_args)
         self.along = along
 
+    def expand(self, batch_shape: tuple[int, ...]) -> Emission:
+        """Return the same distribution for a larger batch; plates ask for it."""
+        base = self.base_dist.expand((*batch_shape, *self.event_shape[:1]))
+        return Emission(base, self.along)
+
     def step_log_prob(self, x: Array) -> Array:
         """Return ``log p(x_i | z_<=i)`` of every observation ``[B, I]``; 0 where there is none."""
         return self.base_dist.log_prob(x)

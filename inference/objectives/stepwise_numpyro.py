@@ -207,7 +207,7 @@ def _frames(site: Any) -> _Frames:
 
 
 def _has_steps(q: Any, p: Any) -> bool:
-    return hasattr(q["fn"], "step_kl") and hasattr(p["fn"], "step_kl")
+    return all(hasattr(_split(site["fn"])[0], "step_kl") for site in (q, p))
 
 
 def _split(fn: Any) -> tuple[Any, Any]:
@@ -247,7 +247,7 @@ def _likelihood(
 def _latent(q_site: Any, p_site: Any) -> tuple[StepTerm, Array, Array | None, Array | None]:
     """Return the diagnostic, the cost, the score, and what of the cost the site (each step of it) cannot influence."""
     (q, q_mask), (p, p_mask), z = _split(q_site["fn"]), _split(p_site["fn"]), q_site["value"]
-    sequence = hasattr(q, "step_kl") and hasattr(p, "step_kl")
+    sequence = _has_steps(q_site, p_site)
     steps = q.steps(z) if sequence else None
     score = q.step_score(z, steps) if sequence else None if q.has_rsample else q.log_prob(z)
     if (q_mask is None) != (p_mask is None):

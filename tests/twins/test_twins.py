@@ -72,19 +72,29 @@ def pair_of(program: pc.models.ControlProgram, encoder: str = "bilstm") -> Pair:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "rows", "precise", "tolerance"),
-    [("bilstm", None, True, 1e-10), ("lstm", 400, True, 1e-10), ("bilstm", 400, False, 1e-5)],
+    ("encoder", "rows", "precise", "tolerance", "annotated"),
+    [
+        ("bilstm", None, True, 1e-10, False),
+        ("lstm", 400, True, 1e-10, False),
+        ("bilstm", 400, False, 1e-5, False),
+        ("bilstm", 400, True, 1e-10, True),
+    ],
 )
 def test_elbo_and_every_gradient_are_those_of_pyro(
-    encoder: str, rows: int | None, precise: bool, tolerance: float
+    encoder: str, rows: int | None, precise: bool, tolerance: float, annotated: bool
 ) -> None:
     torch.set_default_dtype(torch.float64 if precise else torch.float32)
     with jax.enable_x64(precise):
-        check_elbo(encoder, rows, tolerance)
+        check_elbo(encoder, rows, tolerance, annotated)
 
 
-def check_elbo(encoder: str, rows: int | None, tolerance: float) -> None:
+def check_elbo(encoder: str, rows: int | None, tolerance: float, annotated: bool) -> None:
     traces, program = bubble_sort(sparsity=0.1, num_traces=8, argument_hidden=(3,), activation="tanh")
+    if annotated:
+        shown = demonstrations(4, 0, max_length=4, annotate=True).to(dtype=torch.get_default_dtype()).calls
+        assert shown is not None
+        shown[2:] = torch.tensor([-1.0] + [0.0] * (shown.shape[-1] - 1))
+        traces = traces.replace(calls=shown)
     guide = pc.guides.CallStackGuide(program, encoder, encoder_size=5)
     value, gradients = engines.parity(program, guide, traces, rows)
     count = sum(1 for module in (program, guide) for _ in module.parameters())
@@ -238,6 +248,62 @@ def test_the_gradient_of_plain_sites_is_that_of_enumeration(double: None, score:
     for found, right in zip(jax.tree.leaves(draws), jax.tree.leaves((value, gradient)), strict=True):
         error = np.asarray(found).std(0) / np.sqrt(len(found))
         assert (np.abs(np.asarray(found).mean(0) - np.asarray(right)) < 4.5 * error + 1e-9).all()
+
+
+class Coins(twins.Process):
+    """Coins of which each is drawn given the one before."""
+
+    def __init__(self, slope: Any) -> None:
+        super().__init__()
+        self.weights = {"slope": slope}
+
+    def initial(self, context: Any) -> Any:
+        return jnp.zeros(len(context))
+
+    def conditional(self, state: Any, context: Any) -> Any:
+        return dist.Bernoulli(logits=self.weights["slope"] * (state - 0.5) + 0.3)
+
+    def advance(self, state: Any, z: Any, context: Any) -> Any:
+        return z.astype(float)
+
+
+def test_the_gradient_of_an_emission_along_a_sequence_is_that_of_enumeration(double: None) -> None:
+    x, mask = jnp.array([[0.4, 1.2, -0.3], [1.0, 0.1, 0.2]]), jnp.array([[True, True, False], [True, True, True]])
+    params, context = {"p": jnp.array(0.7), "q": jnp.array(-0.4)}, jnp.zeros((2, 1))
+    choices = [jnp.array(rows) for rows in itertools.product(itertools.product((0, 1), repeat=3), repeat=2)]
+
+    def model() -> None:
+        slope = numpyro.param("p", params["p"])
+        with numpyro.plate("rows", 2):
+            z = numpyro.sample("z", twins.Sequence(Coins(slope), context, 3))
+            seen = dist.Normal(z + 0.3 * slope, 1.0)
+            numpyro.sample("x", twins.Emission(seen, along="z", mask=mask), obs=x)
+
+    def guide(z: Any) -> None:
+        path = twins.Sequence(Coins(numpyro.param("q", params["q"])), context, 3)
+        with numpyro.plate("rows", 2):
+            numpyro.sample("z", engines._GivenTwin(path, z))
+
+    def exact(params: dict[str, Any]) -> Any:
+        total = 0.0
+        for z in choices:
+            log_q, log_p = (twins.Sequence(Coins(params[name]), context, 3).log_prob(z).sum() for name in "qp")
+            seen = jnp.where(mask, dist.Normal(z + 0.3 * params["p"], 1.0).log_prob(x), 0.0).sum()
+            total = total - jnp.exp(log_q) * (log_p + seen - log_q)
+        return total
+
+    elbo, key = twins.StepwiseKL_ELBO(), jax.random.PRNGKey(0)
+    given = jax.jit(jax.value_and_grad(lambda p, z: elbo.loss(key, p, model, lambda: guide(z))))
+    path = twins.Sequence(Coins(params["q"]), context, 3)
+    expected: Any = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    for z in choices:
+        weight = jnp.exp(path.log_prob(z).sum())
+        expected = jax.tree.map(lambda total, one, w=weight: total + w * one, expected, given(params, z))
+    for found, right in zip(jax.tree.leaves(expected), jax.tree.leaves(jax.value_and_grad(exact)(params)), strict=True):
+        assert np.allclose(found, right, rtol=1e-10)
+    # Part by part: what a step cannot influence is not in its multiplier.
+    terms = elbo.step_terms(key, params, model, lambda: guide(choices[5]))
+    assert terms["x"].value.shape == (2, 3) and terms["x"].value[0, 2] == 0
 
 
 def test_the_sequential_score_is_less_noisy_than_the_full_one() -> None:

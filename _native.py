@@ -1,4 +1,4 @@
-"""C files that are compiled where they run, at their first use, and kept."""
+"""C files that are compiled where they run, at their first use: for a CPU, and kept, or for an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from ._files import writing
 
-__all__ = ["library"]
+__all__ = ["kernel", "library"]
 
 # No trap is set, and loops with a condition in them are not vectorised if there may be one.
 _FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-shared", "-fPIC", "-lm")
@@ -55,6 +57,29 @@ def library(source: Path, function: str) -> ctypes.CDLL | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         warnings.warn(f"{source.name} is not compiled, slower code takes its place: {error}", stacklevel=2)
         return None
+
+
+@cache
+def kernel(source: Path, function: str, device: torch.device) -> Callable[..., None] | None:
+    """Return a function of a CUDA file, to be launched with a grid, a block and its arguments; None where impossible.
+
+    NVRTC, which comes with torch's builds for NVIDIA GPUs, makes it at the first use in a process. Where it cannot,
+    there is one warning. ``PYROCONTROL_NATIVE=0`` in the environment does without, and without a warning.
+
+    Args:
+        source: the file, which includes nothing.
+        function: a ``__global__`` one.
+        device: a GPU.
+    """
+    if os.environ.get("PYROCONTROL_NATIVE") == "0":
+        return None
+    try:
+        with torch.cuda.device(device):
+            launch: Callable[..., None] = torch.cuda._compile_kernel(source.read_text(encoding="utf-8"), function)
+    except (AttributeError, OSError, RuntimeError) as error:
+        warnings.warn(f"{source.name} is not compiled for {device}, slower code takes its place: {error}", stacklevel=2)
+        return None
+    return launch
 
 
 def _kept(folder: Path, name: str, function: str, compiled: Callable[[], bytes]) -> ctypes.CDLL:

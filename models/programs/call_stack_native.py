@@ -1,21 +1,22 @@
 """Call the native walk of the call-stack process.
 
 The sampling walk of :mod:`call_stack` is sequential: in tensor code a step costs a third of a
-millisecond, nearly all of it in starting operations. `call_stack_walk.c` does the same in about a microsecond;
-where it cannot be compiled, the tensor code walks. C looks nothing up twice: whatever it indexes by is checked here.
+millisecond, nearly all of it in starting operations. `call_stack_walk.c` does the same in about a microsecond on a
+CPU, and on a GPU in one kernel for the whole walk; where it cannot be compiled, the tensor code walks. C looks nothing
+up twice: whatever it indexes by is checked here.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..._native import library
+from ..._native import kernel, library
 
 if TYPE_CHECKING:
     from .call_stack import CallStack, CallStackContext, ProcedureNetworks
@@ -25,25 +26,7 @@ __all__ = ["ready", "walk"]
 _Layers = list[tuple[Tensor, Tensor]]  # weights and biases
 # A tensor, its type (any if None) and its shape.
 _Wanted = tuple[Tensor | None, torch.dtype | None, tuple[int, ...]]
-_SOURCE = Path(__file__).with_name("call_stack_walk.c")
-
-
-class _Networks(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("layers", "tanh")),
-        *((name, ctypes.c_void_p) for name in ("sizes", "weights", "biases")),
-    ]
-
-
-class _Stack(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("procedures", "actions", "choices", "width", "depth", "features")),
-        *((name, ctypes.c_int64) for name in ("times", "inputs")),
-        *((name, _Networks) for name in ("choose", "argue")),
-        ("fields", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("field", "allowed", "counts")),
-        ("posterior", ctypes.c_int32),
-    ]
+_SOURCE, _FUNCTION = Path(__file__).with_name("call_stack_walk.c"), "pyrocontrol_walk"
 
 
 def walk(
@@ -57,8 +40,8 @@ def walk(
 ) -> tuple[Tensor, Tensor] | None:
     """Return call traces ``[B, horizon, 1 + W]`` and their numbers of steps, or None where it cannot.
 
-    It walks on a CPU, in single precision, with discrete arguments. A trace that has not ended at the horizon
-    counts ``horizon + 1`` steps.
+    It walks on a CPU or an NVIDIA GPU, in single precision, with discrete arguments. A trace that has not ended at
+    the horizon counts ``horizon + 1`` steps.
 
     Args:
         process: the call stack.
@@ -77,74 +60,52 @@ def walk(
     if not _fits(process, context, choose, argue):
         return None
     _check_ranges(process, context, horizon)
-    native = library(_SOURCE, "pyrocontrol_walk")
+    device, batch, times = features.device, features.shape[0], features.shape[1]
+    native = _compiled(device)
     if native is None:
         return None
     tree, kept = process.tree, []
 
-    def pointer(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
-        held = tensor.detach().to(dtype or tensor.dtype).resolve_neg().contiguous()
+    def place(tensor: Tensor | list[Any] | None, dtype: torch.dtype = torch.long) -> int:
+        """Where a tensor is in the device's memory, in one piece and of that type."""
+        if tensor is None:
+            return 0
+        held = torch.as_tensor(tensor, device=device).detach().to(dtype).resolve_neg().contiguous()
         kept.append(held)
         return held.data_ptr()
 
-    widest = 0
-
-    def networks(held: ProcedureNetworks | None, layers: _Layers) -> _Networks:
-        nonlocal widest
+    def networks(held: ProcedureNetworks | None, layers: _Layers) -> list[int]:
         if held is None:
-            return _Networks(layers=0)
-        sizes = [layers[0][0].shape[1], *(bias.shape[1] for _, bias in layers)]
-        widest = max(widest, *sizes)
-        weights, biases = (torch.tensor([pointer(p) for p in group]) for group in zip(*layers, strict=True))
-        return _Networks(
-            layers=len(layers),
-            tanh=int(held.activation == "tanh"),
-            sizes=pointer(torch.tensor(sizes)),
-            weights=pointer(weights),
-            biases=pointer(biases),
-        )
+            return [0, 0, 0, 0, 0]
+        weights, biases = ([place(p, torch.float32) for p in group] for group in zip(*layers, strict=True))
+        return [len(layers), int(held.activation == "tanh"), place(_sizes(layers)), place(weights), place(biases)]
 
-    batch, times, width = features.shape[0], features.shape[1], tree.arg_size
-    inputs = choose[0][0].shape[1]
-    stack = _Stack(
-        procedures=len(tree.procedures),
-        actions=len(tree.actions),
-        choices=len(tree.choices),
-        width=width,
-        depth=tree.depth,
-        features=features.shape[2],
-        times=times,
-        inputs=inputs,
-        choose=networks(process.choose, choose),
-        argue=networks(process.argue, argue),
-        fields=len(tree.placed_fields),
-        field=pointer(torch.tensor([(f.slot, f.parameter, f.place, f.field.size) for f in tree.placed_fields])),
-        allowed=pointer(process.consistent if process.posterior else process.available, torch.uint8),
-        counts=pointer(process._counts),
-        posterior=int(process.posterior),
-    )
-    z = features.new_zeros(batch, horizon, 1 + width)
-    steps = torch.empty(batch, dtype=torch.long)
-    scratch = features.new_empty(inputs + 2 * widest + tree.depth * (3 + 2 * width))
     if seed is None:
         seed = 0 if greedy else int(torch.randint(2**62, ()))
-    native.pyrocontrol_walk(
-        ctypes.byref(stack),
-        ctypes.c_int64(batch),
-        ctypes.c_int64(horizon),
-        ctypes.c_void_p(pointer(features)),
-        ctypes.c_void_p(pointer(context.task, torch.float32)),
-        ctypes.c_void_p(None if context.actions is None else pointer(context.actions, torch.long)),
-        ctypes.c_void_p(
-            None if context.arguments is None or process.argue is None else pointer(context.arguments, torch.float32)
-        ),
-        ctypes.c_int32(int(greedy)),
-        ctypes.c_uint64(seed),
-        ctypes.c_int64(widest),
-        ctypes.c_void_p(scratch.data_ptr()),
-        ctypes.c_void_p(z.data_ptr()),
-        ctypes.c_void_p(steps.data_ptr()),
-    )
+    inputs, widest = choose[0][0].shape[1], max(_sizes(choose) + _sizes(argue))
+    room = inputs + 2 * widest + tree.depth * (3 + 2 * tree.arg_size)
+    z = features.new_zeros(batch, horizon, 1 + tree.arg_size)
+    steps = torch.empty(batch, dtype=torch.long, device=device)
+    observed = context.arguments if process.argue is not None else None
+    # The structure of the C file, word by word.
+    words = [
+        *(len(tree.procedures), len(tree.actions), len(tree.choices), tree.arg_size, tree.depth),
+        *(features.shape[2], times, inputs, batch, horizon, int(process.posterior), int(greedy), seed, widest),
+        *networks(process.choose, choose),
+        *networks(process.argue, argue),
+        len(tree.placed_fields),
+        place([(f.slot, f.parameter, f.place, f.field.size) for f in tree.placed_fields]),
+        place(process.consistent if process.posterior else process.available, torch.uint8),
+        place(process._counts, torch.float32),
+        place(features, torch.float32),
+        place(context.task, torch.float32),
+        place(context.actions),
+        place(observed, torch.float32),
+        place(features.new_empty(room if device.type == "cpu" else batch * room), torch.float32),
+        z.data_ptr(),
+        steps.data_ptr(),
+    ]
+    native(torch.tensor(words, device=device), batch)
     stuck = (steps < 0).nonzero()
     if len(stuck):
         row = int(stuck[0])
@@ -156,8 +117,27 @@ def walk(
 
 
 def ready() -> bool:
-    """Whether there is a compiled walk."""
-    return library(_SOURCE, "pyrocontrol_walk") is not None
+    """Whether there is a compiled walk on a CPU."""
+    return library(_SOURCE, _FUNCTION) is not None
+
+
+def _compiled(device: torch.device) -> Callable[[Tensor, int], None] | None:
+    """What walks that many rows on a device, as the words of a structure in its memory say; None where nothing does."""
+    if device.type == "cuda":
+        launch = kernel(_SOURCE, _FUNCTION, device)
+
+        def on_gpu(words: Tensor, rows: int) -> None:
+            if launch is not None and rows:  # a warp of 32 threads a row, four of them in a block
+                launch((-(-rows // 4), 1, 1), (128, 1, 1), [words])
+
+        return None if launch is None else on_gpu
+    native = library(_SOURCE, _FUNCTION)
+    return None if native is None else lambda words, rows: native.pyrocontrol_walk(ctypes.c_void_p(words.data_ptr()))
+
+
+def _sizes(layers: _Layers) -> list[int]:
+    """The widths of networks, that of the inputs first."""
+    return [weight.shape[1] for weight, _ in layers[:1]] + [bias.shape[1] for _, bias in layers]
 
 
 def _layers(weights: Mapping[str, Tensor], name: str) -> _Layers:
@@ -167,7 +147,8 @@ def _layers(weights: Mapping[str, Tensor], name: str) -> _Layers:
 
 
 def _fits(process: CallStack, context: CallStackContext, choose: _Layers, argue: _Layers) -> bool:
-    """Whether all that the walk reads is there, on a CPU, in single precision; tensor code says what is wrong."""
+    """Whether all that the walk reads is there, on one device, in single precision; tensor code says what is wrong."""
+    device = context.features.device
     tree, (batch, times) = process.tree, context.features.shape[:2]
     h, a, k, width = len(tree.procedures), len(tree.actions), len(tree.choices), tree.arg_size
     inputs, parameters = process.feature_size + 1 + k + 2 * width, sum(f.field.parameters for f in tree.placed_fields)
@@ -185,9 +166,13 @@ def _fits(process: CallStack, context: CallStackContext, choose: _Layers, argue:
         wanted += [(process.available, torch.bool, (h, k))]
     if observed:
         wanted += [(context.arguments, None, (batch, times, width))]
-    return all(f.field.kind == "onehot" or (f.of_action and observed) for f in tree.placed_fields) and all(
-        x is not None and x.shape == shape and x.device.type == "cpu" and dtype in (None, x.dtype)
-        for x, dtype, shape in wanted
+    return (
+        device.type in ("cpu", "cuda")
+        and all(f.field.kind == "onehot" or (f.of_action and observed) for f in tree.placed_fields)
+        and all(
+            x is not None and x.shape == shape and x.device == device and dtype in (None, x.dtype)
+            for x, dtype, shape in wanted
+        )
     )
 
 

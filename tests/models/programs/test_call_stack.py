@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
 import sanitized_walks
+from pyrocontrol._native import library
 from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE, demonstrations
 from pyrocontrol.models import (
     CallStack,
@@ -487,9 +489,98 @@ def test_native_walks_are_clean_under_sanitizers(tmp_path: Path) -> None:
 
     wrong = tmp_path / "call_stack_walk.c"
     text = call_stack_native._SOURCE.read_text()
-    wrong.write_text(text.replace("depth == s->depth", "depth > s->depth"))
+    wrong.write_text(text.replace("depth == w->depth", "depth > w->depth"))
     assert wrong.read_text() != text
     assert sanitized_walks.campaign(20, source=wrong)["reports"] == 1
+
+
+@compiled
+@pytest.mark.parametrize("posterior", [False, True])
+@pytest.mark.parametrize("missing", [None, 0, 1, 2, 3, 4, 5, 6, 7])
+def test_the_lanes_of_a_warp_walk_as_one_thread(
+    missing: int | None, posterior: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever order they take between barriers; where a barrier is missing, one of the orders tells."""
+    before, *after = call_stack_native._SOURCE.read_text().split(" SYNC();")
+    assert len(after) == 8
+    barriers = ["" if number == missing else " SYNC();" for number in range(8)]
+    text = before + "".join(barrier + part for barrier, part in zip(barriers, after, strict=True))
+    warp = tmp_path / "warp.c"
+    warp.write_text((Path(sanitized_walks.__file__).parent / "warp.c").read_text().replace("\nWALK\n", text))
+    native = library(warp, "pyrocontrol_walk")
+    assert native is not None
+    # Layers and fields wider than a warp, and several fields of a procedure.
+    text = "actions: push(side: onehot[2], place: onehot[40])\nmain(goal: onehot[3]) -> sub, push\n"
+    text += "sub(kind: onehot[35]) counts -> push returns (seen: onehot[2], found: onehot[2])"
+    process = random_stack(text, posterior=posterior, hidden=(40, 8), argument_hidden=(40,), activation="tanh")
+    context = context_for(process, batch=5)
+    walks = [call_stack_native.walk(process, context, 60, False, seed=3)]
+    monkeypatch.setattr(call_stack_native, "library", lambda *_: native)
+    for backward in (0, 1):
+        native.pyrocontrol_order(backward)
+        try:
+            walks.append(call_stack_native.walk(process, context, 60, False, seed=3))
+        except ValueError:  # without a barrier even the choices are none
+            assert missing is not None
+            walks.append(None)
+    one, *orders = walks
+    assert one is not None and (one[1] > 4).any()
+    same = [other is not None and all(map(torch.equal, one, other)) for other in orders]
+    assert all(same) == (missing is None)
+
+
+def test_the_walk_compiles_for_a_gpu() -> None:
+    nvrtc = pytest.importorskip("nvidia.cu13", reason="needs nvidia-cuda-nvrtc")
+    compiler = ctypes.CDLL(str(next(Path(nvrtc.__path__[0]).glob("lib/libnvrtc.so.*"))))
+    program, size, text = ctypes.c_void_p(), ctypes.c_size_t(), call_stack_native._SOURCE.read_bytes()
+    compiler.nvrtcCreateProgram(ctypes.byref(program), text, b"walk.cu", 0, None, None)
+    options = (ctypes.c_char_p * 2)(b"--gpu-architecture=sm_90", b"-Werror=all-warnings")
+    status = compiler.nvrtcCompileProgram(program, 2, options)
+    compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    compiler.nvrtcGetProgramLog(program, log)
+    assert not status, log.value.decode()
+    compiler.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    binary = ctypes.create_string_buffer(size.value)
+    compiler.nvrtcGetCUBIN(program, binary)
+    assert call_stack_native._FUNCTION.encode() in binary.raw  # not mangled, as the caller asks for it
+
+
+@compiled
+def test_the_walk_is_launched_with_a_warp_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch on a GPU, in whose place a CPU reads the same words."""
+    native, launches = library(call_stack_native._SOURCE, call_stack_native._FUNCTION), []
+    assert native is not None
+
+    def launch(grid: tuple[int, int, int], block: tuple[int, int, int], arguments: list[Tensor]) -> None:
+        launches.append((grid, block))
+        native.pyrocontrol_walk(ctypes.c_void_p(arguments[0].data_ptr()))
+
+    monkeypatch.setattr(call_stack_native, "kernel", lambda *_: launch)
+    on_gpu = call_stack_native._compiled(torch.device("cuda"))
+    process = random_stack(BUBBLE_SORT_TREE, posterior=True)
+    context = context_for(process, batch=5)
+    expected = call_stack_native.walk(process, context, 60, False, seed=3)
+    monkeypatch.setattr(call_stack_native, "_compiled", lambda device: on_gpu)
+    found = call_stack_native.walk(process, context, 60, False, seed=3)
+    assert expected is not None and found is not None and all(map(torch.equal, expected, found))
+    assert launches == [((2, 1, 1), (128, 1, 1))]
+    empty = CallStackContext(*(None if x is None else x[:0] for x in context))
+    call_stack_native.walk(process, empty, 60, False)
+    assert len(launches) == 1  # a grid has a block at least
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("posterior", [False, True])
+def test_a_gpu_walks_as_a_cpu(posterior: bool) -> None:
+    process = random_stack(BUBBLE_SORT_MOVE_TREE, posterior=posterior)
+    context = context_for(process, batch=64)
+    expected = call_stack_native.walk(process, context, 200, False, seed=3)
+    moved = CallStackContext(*(None if x is None else x.cuda() for x in context))
+    found = call_stack_native.walk(process.cuda(), moved, 200, False, seed=3)
+    assert expected is not None and found is not None
+    same = (expected[0] == found[0].cpu()).flatten(1).all(1)
+    assert same.float().mean() > 0.9  # rounding decides between few choices
 
 
 def test_a_return_bias_makes_procedures_begin_as_short_ones() -> None:

@@ -63,10 +63,9 @@ FUNCTION uint64_t scrambled(uint64_t z) { /* splitmix64 */
     return z ^ (z >> 31);
 }
 
-/* Number n of a stream, counted from 1. */
-FUNCTION float gumbel(uint64_t stream, uint64_t n) {
-    double u = ((scrambled(stream + n * 0x9E3779B97F4A7C15ULL) >> 11) + 0.5) * (1.0 / 9007199254740992.0);
-    return (float)-log(-log(u));
+/* Number n of a stream, in (0, 1). */
+FUNCTION double uniform(uint64_t stream, uint64_t n) {
+    return ((scrambled(stream + n * 0x9E3779B97F4A7C15ULL) >> 11) + 0.5) * (1.0 / 9007199254740992.0);
 }
 
 /* One-hot inputs are mostly zero, and skipped. */
@@ -103,19 +102,27 @@ FUNCTION float *evaluate(const Networks *n, int64_t h, const float *x, float *ev
         from = to;
         to = to == even ? odd : even;
     }
-    return to; /* each lane may read and write its own numbers */
+    return to; /* without a SYNC: each lane may read and write its own numbers */
 }
 
 /* Draw one of n by their logits, which this spoils; -1 where all of them are NaN. */
 FUNCTION int64_t draw(float *logits, int64_t n, const Walk *w, uint64_t stream, uint64_t *drawn) {
-    if (!w->greedy)
-        for SHARED(k, n) logits[k] += gumbel(stream, *drawn + k + 1);
-    *drawn += n;
-    SYNC();
+    SYNC(); /* others may share a layer otherwise */
     int64_t best = -1;
-    float top = -INFINITY;
     for (int64_t k = 0; k < n; k++)
-        if (logits[k] > top) { top = logits[k]; best = k; }
+        if (logits[k] == logits[k] && (best < 0 || logits[k] > logits[best])) best = k;
+    const float top = best < 0 ? 0.0f : logits[best];
+    SYNC();
+    if (w->greedy || best < 0) return best;
+    for SHARED(k, n) logits[k] = logits[k] == logits[k] ? expf(logits[k] - top) : 0.0f;
+    SYNC();
+    double left = 0.0; /* the distribution function at the outcome is what remains of it */
+    for (int64_t k = 0; k < n; k++) left += logits[k];
+    left *= uniform(stream, (*drawn)++);
+    for (int64_t k = 0; k < n; k++) {
+        left -= logits[k];
+        if (left < 0.0) { best = k; break; }
+    }
     SYNC();
     return best;
 }
@@ -162,10 +169,7 @@ FUNCTION void walk_row(const Walk *w, int64_t b, float *scratch) {
             for (int64_t f = 0; f < w->fields; f++) {
                 const int64_t *field = w->field + 4 * f;
                 if (field[0] != slot) continue;
-                if (!argue) {
-                    argue = evaluate(&w->argue, h, x, even, odd);
-                    SYNC(); /* a field is shared otherwise than the layer was */
-                }
+                if (!argue) argue = evaluate(&w->argue, h, x, even, odd);
                 const int64_t value = draw(argue + field[1], field[3], w, stream, &drawn);
                 if (value < 0) stuck = 1 + i;
                 else if (LANE == 0) out[1 + field[2] + value] = 1.0f;

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                     # six minutes on two CPU cores
     python benchmarks/speed.py --only processes    # of these rows alone; the others stay
-    python benchmarks/speed.py --device cuda       # adds rows for a GPU, those for the CPU stay
+    python benchmarks/speed.py --device cuda --batches 4 64 1024 4096 --only throughput    # adds rows for a GPU
 
 Measured are the program, guide and loss that `examples/bubble_sort.py` trains, on one thread:
 
@@ -13,8 +13,8 @@ Measured are the program, guide and loss that `examples/bubble_sort.py` trains, 
 * its throughput at several batch sizes, and the peak memory of a training in a process of its own;
 * the same updates in two processes, each on half of every batch of 64, and the learning curves of both ways
   (`speed_processes.py`; needs the extra scale);
-* the same updates by the twins in NumPyro, at batches of 4 and 64 and of six seeds at once, and how far ELBO and
-  gradients agree (`speed_engines.py`; needs the extra numpyro).
+* at several batch sizes, the same updates by every engine, the twins in NumPyro among them, also of six seeds at once,
+  and how far ELBO and gradients agree (`speed_engines.py`; needs the extra numpyro).
 
 What is compared is interleaved in one process: repeat by repeat, one update each, on the same traces and weights. Every
 repeat is a row, its seed the number of the repeat; the printed numbers are medians.
@@ -45,6 +45,7 @@ import tyro
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import pyrocontrol as pc
 from pyrocontrol.envs.bubble_sort import demonstrations
@@ -369,10 +370,19 @@ def measure_throughput(trainer: Trainer, rows: Rows, repeats: int, sizes: tuple[
             measured = trainer.measure("hvil", batch, repeat)
             seconds = measured["update_seconds"]
             rates = {"updates_per_second": 1 / seconds, "traces_per_second": size / seconds}
+            if trainer.device.type == "cuda":
+                rates["kernel_share"] = kernel_seconds(trainer, batch, repeat) / seconds
             for metric, value in (measured | rates).items():
                 rows.add("hvil", metric, value, repeat, seconds, **setting)
         updates, traces = (rows.median("hvil", f"{what}_per_second", **setting) for what in ("updates", "traces"))
         print(f"batches of {size:4}: {updates:7.2f} updates, {traces:8.1f} traces a second", flush=True)
+
+
+def kernel_seconds(trainer: Trainer, batch: Demonstrations, seed: int) -> float:
+    """Return how long the kernels of an update run on a GPU."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        trainer.measure("hvil", batch, seed)
+    return 1e-6 * sum(event.self_device_time_total for event in profiled.key_averages())
 
 
 def measure_memory(rows: Rows, arguments: Arguments) -> None:
@@ -442,16 +452,20 @@ def measure_engines(trainer: Trainer, rows: Rows, arguments: Arguments) -> None:
         fresh = Trainer(arguments)
         return fresh.program, fresh.guide
 
-    def update(batch: Demonstrations, seed: int) -> float:
-        return trainer.measure("hvil", batch, seed)["update_seconds"]
+    def update(method: str) -> Callable[[Demonstrations, int], float]:
+        return lambda batch, seed: trainer.measure(method, batch, seed)["update_seconds"]
 
     longest, few = arguments.max_length, max(arguments.repeats // 3, 3)
-    small = batches_of(arguments.repeats, BATCH, max_length=longest)
-    large = batches_of(few, arguments.shared, max_length=longest)
+    small = batches_of(few, BATCH, max_length=longest)
     found = [*speed_engines.agreement(make, batches_of(1, BATCH, max_length=min(4, longest))[0])]
-    trainer.warm_up("hvil", small)
-    for batches, seeds in ((small, 1), (small[:few], speed_engines.SEEDS), (large, 1)):
-        found += speed_engines.updates(trainer.program, trainer.guide, update, batches, seeds)
+    found += speed_engines.updates(trainer.program, trainer.guide, {}, small, speed_engines.SEEDS)
+    engines = {method: update(method) for method in trainer.methods}
+    for size in arguments.batches:
+        count = arguments.repeats if size == BATCH else few if size <= LARGE_BATCH else LARGE_REPEATS
+        batches = batches_of(count, size, max_length=longest)
+        for method in engines:
+            trainer.warm_up(method, batches)
+        found += speed_engines.updates(trainer.program, trainer.guide, engines, batches)
     for item in found:
         rows.add(item.method, item.metric, item.value, item.seed, item.seconds, **item.setting)
     print(engines_table(rows.rows), flush=True)
@@ -464,17 +478,27 @@ def engines_table(rows: list[dict[str, Any]]) -> str:
     def median(method: str, metric: str, **setting: Any) -> float:
         return float(np.median(select(found, method, metric, **setting)))
 
-    lines = ["| | NumPyro | torch |", "|---|---|---|"]
-    for size in sorted({item["setting"]["batch"] for item in found if "batch" in item["setting"]}):
-        times = [1e3 * median(method, "update_seconds", batch=size, seeds=1) for method in ("numpyro", "hvil")]
-        each = [f"{time:.1f} ms, {time / size:.1f} a trace" for time in times]
-        lines.append(f"| update of {size} traces | {each[0]} | {each[1]} |")
+    sizes = sorted({item["setting"]["batch"] for item in found if item["setting"].get("seeds") == 1})
+    names = {
+        "site-loop": "a Pyro site a PHP step, `Trace_ELBO`",
+        "hvil-tensor-walk": "torch, walk in tensor code",
+        "hvil": "torch, native walk",
+        "numpyro": "NumPyro, native walk",
+    }
+    lines = ["| ms a trace, in batches of | " + " | ".join(f"{size:,}" for size in sizes) + " |"]
+    lines += ["|---" * (1 + len(sizes)) + "|"]
+    for method, name in names.items():
+        times = [1e3 * median(method, "update_seconds", batch=size, seeds=1) / size for size in sizes]
+        lines.append(f"| {name} | " + " | ".join(f"{time:,.1f}" for time in times) + " |")
+    blank = " |" * (len(sizes) - 1)
     many = max(item["setting"]["seeds"] for item in found if "seeds" in item["setting"])
     ratio = median("numpyro", "seeds_ratio", seeds=many)
-    lines.append(f"| {many} seeds by `vmap`, against one | {ratio:.1f} times as long | |")
+    lines.append(f"| {many} seeds by `vmap`, against one | {ratio:.1f} times as long |{blank}")
     for precision in ("double", "single"):
         errors = [median("numpyro", f"{what}_difference", precision=precision) for what in ("elbo", "gradient")]
-        lines.append(f"| {precision} precision, ELBO and gradients apart by | {errors[0]:.0e}, {errors[1]:.0e} | |")
+        lines.append(
+            f"| {precision} precision, ELBO and gradients apart by | {errors[0]:.0e}, {errors[1]:.0e} |{blank}"
+        )
     return "\n".join(lines)
 
 

@@ -147,14 +147,14 @@ def parameters(program: twins.ControlProgram, guide: twins.CallStackGuide) -> di
 
 
 def updates(
-    program: Any, guide: Any, torch_update: Callable[[Any, int], float], batches: list[Any], seeds: int = 1
+    program: Any, guide: Any, others: dict[str, Callable[[Any, int], float]], batches: list[Any], seeds: int = 1
 ) -> Iterator[Measured]:
-    """Yield the seconds of an update by each engine, batch by batch, and the ratio of NumPyro's to torch's.
+    """Yield the seconds of an update by each engine, batch by batch; of several seeds, the ratio to one.
 
     Args:
         program: the torch module.
         guide: the torch module.
-        torch_update: takes an update of a batch and a seed, and returns its seconds.
+        others: of the engines in torch by method, what takes an update of a batch and a seed, and returns its seconds.
         batches: of one size.
         seeds: that NumPyro trains at once.
     """
@@ -174,19 +174,25 @@ def updates(
         if np.isfinite(losses).all():
             break
         rows = rows * 3 // 2
-    for number, (batch, array) in enumerate(zip(batches, arrays, strict=True)):
-        setting = {"part": "engines", "batch": size, "seeds": seeds}
-        start = time.perf_counter()
-        jax.block_until_ready(step(state, array))
-        ours = time.perf_counter() - start
-        yield Measured("numpyro", "update_seconds", ours, number, ours, setting)
-        if seeds == 1:
-            theirs = torch_update(batch, number)
-            yield Measured("hvil", "update_seconds", theirs, number, theirs, setting)
-        else:
+
+    def of(update: Any, state: Any) -> Callable[[Any, int], float]:
+        def seconds(_: Any, number: int) -> float:
             start = time.perf_counter()
-            jax.block_until_ready(alone(states[0], array))
-            one = time.perf_counter() - start
+            jax.block_until_ready(update(state, arrays[number]))
+            return time.perf_counter() - start
+
+        return seconds
+
+    setting = {"part": "engines", "batch": size, "seeds": seeds}
+    if seeds > 1:
+        others = {"one": of(alone, states[0])}
+    for number, batch in enumerate(batches):
+        found = {name: measure(batch, number) for name, measure in (others | {"numpyro": of(step, state)}).items()}
+        one = found.pop("one", None)
+        for method, value in found.items():
+            yield Measured(method, "update_seconds", value, number, value, setting)
+        if one is not None:
+            ours = found["numpyro"]
             yield Measured("numpyro", "seeds_ratio", ours / one, number, ours + one, setting)
 
 

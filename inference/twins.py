@@ -17,26 +17,46 @@ except ModuleNotFoundError as error:
 
 from ..guides.call_stack_numpyro import CallStackGuide
 from ..guides.encoders_numpyro import BiLSTMEncoder, LSTMEncoder
+from ..guides.filtering_numpyro import Filtered, FilteringGuide, FilteringPosterior
+from ..models.latent_dynamics_numpyro import (
+    ActionDriven,
+    Belief,
+    Driven,
+    LatentDynamics,
+    ObservedDynamics,
+    VectorDecoder,
+    VectorEncoder,
+    WorldModel,
+)
 from ..models.process_numpyro import Emission, Process, Sequence, Steps, at_step
 from ..models.programs.call_stack_numpyro import CallStack, CallStackContext, CallStackState, ProcedureStep, scored_rows
 from ..models.programs.control_program_numpyro import ControlProgram, FieldEncoder
 from ..models.programs.traces_numpyro import Traces, as_arrays
 from ..models.twin_numpyro import Twin, from_numpyro, to_numpyro
-from .objectives.stepwise_numpyro import InexactKLError, StepTerm, StepwiseKL_ELBO
+from .objectives.stepwise_numpyro import BalancedKL, InexactKLError, StepTerm, StepwiseKL_ELBO
 from .training.fit_numpyro import Fitted, fit
 
 __all__ = [
+    "ActionDriven",
+    "BalancedKL",
+    "Belief",
     "BiLSTMEncoder",
     "CallStack",
     "CallStackContext",
     "CallStackGuide",
     "CallStackState",
     "ControlProgram",
+    "Driven",
     "Emission",
     "FieldEncoder",
+    "Filtered",
+    "FilteringGuide",
+    "FilteringPosterior",
     "Fitted",
     "InexactKLError",
     "LSTMEncoder",
+    "LatentDynamics",
+    "ObservedDynamics",
     "ProcedureStep",
     "Process",
     "Sequence",
@@ -45,6 +65,9 @@ __all__ = [
     "StepwiseKL_ELBO",
     "Traces",
     "Twin",
+    "VectorDecoder",
+    "VectorEncoder",
+    "WorldModel",
     "as_arrays",
     "at_step",
     "fit",

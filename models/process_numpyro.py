@@ -5,7 +5,9 @@ The twin of :mod:`.process`. A process sees one batch dimension ``[B]`` here too
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from numpyro.distributions import constraints, kl_divergence
 from .process import Process as TorchProcess
 from .twin_numpyro import Array, Twin
 
-__all__ = ["Emission", "Process", "Sequence", "Steps", "at_step"]
+__all__ = ["Emission", "Process", "Sequence", "Steps", "at_step", "walks_kept"]
 
 State = Any
 Context = Any
@@ -77,11 +79,26 @@ class Process(Twin):
         _, (states, live) = lax.scan(step, carry, jnp.moveaxis(z, 1, 0))
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), states), live.T
 
+    def same_states(self, other: Process, context: Context, theirs: Context) -> bool:
+        """Whether ``other``, in its context, has the same states and ends along the same sequence, for certain."""
+        return same_weights(self, other) and same_arrays(context, theirs)
+
+
+def same_arrays(one: Context, other: Context) -> bool:
+    """Whether two trees hold the very same arrays."""
+    (leaves, form), (others, their_form) = jax.tree.flatten(one), jax.tree.flatten(other)
+    return form == their_form and all(a is b for a, b in zip(leaves, others, strict=True))
+
+
+def same_weights(one: Twin, other: Twin) -> bool:
+    """Whether two twins are of one module, with the very same weights."""
+    return one is other or (one.mirrored is other.mirrored and same_arrays(one.weights, other.weights))
+
 
 def at_step(values: Array, step: Array) -> Array:
     """Return what a context holds for the steps that come next; see :func:`~pyrocontrol.models.at_step`."""
     rows = jnp.arange(len(step)).reshape((-1,) + (1,) * (step.ndim - 1))
-    return values[rows, jnp.minimum(step, values.shape[1] - 1)]
+    return jnp.asarray(values)[rows, jnp.minimum(step, values.shape[1] - 1)]
 
 
 class Steps(NamedTuple):
@@ -90,6 +107,32 @@ class Steps(NamedTuple):
     state: State
     live: Array
     conditional: dist.Distribution
+
+
+class _Walk(NamedTuple):
+    """A walk that kept its graph: what was drawn, by which process, and the states before each step."""
+
+    z: Array
+    process: Process
+    context: Context
+    state: State
+    live: Array
+
+
+_walks: ContextVar[list[_Walk] | None] = ContextVar("walks", default=None)
+
+
+@contextmanager
+def walks_kept() -> Iterator[None]:
+    """Keep the states of walks that are drawn in here, so that scoring what was drawn unrolls nothing again.
+
+    Only of walks with a graph, by a process without an unrolling of its own; as in torch, where tensors keep them.
+    """
+    token = _walks.set([])
+    try:
+        yield
+    finally:
+        _walks.reset(token)
 
 
 def _trailing(flag: Array, like: Array) -> Array:
@@ -152,10 +195,24 @@ class Sequence(dist.Distribution):
             return lax.stop_gradient(_walk(held, key, lax.stop_gradient(self.context), self.horizon))
         return _walk(self.process, key, self.context, self.horizon)
 
-    def steps(self, z: Array) -> Steps:
-        """Return all steps along ``z`` ``[B, I, ...]``. Equal unrollings of two sequences are compiled to one."""
-        state, live = self.process.unroll(z, self.context)
+    def steps(self, z: Array, like: Steps | None = None) -> Steps:
+        """Return all steps along ``z`` ``[B, I, ...]``. Equal unrollings of two sequences are compiled to one.
+
+        With ``like``, the steps of a process with the same states along the same ``z``, its unrolling is used again.
+        """
+        state, live = self._unrolled(z) if like is None else like[:2]
         return Steps(state, live, self.process.conditional(state, self.context))
+
+    def states(self, z: Array) -> State:
+        """Return the states before each step along ``z``, leaves ``[B, I, ...]``, as :meth:`steps` does."""
+        return self._unrolled(z)[0]
+
+    def _unrolled(self, z: Array) -> tuple[State, Array]:
+        """Return the states along ``z`` and which steps exist, of the walk that drew ``z`` where it was kept."""
+        for walk in _walks.get() or ():
+            if walk.z is z and self.process.same_states(walk.process, self.context, walk.context):
+                return walk.state, walk.live
+        return self.process.unroll(z, self.context)
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Return ``sum_i log p(z_i | z_<i, context)`` ``[B]``, nats."""
@@ -183,7 +240,9 @@ class Sequence(dist.Distribution):
             NotImplementedError: if no closed form is registered for the two conditionals.
         """
         steps = steps or self.steps(z)
-        return _masked(kl(steps.conditional, other.steps(z).conditional), steps.live, z)
+        same = self.process.same_states(other.process, self.context, other.context)
+        others = other.steps(z, like=steps if same else None)
+        return _masked(kl(steps.conditional, others.conditional), steps.live, z)
 
     def greedy(self) -> Array:
         """Return the sequence of likeliest steps, each given those before it, ``[B, I, ...]``."""
@@ -196,6 +255,13 @@ def _masked(value: Array, live: Array, z: Array) -> Array:
     return jnp.where(broken, jnp.nan, jnp.where(live, value, 0.0))
 
 
+def _mode(conditional: Any) -> Array:
+    """The likeliest value; NumPyro has none of these two."""
+    if isinstance(conditional, dist.Independent):
+        return _mode(conditional.base_dist)
+    return conditional.loc if isinstance(conditional, dist.Normal) else conditional.mode
+
+
 def _walk(process: Process, key: Array | None, context: Context, horizon: int) -> Array:
     """Walk every row to its end or the horizon; by likeliest steps without a key."""
     if key is not None and (fast := process.walk(key, context, horizon)) is not None:
@@ -206,22 +272,25 @@ def _walk(process: Process, key: Array | None, context: Context, horizon: int) -
     def step(state: State, live: Array, i: Array) -> tuple[Array, State, Array]:
         there = _select(live, state, first, process.terminates)
         conditional: Any = process.conditional(there, context)
-        z = conditional.mode if key is None else conditional.sample(jax.random.fold_in(key, i))
+        z = _mode(conditional) if key is None else conditional.sample(jax.random.fold_in(key, i))
         z = _filled(process, z, live)
         state = _select(live, process.advance(there, z, context), state, process.terminates)
         return z, state, live & process.live(state, context) if process.terminates else live
 
     rows = len(jax.tree.leaves(context)[0])
+    kept: Any = None
     live = process.live(first, context) if process.terminates else jnp.ones(rows, bool)
     if process.has_rsample or not process.terminates:  # a scan, which has a gradient, and ends at the horizon anyway
 
         def scanned(carry: Any, i: Array) -> Any:
             state, live = carry
+            before = _select(live, state, first, process.terminates), live
             z, state, live = step(state, live, i)
-            return (state, live), z
+            return (state, live), (z, before if keeps else None)
 
-        (_, live), values = lax.scan(scanned, (first, live), jnp.arange(horizon))
-        z = jnp.moveaxis(values, 0, 1)
+        keeps = key is not None and process.has_rsample and type(process).unroll is Process.unroll
+        (_, live), found = lax.scan(scanned, (first, live), jnp.arange(horizon))
+        z, kept = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), found)
     else:
         shape = jax.eval_shape(lambda: step(first, live, jnp.zeros((), int))[0])
         z = jnp.full((rows, horizon, *shape.shape[1:]), process.padding, shape.dtype)
@@ -235,7 +304,10 @@ def _walk(process: Process, key: Array | None, context: Context, horizon: int) -
             return i + 1, state, live, lax.dynamic_update_index_in_dim(z, value, i, 1)
 
         _, _, live, z = lax.while_loop(on, looped, (jnp.zeros((), int), first, live, z))
-    return jnp.where(_trailing(live, z), jnp.nan, z) if process.terminates else z
+    z = jnp.where(_trailing(live, z), jnp.nan, z) if process.terminates else z
+    if kept is not None and (walks := _walks.get()) is not None:
+        walks.append(_Walk(z, process, context, *kept))
+    return z
 
 
 class Emission(dist.Independent):

@@ -5,6 +5,7 @@ The twin of :mod:`.stepwise`, for the same models and guides: sequences, emissio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,10 +17,12 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer.elbo import ELBO
 from numpyro.util import check_model_guide_match
 
+from ...models.process_numpyro import walks_kept
 from ...models.twin_numpyro import Array
+from . import stepwise
 from .stepwise import InexactKLError, StepTerm
 
-__all__ = ["InexactKLError", "StepTerm", "StepwiseKL_ELBO"]
+__all__ = ["BalancedKL", "InexactKLError", "StepTerm", "StepwiseKL_ELBO"]
 
 _Frames = frozenset[tuple[str, int]]
 """Plates, by name and dimension."""
@@ -61,19 +64,31 @@ class StepwiseKL_ELBO(ELBO):
     Args:
         num_particles: how many samples to average; they are baselines for each other.
         score: ``"sequential"``, ``"full"`` or ``"none"``.
+        kl: the divergence of two distributions, of their batch shape; None for the registered one.
+        free_nats: a KL costs at least so much, on average over a site's rows and steps.
 
     Raises:
         InexactKLError: when a KL might be biased.
-        ValueError: for an unknown ``score``, or when model and guide do not match.
+        ValueError: for an unknown ``score``, or when model and guide do not match; for free nats that are negative, or
+            of a site that needs the score function, is scaled or masked; where ``kl`` or free nats have no analytic KL.
     """
 
     can_infer_discrete = True
 
-    def __init__(self, num_particles: int = 1, *, score: str = "sequential") -> None:
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        score: str = "sequential",
+        kl: Callable[[Any, Any], Array] | None = None,
+        free_nats: float = 0.0,
+    ) -> None:
         if score not in ("sequential", "full", "none"):
             raise ValueError(f"score must be one of sequential, full, none, got {score!r}")
         super().__init__(num_particles=num_particles)
-        self.score = score
+        if not 0 <= free_nats < math.inf:
+            raise ValueError(f"free_nats must be at least 0 and finite, got {free_nats}")
+        self.score, self.kl, self.free_nats = score, kl, free_nats
 
     def loss_with_mutable_state(
         self,
@@ -117,6 +132,7 @@ class StepwiseKL_ELBO(ELBO):
             name: cost.term for name, cost in self._terms(rng_key, param_map, model, guide, args, kwargs)[0].items()
         }
 
+    @walks_kept()
     def _terms(
         self, key: Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
     ) -> tuple[dict[str, _Cost], dict[int, tuple[Array, _Frames, bool, bool]]]:
@@ -141,7 +157,9 @@ class StepwiseKL_ELBO(ELBO):
                 costs[name] = _likelihood(name, site, model_trace, guide_trace, number, reaches)
         for n, name in enumerate(latent):
             q, p = guide_trace[name], model_trace[name]
-            term, cost, score, untouched = _latent(q, p)
+            term, cost, score, untouched = _latent(q, p, self.kl or _kl)
+            if self.kl is not None or self.free_nats:
+                cost = self._at_least_free(name, q, term, cost, score)
             steps = _has_steps(q, p)
             last = max(n - 1, reaches[name])
             if term.kind != "kl" or steps:
@@ -152,6 +170,22 @@ class StepwiseKL_ELBO(ELBO):
             if score is not None:
                 scores[n] = score, _frames(q), steps, q["infer"].get("rows_apart", True)
         return costs, scores
+
+    def _at_least_free(self, name: str, site: Any, term: StepTerm, cost: Array, score: Array | None) -> Array:
+        """Return a site's cost, or where its KL is on average less than the free nats, that of these."""
+        if term.kind != "kl" and site["infer"].get("analytic_kl", True):
+            raise ValueError(
+                f"kl and free_nats are of analytic KLs, and there is none of {name!r}: "
+                'infer={"analytic_kl": False} there takes its sampled log-ratio'
+            )
+        if term.kind != "kl" or not self.free_nats:
+            return cost
+        if score is not None:
+            raise ValueError(f"free nats are for reparametrised sites: {name!r} needs the score function")
+        if isinstance(site["fn"], MaskedDistribution) or site["scale"] not in (None, 1.0):
+            raise ValueError(f"free nats are for sites that are neither scaled nor masked, as {name!r} is")
+        free = self.free_nats * (term.value.size / cost.size)
+        return jnp.where(term.value.mean() > self.free_nats, cost, -free)
 
     def _credit(self, costs: dict[str, _Cost], scores: dict[int, tuple[Array, _Frames, bool, bool]]) -> list[_Score]:
         """Pair the log-probability of every score with the costs that it is to be multiplied with."""
@@ -244,7 +278,9 @@ def _likelihood(
     return _Cost(StepTerm("log_likelihood", terms), terms.sum(-1), _frames(site), reaches[name], apart)
 
 
-def _latent(q_site: Any, p_site: Any) -> tuple[StepTerm, Array, Array | None, Array | None]:
+def _latent(
+    q_site: Any, p_site: Any, divergence: Callable[[Any, Any], Array]
+) -> tuple[StepTerm, Array, Array | None, Array | None]:
     """Return the diagnostic, the cost, the score, and what of the cost the site (each step of it) cannot influence."""
     (q, q_mask), (p, p_mask), z = _split(q_site["fn"]), _split(p_site["fn"]), q_site["value"]
     sequence = _has_steps(q_site, p_site)
@@ -256,7 +292,7 @@ def _latent(q_site: Any, p_site: Any) -> tuple[StepTerm, Array, Array | None, Ar
     alike = scales[0] is scales[1] or all(isinstance(scale, float) for scale in scales) and scales[0] == scales[1]
     if q_site["infer"].get("analytic_kl", True) and alike:
         try:
-            kl = q.step_kl(p, z, steps) if sequence else _kl(q, p)
+            kl = q.step_kl(p, z, steps, divergence) if sequence else divergence(q, p)
         except NotImplementedError:
             pass
         else:
@@ -282,6 +318,18 @@ def _kl(q: Any, p: Any) -> Array:
         if (dims := q.reinterpreted_batch_ndims) == p.reinterpreted_batch_ndims:
             return _kl(q.base_dist, p.base_dist).sum(tuple(range(-dims, 0)))
     return kl_divergence(q, p)
+
+
+class BalancedKL(stepwise.BalancedKL):
+    """A KL whose two gradients are weighed; see :class:`~pyrocontrol.inference.BalancedKL`."""
+
+    def __init__(self, prior: float = 0.8, posterior: float = 0.2, kl: Callable[[Any, Any], Array] = _kl) -> None:
+        super().__init__(prior, posterior, kl)
+
+    def __call__(self, q: Any, p: Any) -> Array:
+        """Return the weighed divergence, of the distributions' batch shape."""
+        held_q, held_p = lax.stop_gradient((q, p))
+        return self.prior * self.kl(held_q, p) + self.posterior * self.kl(q, held_p)
 
 
 def _sum_to(value: Array, frames: _Frames, *, steps: bool = False) -> Array:

@@ -54,8 +54,8 @@ class ActionDriven(Process):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name in ("memory_size", "latent_size", "action_size", "event_shape"):
-            if hasattr(self.mirrored, name):
+        if type(self.mirrored) is not latent_dynamics.ActionDriven:
+            for name in ("memory_size", "latent_size", "action_size", "event_shape"):
                 setattr(self, name, getattr(self.mirrored, name))
 
     @property

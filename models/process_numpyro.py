@@ -86,8 +86,9 @@ class Process(Twin):
 
 def same_arrays(one: Context, other: Context) -> bool:
     """Whether two trees hold the very same arrays."""
-    (leaves, form), (others, their_form) = jax.tree.flatten(one), jax.tree.flatten(other)
-    return form == their_form and all(a is b for a, b in zip(leaves, others, strict=True))
+    form: Any = jax.tree.structure(one)
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=False)
+    return bool(form == jax.tree.structure(other)) and all(a is b for a, b in pairs)
 
 
 def same_weights(one: Twin, other: Twin) -> bool:

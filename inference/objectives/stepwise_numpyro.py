@@ -184,8 +184,8 @@ class StepwiseKL_ELBO(ELBO):
             raise ValueError(f"free nats are for reparametrised sites: {name!r} needs the score function")
         if isinstance(site["fn"], MaskedDistribution) or site["scale"] not in (None, 1.0):
             raise ValueError(f"free nats are for sites that are neither scaled nor masked, as {name!r} is")
-        free = self.free_nats * (term.value.size / cost.size)
-        return jnp.where(term.value.mean() > self.free_nats, cost, -free)
+        kl: Array = term.value
+        return jnp.where(kl.mean() > self.free_nats, cost, -self.free_nats * (kl.size / cost.size))
 
     def _credit(self, costs: dict[str, _Cost], scores: dict[int, tuple[Array, _Frames, bool, bool]]) -> list[_Score]:
         """Pair the log-probability of every score with the costs that it is to be multiplied with."""

@@ -17,6 +17,7 @@ from numpyro.infer import SVI, Predictive  # noqa: E402
 
 import pyrocontrol as pc  # noqa: E402
 from pyrocontrol.inference import twins  # noqa: E402
+from pyrocontrol.models.process_numpyro import walks_kept  # noqa: E402
 
 B, T, O, A, Z = 3, 5, 4, 2, 3  # noqa: E741
 KEY = jax.random.PRNGKey(7)
@@ -152,6 +153,26 @@ def test_walks_and_steps_along_given_latents_are_those_of_pyro(same_noise: None,
     close(twin_q.step_kl(twin_p, *arrays(z)), q.step_kl(p, z), precision)
 
 
+class Pushed(twins.ActionDriven):
+    """A point that actions push, seen with noise; it mirrors nothing."""
+
+    event_shape = (1,)
+    memory_size = latent_size = action_size = 1
+
+    def transition(self, memory: Any, z: Any, action: Any) -> Any:
+        return memory + action
+
+    def prior(self, memory: Any) -> Any:
+        return numpyro.distributions.Normal(memory, 1.0).to_event(1)
+
+
+def test_dynamics_of_ones_own() -> None:
+    path = twins.Sequence(Pushed(), twins.Driven(jnp.ones((2, 4, 1))), 4)
+    z = path.sample(KEY)
+    close(path.states(z).memory[..., 0], np.arange(4.0) * np.ones((2, 1)), 1e-6)
+    close(path.step_log_prob(z), -0.5 * (z[..., 0] - jnp.arange(4)) ** 2 - 0.5 * np.log(2 * np.pi), 1e-5)
+
+
 def loops(jaxpr: Any) -> int:
     return str(jaxpr).count("scan[")
 
@@ -169,8 +190,6 @@ def test_an_update_has_one_recurrence() -> None:
     # Other actions are other states, and so are other weights.
     posterior, key = guide.posterior(*data), jax.random.PRNGKey(1)
     moved = world.with_weights({name: weight + 0.1 for name, weight in world.weights.items()})
-    from pyrocontrol.models.process_numpyro import walks_kept
-
     with walks_kept():
         z = posterior.sample(key)
         for path in (world.path(data[1] + 0), moved.path(data[1])):

@@ -114,12 +114,19 @@ def _select(keep: Array, new: State, old: State, needed: bool) -> State:
 
 
 def _filled(process: Process, z: Array, live: Array) -> Array:
-    return jnp.where(_trailing(live, z), z, jnp.asarray(process.padding, z.dtype)) if process.terminates else z
+    """Put padding after the end, and where a row has not ended."""
+    if not process.terminates:
+        return z
+    return jnp.where(_trailing(live, z) & ~_is_lost(z), z, jnp.asarray(process.padding, z.dtype))
 
 
 def _lost(dtype: Any) -> Any:
     """What a row is drawn as that has not ended: NaN, and of integers, which have none, the greatest."""
     return jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else jnp.nan
+
+
+def _is_lost(z: Array) -> Array:
+    return z == _lost(z.dtype) if jnp.issubdtype(z.dtype, jnp.integer) else jnp.isnan(z)
 
 
 class Sequence(dist.Distribution):
@@ -290,8 +297,7 @@ class Sequence(dist.Distribution):
     def _masked(self, value: Array, live: Array, z: Array) -> Array:
         """Terms of the steps that exist, 0 for the others; NaN for a row that was drawn as one that has not ended."""
         first = z.reshape(len(z), -1)[:, :1]
-        broken = jnp.isnan(first) | (self.process.terminates & (first == _lost(z.dtype)))
-        value = jnp.where(broken, jnp.nan, jnp.where(live, value, 0.0))
+        value = jnp.where(_is_lost(first), jnp.nan, jnp.where(live, value, 0.0))
         return value.reshape(self.batch_shape + value.shape[1:])
 
 

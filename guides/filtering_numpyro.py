@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from ..models.latent_dynamics_numpyro import ActionDriven, Belief, WorldModel, check_last, latents_of, linear
+from ..models.latent_dynamics_numpyro import ActionDriven, Belief, check_last, latents_of, linear
 from ..models.process_numpyro import Sequence, at_step
 from ..models.twin_numpyro import Array, Twin, to_numpyro
+from . import encoders_numpyro as encoders_numpyro  # whose twins `to_numpyro` finds
 from . import filtering
 
 __all__ = ["Filtered", "FilteringGuide", "FilteringPosterior"]
@@ -58,8 +59,6 @@ class FilteringGuide(Twin, of=filtering.FilteringGuide):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if args and isinstance(args[0], WorldModel):
-            args = (args[0].mirrored, *args[1:])
         super().__init__(*args, **kwargs)
         trace = self.mirrored.trace
         for part in (*self.mirrored.encoders.values(), *(() if trace is None else (trace,))):

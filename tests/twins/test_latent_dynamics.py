@@ -145,12 +145,14 @@ def test_walks_and_steps_along_given_latents_are_those_of_pyro(same_noise: None,
     twin_p = twins.to_numpyro(world).path(*arrays(actions))
     twin_q = twins.to_numpyro(guide).posterior(*arrays(x, actions))
     for ours, theirs in ((twin_p, p), (twin_q, q)):
-        close(ours.sample(KEY), theirs.rsample(), precision)
-        close(ours.greedy(), theirs.greedy(), precision)
         z = torch.randn(B, T, Z)
-        close(ours.step_log_prob(*arrays(z)), theirs.step_log_prob(z), precision)
-        close(ours.states(*arrays(z)).memory, theirs.states(z).memory, precision)
-    close(twin_q.step_kl(twin_p, *arrays(z)), q.step_kl(p, z), precision)
+        given, memory = arrays(z)[0], theirs.states(z).memory
+        found = jax.jit(lambda s=ours, z=given: (s.sample(KEY), s.greedy(), s.step_log_prob(z), s.states(z).memory))()
+        for mine, right in zip(
+            found, (theirs.rsample(), theirs.greedy(), theirs.step_log_prob(z), memory), strict=True
+        ):
+            close(mine, right, precision)
+    close(jax.jit(lambda: twin_q.step_kl(twin_p, given))(), q.step_kl(p, z), precision)
 
 
 class Pushed(twins.ActionDriven):
@@ -205,13 +207,14 @@ def test_training_lowers_the_loss_and_the_weights_come_back() -> None:
     svi = SVI(
         lambda data: twin.model(*data),
         lambda data: twin_guide(*data),
-        numpyro.optim.Adam(1e-2),
+        numpyro.optim.Adam(2e-2),
         twins.StepwiseKL_ELBO(2, free_nats=0.1),
     )
     elbo = pc.inference.StepwiseKL_ELBO(max_plate_nesting=1)
     before = elbo.loss(world.model, guide, x, actions)
-    found = twins.fit(svi, arrays(x, actions), steps=150, batch_size=8, progress=False)
+    found = twins.fit(svi, arrays(x, actions), steps=100, batch_size=8, progress=False)
     losses = found.losses[0]
+    print(losses[:10].mean(), losses[-10:].mean(), before, "XXX")
     assert losses[-10:].mean() < losses[:10].mean() - 5
     twins.from_numpyro(found.params[0], world, "world")
     twins.from_numpyro(found.params[0], guide, "guide")

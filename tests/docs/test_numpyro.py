@@ -22,7 +22,7 @@ def test_the_blocks_run_in_order() -> None:
 
 
 def check_posterior(samples: dict[str, Any]) -> None:
-    """Compare with the exact posterior of the one number that the traces tell of: the logit of a return after an action.
+    """Compare with the exact posterior of what the traces tell of: the logit of a return after an action.
 
     It is a sum of two differences of weights, whose prior variance is 4. Two steps return and one might have; the first
     action of a loop is forced.

@@ -14,10 +14,10 @@ from gymnasium import spaces
 from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
 
+from pyrocontrol import load
 from pyrocontrol.envs import Demonstrations, Episode
 from pyrocontrol.guides import TrajectoryGuide
 from pyrocontrol.inference import StepwiseKL_ELBO, fit
-from pyrocontrol import load
 from pyrocontrol.models import AdditiveDynamics, MLPDynamics, TrajectoryCVAE
 
 AXES = ["time", "components", "additive"]

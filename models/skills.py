@@ -249,9 +249,10 @@ class TrajectoryCVAE(Policy):
                 add, or is not settled; or if no origin was shown: then what every skill does, whatever it is, would be
                 summed as often as there are skills.
         """
-        if not isinstance(weights, Mapping):
+        given: Any = weights
+        if not isinstance(given, Mapping):
             raise TypeError(f"weights must map names of skills to numbers, got {weights!r}")
-        for name, weight in weights.items():
+        for name, weight in given.items():
             if name not in self.names:
                 raise ValueError(f"there is no skill {name!r}; there are {', '.join(self.names) or 'no names'}")
             if not isinstance(weight, Real | Tensor):

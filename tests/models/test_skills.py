@@ -17,7 +17,7 @@ from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyrocontrol import load
 from pyrocontrol.envs import Demonstrations, Episode
 from pyrocontrol.guides import TrajectoryGuide
-from pyrocontrol.inference import StepwiseKL_ELBO, fit
+from pyrocontrol.inference import StepwiseKL_ELBO, fit, load_checkpoint
 from pyrocontrol.models import AdditiveDynamics, MLPDynamics, TrajectoryCVAE
 
 AXES = ["time", "components", "additive"]
@@ -293,10 +293,23 @@ def test_files_from_before_embeddings_were_settled(tmp_path: Any) -> None:
     skills.settle(torch.randn(3, 2), data.task)
     skills.save(tmp_path / "skills.pt")
     assert load(tmp_path / "skills.pt").settled
-    state = skills.state_dict()
-    del state["settled"]
-    skills.load_state_dict(state)
+    guide = TrajectoryGuide(skills, encoder_size=4)
+    svi = SVI(skills.model, guide, pyro.optim.Adam({"lr": 3e-3}), StepwiseKL_ELBO())
+    fit(svi, data, steps=1, batch_size=3, out=tmp_path, progress=False)
+
+    def without(content: Any) -> Any:
+        if isinstance(content, dict):
+            return type(content)({key: without(each) for key, each in content.items() if key != "settled"})
+        return [*map(without, content)] if isinstance(content, list) else content
+
+    for name in ("skills.pt", "checkpoint.pt"):
+        torch.save(without(torch.load(tmp_path / name, weights_only=False)), tmp_path / name)
+    old = load(tmp_path / "skills.pt")
+    assert old.grounded and not old.settled
+    skills.settle(torch.randn(3, 2), data.task)
+    load_checkpoint(tmp_path / "checkpoint.pt", skills)
     assert skills.grounded and not skills.settled
+    assert fit(svi, data, steps=2, batch_size=3, out=tmp_path, progress=False).step == 2
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
     python benchmarks/vmil.py                                        # every run that is missing, then the plot
     python benchmarks/vmil.py --tasks walker-walk --methods observed dac --seeds 0 1 --steps 30000 --jobs 2
-    python benchmarks/vmil.py --methods observed ablations --tasks walker-walk
     python benchmarks/vmil.py --no-train                             # collect finished runs, measure the bounds, plot
 
 Each run is `examples/vmil.py` in a process of one thread, with a folder of its own under RUNS; one that was stopped
-goes on from its checkpoint. Rows: `return` at every evaluation (ten episodes), setting `frames`, two of an environment
-step; `expert`, the mean return of the demonstrations; `foreseen`, the error of open-loop prediction, and
+goes on from its checkpoint. Rows: `return` at every evaluation (ten episodes, actions drawn), setting `frames`, two of
+an environment step; `test_return` and `test_success` of 50 episodes at the end, and those of the likeliest actions,
+`..._of_mode`; `expert`, the mean return of the demonstrations; `foreseen`, the error of open-loop prediction, and
 `foreseen_by_copying`, that of the last observation. Task `linear-gaussian`: the `evidence` log p(x) by the Kalman
 filter, and the ELBOs of the exact posterior and of the filtering one, nats.
 """
@@ -40,6 +40,8 @@ METHODS: dict[str, list[str]] = {
     "dac": ["--method", "dac"],
     "sqil": ["--method", "sqil"],
     "bc": ["--method", "bc"],
+    "observed-penalty": ["--method", "observed", "--judge", "penalty"],
+    "dac-penalty": ["--method", "dac", "--judge", "penalty"],
     "observed-density": ["--method", "observed", "--judge", "density"],
     "vmil-features": ["--method", "vmil", "--judged", "features"],
 }

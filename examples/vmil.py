@@ -11,8 +11,9 @@ with dynamics over observed vectors, and without a model DAC, SQIL (of pixels wi
     python examples/vmil.py --task walker-walk --method dac --out out/dac
 
 The demonstrations are those of a planner on the true simulator, made once and kept. The run writes OUT/result.json:
-`return` at every evaluation, by the likeliest actions; `training_return` of every episode learnt from, by random ones;
-`expert` beside them; of the test at the end `test_return` and, where the task says so, `test_success` of each episode;
+`return` at every evaluation and `training_return` of every episode learnt from, both by actions that the policy draws;
+`expert` beside them; of the test at the end `test_return` and, where the task says so, `test_success` of each episode,
+and by the likeliest actions `test_return_of_mode` and `test_success_of_mode`;
 `foreseen`, the error of open-loop prediction, and `foreseen_by_copying`, that of the last observation. It also writes
 OUT/learning_curve.png, OUT/foreseen.png or, from pixels, OUT/foreseen.gif (real above imagined), OUT/policy.pt,
 OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on from its checkpoint.
@@ -21,6 +22,7 @@ OUT/checkpoint.pt and OUT/tensorboard. Started again, it goes on from its checkp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,8 +71,9 @@ class Arguments:
     """updates of everything an environment step"""
     judged: Literal["observations", "features"] | None = None
     """what the discriminator reads; by default vectors as observed or decoded, of pixels the features"""
-    judge: Literal["discriminator", "density"] = "discriminator"
-    """the evidence of optimality: a discriminator, or coupled random networks, which need no adversary"""
+    judge: Literal["discriminator", "penalty", "density"] = "discriminator"
+    """the evidence of optimality: a discriminator; one with a gradient penalty of 5, not spectral normalisation; or
+    coupled random networks, which need no adversary"""
     evaluate_every: int = 2_500
     """environment steps between evaluations"""
     episodes: int = 10
@@ -110,7 +113,6 @@ def main(arguments: Arguments) -> None:
             policy,
             lambda: environment(arguments),
             episodes=arguments.episodes,
-            deterministic=True,
             seed=EVALUATION_SEED,
         )
         result = pc.inference.learn(
@@ -132,7 +134,13 @@ def main(arguments: Arguments) -> None:
             return
         curve, trained, seconds = result.evaluations, result.returns, result.seconds
     policy.save(arguments.out / "policy.pt")
-    found = pc.envs.evaluate_policy(environment(arguments), policy, arguments.tests, seed=2 * EVALUATION_SEED)
+    found: dict[str, list[float]] = {}
+    for suffix, deterministic in {"": False, "_of_mode": True}.items():
+        torch.manual_seed(EVALUATION_SEED)
+        test = pc.envs.evaluate_policy(
+            environment(arguments), policy, arguments.tests, seed=2 * EVALUATION_SEED, deterministic=deterministic
+        )
+        found |= {f"test_{name}{suffix}": test[name] for name in ("return", "success") if name in test}
     write(arguments, shown, policy, curve, trained, found, seconds)
 
 
@@ -168,14 +176,24 @@ def learner_of(arguments: Arguments, shown: pc.envs.Demonstrations, env: gymnasi
         return pc.inference.SQILDrQ(image_policy, shown, lr=1e-3, hidden=layers)
     if arguments.method in ("dac", "sqil"):
         policy = pc.guides.GaussianPolicy(seen.shape[0], acted.shape[0], hidden=(hidden, hidden))
-        kind = pc.inference.DAC if arguments.method == "dac" else pc.inference.SQIL
-        return kind(policy, shown, hidden=(hidden, hidden))
+        if arguments.method == "sqil":
+            return pc.inference.SQIL(policy, shown, lr=5e-4, hidden=(hidden, hidden))
+        judge = judge_of(arguments)(2 * seen.shape[0])
+        return pc.inference.DAC(policy, shown, evidence=judge, lr=5e-4, hidden=(hidden, hidden))
     if arguments.method == "observed":
         belief = BeliefPolicy.observed(seen, acted, hidden=(hidden, hidden))
     else:
         belief = BeliefPolicy.latent(seen, acted, memory_size=memory, latent_size=latents, hidden=hidden, depth=depth)
-    judge = {"discriminator": pc.inference.Discriminator, "density": pc.inference.CoupledRandomNetworks}
-    return pc.inference.VMIL(belief, shown, judge[arguments.judge], judged=arguments.judged, hidden=(hidden, hidden))
+    return pc.inference.VMIL(belief, shown, judge_of(arguments), judged=arguments.judged, hidden=(hidden, hidden))
+
+
+def judge_of(arguments: Arguments) -> Any:
+    """Return what makes the evidence of its number of inputs."""
+    if arguments.judge == "density":
+        return pc.inference.CoupledRandomNetworks
+    if arguments.judge == "penalty":
+        return partial(pc.inference.Discriminator, spectral_norm=False, gradient_penalty=5.0)
+    return pc.inference.Discriminator
 
 
 def cloned(
@@ -195,7 +213,7 @@ def cloned(
         out=arguments.out,
         device=arguments.device,
     )
-    found = pc.envs.evaluate_policy(env, policy, arguments.episodes, seed=EVALUATION_SEED)
+    found = pc.envs.evaluate_policy(env, policy, arguments.episodes, seed=EVALUATION_SEED, deterministic=False)
     return policy, [(0, {"return": float(np.mean(found["return"]))})], result.seconds
 
 
@@ -246,10 +264,9 @@ def write(
         rows.append(row(arguments.method, arguments.task, "return", values["return"], frames=2 * step, **common))
     for step, value in trained:
         rows.append(row(arguments.method, arguments.task, "training_return", value, frames=2 * step, **common))
-    for metric in sorted(found.keys() & {"return", "success"}):
+    for metric, each in found.items():
         rows += [
-            row(arguments.method, arguments.task, f"test_{metric}", value, episode=number, **common)
-            for number, value in enumerate(found[metric])
+            row(arguments.method, arguments.task, metric, value, episode=n, **common) for n, value in enumerate(each)
         ]
     if model_based(arguments):
         errors, real, imagined = foreseen(policy, shown)

@@ -34,8 +34,11 @@ class Discriminator(LearntEvidence):
     *expert's* event. The released code has the signs used here: D is the probability of the expert throughout. Without
     noise and penalty the optimum is ``p_E / (p_E + p_A)``, whose logit is the log ratio of the two densities.
 
-    The penalty is that of I. Gulrajani et al., "Improved Training of Wasserstein GANs" (2017), eq. (3), on the logit:
-    a bound on how fast the reward changes. Three forms are known:
+    Something has to bound how fast the reward changes: by default the norm of each layer's weights, which from one
+    demonstration of a walker ranks what agents do by the true reward better than the penalty does, for VMIL and DAC.
+
+    The penalty is that of I. Gulrajani et al., "Improved Training of Wasserstein GANs" (2017), eq. (3), on the logit.
+    Three forms are known:
 
     - ``"two-sided"``: as above. The gradient is in units of the standardised inputs.
     - ``"one-sided"``: ``max(0, |grad f(u)| - 1)^2``, which leaves a flat logit alone (section 4 there).
@@ -84,13 +87,13 @@ class Discriminator(LearntEvidence):
         *,
         hidden: Sequence[int] = (256, 256),
         noise: float | Schedule = 0.2,
-        gradient_penalty: float = 5.0,
+        gradient_penalty: float = 0.0,
         penalty: Penalty = "two-sided",
         lr: float = 1e-4,
         weight: float = 0.2,
         clip: float | None = 10.0,
         reward: Link = "logit",
-        spectral_norm: bool = False,
+        spectral_norm: bool = True,
         standardize: bool = True,
     ) -> None:
         super().__init__(size, lr=lr, weight=weight, clip=clip, standardize=standardize)

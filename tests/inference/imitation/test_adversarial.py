@@ -124,9 +124,10 @@ def on_the_line(kind: Any = DAC, demonstrations: Any = None, **options: Any) -> 
     demonstrations = demonstrations or collect(
         Line(), lambda seen: np.clip(-10 * seen, -2, 2), 1, seed=1, progress=False
     )
+    policy = GaussianPolicy(1, 1, hidden=(16,))  # the same for every evidence
     if kind is DAC:
         options = {"evidence": Discriminator(2, hidden=(32,), lr=1e-3)} | options
-    return kind(GaussianPolicy(1, 1, hidden=(16,)), demonstrations, **{"hidden": (16,), "lr": 3e-3} | options)
+    return kind(policy, demonstrations, **{"hidden": (16,), "lr": 3e-3} | options)
 
 
 OPTIONS: dict[str, Any] = {"batch_size": 32, "start": 50, "progress": False}

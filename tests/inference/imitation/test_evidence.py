@@ -16,7 +16,9 @@ from pyrocontrol.inference import Annealed, CoupledRandomNetworks, Discriminator
 pytestmark = pytest.mark.usefixtures("float64")
 
 KINDS: dict[str, Any] = {
-    "discriminator": lambda size=3, **given: Discriminator(size, hidden=(6, 5), lr=1e-2, **given),
+    "discriminator": lambda size=3, **given: Discriminator(
+        size, hidden=(6, 5), **({"spectral_norm": False, "lr": 1e-2} | given)
+    ),
     "spectral norm": lambda size=3, **given: Discriminator(size, hidden=(6, 5), spectral_norm=True, lr=1e-2, **given),
     "random networks": lambda size=3, **given: CoupledRandomNetworks(
         size, hidden=(6,), embedding=4, targets=3, **given
@@ -39,7 +41,7 @@ def test_the_optimum_is_the_share_of_the_expert() -> None:
     """Four inputs, a logit for each: D = p_E / (p_E + p_A), as the logit is any function of these."""
     counts = torch.tensor([[5, 3, 1, 1], [1, 3, 4, 2]])
     rows = [torch.eye(4).repeat_interleave(count, 0) for count in counts]
-    evidence = Discriminator(4, hidden=(), noise=0.0, gradient_penalty=0.0, lr=0.3, standardize=False, clip=None)
+    evidence = Discriminator(4, hidden=(), noise=0.0, spectral_norm=False, lr=0.3, standardize=False, clip=None)
     for _ in range(300):
         evidence.update(*rows)
     expected = counts[0] / counts.sum(0)
@@ -62,7 +64,8 @@ def test_penalties_of_a_linear_logit_are_known() -> None:
     for length in (0.4, 2.5):
         values = {}
         for penalty in ("two-sided", "one-sided", "parameters"):
-            evidence = Discriminator(3, hidden=(), noise=0.0, penalty=penalty, standardize=False)  # type: ignore[arg-type]
+            given: dict[str, Any] = {"noise": 0.0, "penalty": penalty, "gradient_penalty": 5.0, "spectral_norm": False}
+            evidence = Discriminator(3, hidden=(), standardize=False, **given)
             network: Any = evidence.network
             network[0].weight.data = length * torch.tensor([[0.6, 0.0, -0.8]])
             values[penalty] = float(evidence.loss(expert, agent)[1]["penalty"])

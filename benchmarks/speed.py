@@ -591,7 +591,7 @@ def main(arguments: Arguments) -> None:
         for item in stay:
             if item["setting"].get("part") not in chosen:
                 others.append(item | {"setting": {"revision": old["revision"]} | item["setting"]})
-        command = old["command"] if command in old["command"] else f"{old['command']}; {command}"
+        command = old["command"] if command in old["command"].split("; ") else f"{old['command']}; {command}"
     both = sorted(others + rows.rows, key=lambda item: item["setting"]["device"])
     write_results(arguments.out, "speed", both, command=command)
     shown = "cpu" if any(item["setting"]["device"] == "cpu" for item in both) else device.type

@@ -10,13 +10,12 @@ import numpyro
 from ..models.process_numpyro import Sequence
 from ..models.programs.call_stack_numpyro import CallStack, CallStackContext
 from ..models.programs.control_program_numpyro import ControlProgram
-from ..models.programs.traces_numpyro import Traces
+from ..models.programs.traces_numpyro import Traces, unannotated
 from ..models.twin_numpyro import Array, Twin, one_hot, to_numpyro
-from . import call_stack, encoders_numpyro
+from . import call_stack
+from . import encoders_numpyro as encoders_numpyro  # whose twins `to_numpyro` finds
 
 __all__ = ["CallStackGuide"]
-
-_ENCODERS = encoders_numpyro.__all__
 
 
 class CallStackGuide(Twin, of=call_stack.CallStackGuide):
@@ -27,16 +26,15 @@ class CallStackGuide(Twin, of=call_stack.CallStackGuide):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if args and isinstance(args[0], ControlProgram):
-            args = (args[0].mirrored, *args[1:])
         super().__init__(*args, **kwargs)
         to_numpyro(self.mirrored.encoder)
         self.program: ControlProgram = to_numpyro(self.mirrored.program)
 
-    def __call__(self, traces: Traces) -> Array:
-        """NumPyro guide: ``calls`` from the posterior, in plate ``traces``."""
-        guide = self.registered("guide")
-        latent = True if traces.calls is None else (traces.calls[..., 0] < 0).all(-1)
+    def __call__(self, traces: Traces) -> Array | None:
+        """NumPyro guide: ``calls`` from the posterior, in plate ``traces``; None where all traces are annotated."""
+        guide, latent = self.registered("guide"), unannotated(traces)
+        if latent is False:
+            return None
         with numpyro.plate("traces", len(traces.lengths)), numpyro.handlers.mask(mask=latent):
             return numpyro.sample("calls", guide.posterior(traces))
 

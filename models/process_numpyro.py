@@ -5,6 +5,7 @@ The twin of :mod:`.process`. A process sees one batch dimension ``[B]`` here too
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpyro.distributions as dist
 from jax import lax
 from numpyro.distributions import constraints, kl_divergence
 
+from .._verify import verify_least
 from .process import Process as TorchProcess
 from .twin_numpyro import Array, Twin
 
@@ -22,18 +24,27 @@ __all__ = ["Emission", "Process", "Sequence", "Steps", "at_step"]
 State = Any
 Context = Any
 
+DISCRETE: constraints.Constraint = constraints.dependent(is_discrete=True, event_dim=0)
+"""The support of values of which no more is said than that they are discrete, in part at least."""
+
 
 class Process(Twin):
     """A sequence of latent choices, as a state machine over batched arrays; see :class:`~pyrocontrol.models.Process`.
 
     It is the twin of a torch process, whose parameters are its ``weights``. One that mirrors none is made without
     arguments. Methods and attributes mean what they mean there; a ``walk`` gets a key and no kind of draw.
+
+    Attributes:
+        support: constraint on one step's value. None for real numbers where ``has_rsample``, and else for what is
+            discrete, by which NumPyro knows that the value has no pathwise gradient.
     """
 
     of = TorchProcess
     event_shape: tuple[int, ...] = ()
+    support: constraints.Constraint | None = None
     terminates: bool = False
     has_rsample: bool = False
+    end_is_discrete: bool = False
     padding: float = 0.0
 
     def initial(self, context: Context) -> State:
@@ -103,7 +114,19 @@ def _select(keep: Array, new: State, old: State, needed: bool) -> State:
 
 
 def _filled(process: Process, z: Array, live: Array) -> Array:
-    return jnp.where(_trailing(live, z), z, process.padding) if process.terminates else z
+    """Put padding after the end, and where a row has not ended."""
+    if not process.terminates:
+        return z
+    return jnp.where(_trailing(live, z) & ~_is_lost(z), z, jnp.asarray(process.padding, z.dtype))
+
+
+def _lost(dtype: Any) -> Any:
+    """What a row is drawn as that has not ended: NaN, and of integers, which have none, the greatest."""
+    return jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else jnp.nan
+
+
+def _is_lost(z: Array) -> Array:
+    return z == _lost(z.dtype) if jnp.issubdtype(z.dtype, jnp.integer) else jnp.isnan(z)
 
 
 class Sequence(dist.Distribution):
@@ -111,102 +134,208 @@ class Sequence(dist.Distribution):
 
     Args:
         process: the state machine.
-        context: what every step is conditioned on: a pytree of arrays that lead with ``[B]``.
+        context: what every step is conditioned on: a pytree of arrays that lead with ``batch_shape``.
         horizon: the largest number of steps ``I``.
+        batch_shape: the first dimension of the context's leaves if None.
 
-    The batch shape is ``[B]``, the event shape ``(I,) + process.event_shape``. No error can leave a compiled function:
-    a row that has not ended at the horizon is drawn as NaN, and so is all that is computed of it.
+    The event shape is ``(I,) + process.event_shape``. No error can leave a compiled function: a row that has not ended
+    at the horizon is drawn as NaN (as the greatest integer where values are integers), and all that is computed of it
+    is NaN.
 
     Raises:
-        ValueError: if the horizon is not positive, or the context has no leaves.
+        TypeError: if the horizon is not whole.
+        ValueError: if the horizon is not positive, the context has no leaves or they disagree about the batch, a value
+            has the wrong shape, or ends might depend on reparametrised values.
     """
 
     pytree_data_fields = ("context",)
     pytree_aux_fields = ("process", "horizon")
-    support = constraints.real
 
-    def __init__(self, process: Process, context: Context, horizon: int, *, validate_args: bool | None = None) -> None:
-        if horizon < 1:
-            raise ValueError(f"a sequence needs a horizon of at least one step, got {horizon}")
-        leaves = jax.tree.leaves(context)
-        if not leaves:
+    def __init__(
+        self,
+        process: Process,
+        context: Context,
+        horizon: int,
+        *,
+        batch_shape: tuple[int, ...] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        verify_least(1, horizon=horizon)
+        if process.terminates and process.has_rsample and not process.end_is_discrete:
+            raise ValueError(
+                f"the steps of a {type(process).__name__} are reparametrised and it ends by itself: an end that a "
+                "reparametrised value decides has no pathwise gradient. If ends depend on the context and on discrete "
+                "parts of the steps alone, set end_is_discrete = True; if not, has_rsample = False"
+            )
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(context)]
+        if not shapes:
             raise ValueError("a sequence needs a context: it says how many rows there are")
+        batch_shape = shapes[0][:1] if batch_shape is None else tuple(batch_shape)
+        for shape in shapes:
+            if shape[: len(batch_shape)] != batch_shape:
+                raise ValueError(
+                    f"every array of the context must lead with the batch shape {batch_shape}, one has shape {shape}"
+                )
         self.process, self.context, self.horizon = process, context, horizon
-        super().__init__(leaves[0].shape[:1], (horizon, *process.event_shape), validate_args=validate_args)
+        super().__init__(batch_shape, (horizon, *process.event_shape), validate_args=validate_args)
 
     @property
     def has_rsample(self) -> bool:
         """Whether reparametrised parts of the steps carry pathwise gradients."""
         return self.process.has_rsample
 
+    @property
+    def support(self) -> constraints.Constraint:
+        """Every step's value lies in the support of the process."""
+        each = self.process.support or (constraints.real if self.has_rsample else DISCRETE)
+        return constraints.independent(each, len(self.event_shape) - each.event_dim)
+
+    def expand(self, batch_shape: tuple[int, ...]) -> Sequence:
+        """Return the same distribution for a larger batch, leading dimensions added or broadcast; plates ask for it."""
+        batch_shape, rank = tuple(batch_shape), len(self.batch_shape)
+        if batch_shape == self.batch_shape:
+            return self
+        new = len(batch_shape) - rank
+
+        def wide(leaf: Array) -> Array:
+            leaf = leaf.reshape((1,) * new + leaf.shape)
+            return jnp.broadcast_to(leaf, batch_shape + leaf.shape[len(batch_shape) :])
+
+        return Sequence(self.process, jax.tree.map(wide, self.context), self.horizon, batch_shape=batch_shape)
+
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draw ``sample_shape + [B, I, ...]``; the graph is kept of what is reparametrised."""
+        """Draw ``sample_shape + batch_shape + [I, ...]``; the graph is kept of what is reparametrised."""
         if sample_shape:
             keys = jax.random.split(key, sample_shape)
             draw: Any = self.sample
             for _ in sample_shape:
                 draw = jax.vmap(draw)
             return draw(keys)
+        process, context = self.process, self._flat_context()
         if not self.has_rsample:
-            held = self.process.with_weights(lax.stop_gradient(self.process.weights))
-            return lax.stop_gradient(_walk(held, key, lax.stop_gradient(self.context), self.horizon))
-        return _walk(self.process, key, self.context, self.horizon)
+            process, context = process.with_weights(lax.stop_gradient(process.weights)), lax.stop_gradient(context)
+        z = _walk(process, key, context, self.horizon)
+        z = z if self.has_rsample else lax.stop_gradient(z)
+        return z.reshape(self.batch_shape + z.shape[1:])
 
     def steps(self, z: Array) -> Steps:
-        """Return all steps along ``z`` ``[B, I, ...]``. Equal unrollings of two sequences are compiled to one."""
-        state, live = self.process.unroll(z, self.context)
-        return Steps(state, live, self.process.conditional(state, self.context))
+        """Return all steps along ``z`` ``batch_shape + [I, ...]``, on one flat batch dimension.
+
+        Equal unrollings of two sequences are compiled to one.
+        """
+        mine, z = self._for(z)
+        context = mine._flat_context()
+        state, live = self.process.unroll(z, context)
+        return Steps(state, live, self.process.conditional(state, context))
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Return ``sum_i log p(z_i | z_<i, context)`` ``[B]``, nats."""
+        """Return ``sum_i log p(z_i | z_<i, context)``, ``batch_shape``, nats."""
         return self.step_log_prob(value).sum(-1)
 
     def step_log_prob(self, z: Array, steps: Steps | None = None) -> Array:
-        """Return ``log p(z_i | z_<i, context)`` of every step ``[B, I]``; 0 after the end."""
+        """Return ``log p(z_i | z_<i, context)`` of every step, ``batch_shape + [I]``; 0 after the end."""
         steps = steps or self.steps(z)
-        return _masked(steps.conditional.log_prob(_filled(self.process, z, steps.live)), steps.live, z)
+        mine, z = self._for(z)
+        return mine._masked(steps.conditional.log_prob(_filled(self.process, z, steps.live)), steps.live, z)
 
     def step_score(self, z: Array, steps: Steps | None = None) -> Array | None:
-        """Return the part of ``log q(z_i | z_<i)`` ``[B, I]`` that needs the score function; None for none."""
+        """Return the part of ``log q(z_i | z_<i)`` of every step that needs the score function; None for none."""
         steps = steps or self.steps(z)
         known: Any = getattr(steps.conditional, "score", None)
-        if known is not None:
-            return _masked(known(_filled(self.process, z, steps.live)), steps.live, z)
-        return None if self.has_rsample else self.step_log_prob(z, steps)
+        if known is None:
+            return None if self.has_rsample else self.step_log_prob(z, steps)
+        mine, z = self._for(z)
+        return mine._masked(known(_filled(self.process, z, steps.live)), steps.live, z)
 
     def step_kl(
         self, other: Sequence, z: Array, steps: Steps | None = None, kl: Callable[[Any, Any], Array] = kl_divergence
     ) -> Array:
-        """Return ``KL(self(z_i | z_<i) || other(z_i | z_<i))`` of every step along ``z`` ``[B, I]``.
+        """Return ``KL(self(z_i | z_<i) || other(z_i | z_<i))`` of every step along ``z``, ``batch_shape + [I]``.
 
         Raises:
             NotImplementedError: if no closed form is registered for the two conditionals.
         """
         steps = steps or self.steps(z)
-        return _masked(kl(steps.conditional, other.steps(z).conditional), steps.live, z)
+        mine, flat = self._for(z)
+        others = other.expand(mine.batch_shape).steps(z)
+        return mine._masked(kl(steps.conditional, others.conditional), steps.live, flat)
 
     def greedy(self) -> Array:
-        """Return the sequence of likeliest steps, each given those before it, ``[B, I, ...]``."""
-        return lax.stop_gradient(_walk(self.process, None, self.context, self.horizon))
+        """Return the sequence of likeliest steps, each given those before it; cut off at the horizon.
+
+        Raises:
+            NotImplementedError: for a conditional whose mode is not known.
+        """
+        z = lax.stop_gradient(_walk(self.process, None, self._flat_context(), self.horizon))
+        return z.reshape(self.batch_shape + z.shape[1:])
+
+    def _flat_context(self) -> Context:
+        """The context with exactly one batch dimension."""
+        rank, rows = len(self.batch_shape), math.prod(self.batch_shape)
+        if rank == 1:
+            return self.context
+        return jax.tree.map(lambda leaf: leaf.reshape((rows, *leaf.shape[rank:])), self.context)
+
+    def _for(self, z: Array) -> tuple[Sequence, Array]:
+        """This distribution for the batch of ``z``, and ``z`` broadcast to it, on one batch dimension."""
+        place = max(z.ndim - len(self.event_shape), 0)
+        batch, event = z.shape[:place], z.shape[place:]
+        fits = len(event) == len(self.event_shape) and event[1:] == self.process.event_shape
+        fits = fits and (1 <= event[0] <= self.horizon if self.process.terminates else event[0] == self.horizon)
+        try:
+            batch = jnp.broadcast_shapes(batch, self.batch_shape)
+        except ValueError:
+            fits = False
+        if not fits:
+            most = "at most " if self.process.terminates else ""
+            raise ValueError(
+                f"a value of this sequence has shape {self.batch_shape} + [{most}{self.horizon}] + "
+                f"{self.process.event_shape}, got {z.shape}"
+            )
+        return self.expand(batch), jnp.broadcast_to(z, batch + event).reshape(math.prod(batch), *event)
+
+    def _masked(self, value: Array, live: Array, z: Array) -> Array:
+        """Terms of the steps that exist, 0 for the others; NaN for a row that was drawn as one that has not ended."""
+        first = z.reshape(len(z), -1)[:, :1]
+        value = jnp.where(_is_lost(first), jnp.nan, jnp.where(live, value, 0.0))
+        return value.reshape(self.batch_shape + value.shape[1:])
 
 
-def _masked(value: Array, live: Array, z: Array) -> Array:
-    """Terms of the steps that exist, 0 for the others; NaN for a row that was drawn so."""
-    broken = jnp.isnan(z.reshape(len(z), -1)[:, :1])
-    return jnp.where(broken, jnp.nan, jnp.where(live, value, 0.0))
+def _mode(fn: Any) -> Array:
+    """The likeliest value of a distribution.
+
+    Raises:
+        NotImplementedError: if it is not known.
+    """
+    if isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        return _mode(fn.base_dist)
+    if isinstance(fn, dist.ExpandedDistribution):
+        return jnp.broadcast_to(_mode(fn.base_dist), fn.shape())
+    if isinstance(fn, dist.Normal | dist.Laplace | dist.StudentT | dist.Cauchy | dist.MultivariateNormal):
+        return jnp.broadcast_to(fn.loc, fn.shape())
+    if isinstance(fn, dist.BernoulliProbs | dist.BernoulliLogits):
+        return (fn.probs > 0.5).astype(int)
+    if isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits):
+        return fn.probs.argmax(-1)
+    if isinstance(fn, dist.Delta):
+        return fn.v
+    try:
+        return fn.mode
+    except NotImplementedError:
+        raise NotImplementedError(f"the mode of a {type(fn).__name__} is not known: give it a property mode") from None
 
 
 def _walk(process: Process, key: Array | None, context: Context, horizon: int) -> Array:
     """Walk every row to its end or the horizon; by likeliest steps without a key."""
     if key is not None and (fast := process.walk(key, context, horizon)) is not None:
         z, ended = fast
-        return jnp.where(_trailing(ended, z), z, jnp.nan)
+        return jnp.where(_trailing(ended, z), z, _lost(z.dtype))
     first = process.initial(context)
 
     def step(state: State, live: Array, i: Array) -> tuple[Array, State, Array]:
         there = _select(live, state, first, process.terminates)
-        conditional: Any = process.conditional(there, context)
-        z = conditional.mode if key is None else conditional.sample(jax.random.fold_in(key, i))
+        conditional = process.conditional(there, context)
+        z = _mode(conditional) if key is None else conditional.sample(jax.random.fold_in(key, i))
         z = _filled(process, z, live)
         state = _select(live, process.advance(there, z, context), state, process.terminates)
         return z, state, live & process.live(state, context) if process.terminates else live
@@ -235,7 +364,7 @@ def _walk(process: Process, key: Array | None, context: Context, horizon: int) -
             return i + 1, state, live, lax.dynamic_update_index_in_dim(z, value, i, 1)
 
         _, _, live, z = lax.while_loop(on, looped, (jnp.zeros((), int), first, live, z))
-    return jnp.where(_trailing(live, z), jnp.nan, z) if process.terminates else z
+    return jnp.where(_trailing(live, z), _lost(z.dtype), z) if process.terminates and key is not None else z
 
 
 class Emission(dist.Independent):

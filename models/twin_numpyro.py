@@ -28,7 +28,8 @@ class Twin:
     """A module's twin. Subclasses name the class that they mirror: ``class Flow(Twin, of=models.Flow)``.
 
     Args:
-        *args: a module of that class, or the arguments that make one; its weights are the twin's first.
+        *args: a module of that class, or the arguments that make one; its weights are the twin's first. A twin among
+            them stands for its module.
         **kwargs: as before.
 
     Attributes:
@@ -36,7 +37,7 @@ class Twin:
         weights: JAX arrays by the module's parameter names.
 
     Raises:
-        TypeError: for a module of another class.
+        ValueError: for weights in double precision while JAX is in single precision.
     """
 
     of: ClassVar[type[nn.Module]] = nn.Module
@@ -49,10 +50,14 @@ class Twin:
             Twin._twins[of] = cls
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = args[0] if len(args) == 1 and not kwargs and isinstance(args[0], nn.Module) else None
-        if given is not None and not isinstance(given, nn.Module if self.of is nn.Module else self.of):
-            raise TypeError(f"{type(self).__name__} mirrors a {self.of.__name__}, not a {type(given).__name__}")
-        self.mirrored: Any = self.of(*args, **kwargs) if given is None else given
+        args = tuple(_module(value) for value in args)
+        made = len(args) != 1 or bool(kwargs) or not isinstance(args[0], self.of)
+        self.mirrored: Any = (
+            self.of(*args, **{key: _module(value) for key, value in kwargs.items()}) if made else args[0]
+        )
+        wide = [name for name, parameter in self.mirrored.named_parameters() if rounded(parameter)]
+        if wide:
+            raise ValueError(f"{wide[0]} is float64, and JAX is in single precision: {DOUBLE} first")
         self.weights: dict[str, Array] = {
             name: jnp.asarray(parameter.detach().cpu().numpy()) for name, parameter in self.mirrored.named_parameters()
         }
@@ -91,6 +96,7 @@ def to_numpyro(module: nn.Module) -> Any:
 
     Raises:
         TypeError: where there is no twin of its class.
+        ValueError: for double precision without that.
     """
     twin = next((Twin._twins[kind] for kind in type(module).__mro__ if kind in Twin._twins), None)
     if twin is None:
@@ -126,6 +132,18 @@ def from_numpyro(params: Mapping[str, Array], module: nn.Module, name: str | Non
         found[key] = torch.from_numpy(array)
     for key, parameter in module.named_parameters():
         parameter.copy_(found[key])
+
+
+DOUBLE = 'jax.config.update("jax_enable_x64", True)'
+
+
+def rounded(tensor: torch.Tensor) -> bool:
+    """Whether JAX, as it is set, would round a tensor."""
+    return tensor.dtype == torch.float64 and jnp.result_type(float) != jnp.float64
+
+
+def _module(value: Any) -> Any:
+    return value.mirrored if isinstance(value, Twin) else value
 
 
 def one_hot(index: Array, size: int, like: Array) -> Array:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from numpyro.distributions import Independent, MaskedDistribution, kl_divergence
+from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, Unit, kl_divergence
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer.elbo import ELBO
 from numpyro.util import check_model_guide_match
 
+from ..._verify import verify_least
 from ...models.twin_numpyro import Array
 from .stepwise import InexactKLError, StepTerm
 
@@ -55,8 +56,12 @@ class StepwiseKL_ELBO(ELBO):
     * a KL is analytic where model and guide sample their sites in one order, and elsewhere refused, unless the guide's
       site has ``infer={"exact_kl_checked": True}`` or ``infer={"analytic_kl": False}``;
     * masks of a site in model and guide are taken to be the same;
-    * rows of a plate are credited apart where all latent sites are in the same plates. A model that mixes rows by
-      itself, as by a mean over a batch, has to sample there with ``infer={"rows_apart": False}`` in the guide.
+    * rows of a plate are credited apart where all latent sites are in the same plates. Where model or guide mixes rows
+      by itself, as by a mean over a batch, the guide's sites there need ``infer={"rows_apart": False}``, without which
+      the gradient is biased.
+
+    A factor in the guide is a part of log q. Its gradients are taken to be pathwise ones, as those of a change of
+    variables are.
 
     Args:
         num_particles: how many samples to average; they are baselines for each other.
@@ -64,7 +69,7 @@ class StepwiseKL_ELBO(ELBO):
 
     Raises:
         InexactKLError: when a KL might be biased.
-        ValueError: for an unknown ``score``, or when model and guide do not match.
+        ValueError: for less than one particle, an unknown ``score``, or when model and guide do not match.
     """
 
     can_infer_discrete = True
@@ -72,6 +77,7 @@ class StepwiseKL_ELBO(ELBO):
     def __init__(self, num_particles: int = 1, *, score: str = "sequential") -> None:
         if score not in ("sequential", "full", "none"):
             raise ValueError(f"score must be one of sequential, full, none, got {score!r}")
+        verify_least(1, num_particles=num_particles)
         super().__init__(num_particles=num_particles)
         self.score = score
 
@@ -139,6 +145,14 @@ class StepwiseKL_ELBO(ELBO):
             seen = max(seen, number.get(name, -1))
             if site["is_observed"]:
                 costs[name] = _likelihood(name, site, model_trace, guide_trace, number, reaches)
+        before = -1
+        for name, site in guide_trace.items():
+            before = number.get(name, before)
+            if _is_factor(site):  # a part of log q
+                log_q = _weighed(site["fn"].log_factor, site, None)
+                costs[f"guide {name}" if name in costs else name] = _Cost(
+                    StepTerm("log_ratio", log_q), -log_q, _frames(site), before, {}
+                )
         for n, name in enumerate(latent):
             q, p = guide_trace[name], model_trace[name]
             term, cost, score, untouched = _latent(q, p)
@@ -183,6 +197,9 @@ def _check(latent: list[str], model_trace: Any, guide_trace: Any) -> None:
     for name, site in model_trace.items():
         if site["type"] == "sample" and not site["is_observed"] and name not in guide_trace:
             raise ValueError(f"the guide has no site {name!r}, which is latent in the model")
+    for name, site in guide_trace.items():
+        if site["type"] == "sample" and site["is_observed"] and not _is_factor(site):
+            raise ValueError(f"the guide observes {name!r}: a guide samples latent sites only")
     for name in latent:
         if name not in model_trace or model_trace[name]["is_observed"]:
             raise ValueError(f"the guide samples {name!r}, which is no latent site of the model")
@@ -202,6 +219,11 @@ def _check(latent: list[str], model_trace: Any, guide_trace: Any) -> None:
         )
 
 
+def _is_factor(site: Any) -> bool:
+    """Whether a site is a `numpyro.factor`."""
+    return site["type"] == "sample" and site["is_observed"] and isinstance(_split(site["fn"])[0], Unit)
+
+
 def _frames(site: Any) -> _Frames:
     return frozenset((frame.name, frame.dim) for frame in site["cond_indep_stack"])
 
@@ -211,8 +233,15 @@ def _has_steps(q: Any, p: Any) -> bool:
 
 
 def _split(fn: Any) -> tuple[Any, Any]:
-    """Return a distribution without its mask, and the mask, None for none."""
-    return (fn.base_dist, fn._mask) if isinstance(fn, MaskedDistribution) else (fn, None)
+    """Return a distribution without its masks, and what they mask together, None for none."""
+    if isinstance(fn, MaskedDistribution):
+        inner, mask = _split(fn.base_dist)
+        return inner, fn._mask if mask is None else fn._mask & mask
+    if isinstance(fn, ExpandedDistribution):  # by a plate around the mask
+        inner, mask = _split(fn.base_dist)
+        if inner is not fn.base_dist:
+            return inner.expand(fn.batch_shape), mask
+    return fn, None
 
 
 def _weighed(value: Array, site: Any, mask: Any, *, steps: bool = False) -> Array:
@@ -238,6 +267,11 @@ def _likelihood(
     if along not in reaches:
         raise ValueError(f"{name!r} goes along {along!r}, but the model has no site of that name before it")
     terms = _weighed(fn.step_log_prob(site["value"]), site, mask, steps=True)
+    of = model_trace[along]
+    if hasattr(_split(of["fn"])[0], "step_kl"):
+        steps = of["value"].shape[-len(of["fn"].event_shape)]
+        if steps != terms.shape[-1]:
+            raise ValueError(f"{name!r} has {terms.shape[-1]} steps, {along!r}, along which it goes, has {steps}")
     last = along in number and number[along] == reaches[name]
     by_step = last and _has_steps(guide_trace[along], model_trace[along])
     apart = {number[along]: terms.cumsum(-1) - terms} if by_step else {}

@@ -24,7 +24,7 @@ from .processes import on_cpu
 from .run import Evaluate, Run, RunOptions, Training, to_device
 from .updates import SVIUpdate, TorchUpdate, update_of
 
-__all__ = ["Examples", "FitResult", "Reduction", "fit", "fit_described", "fingerprint", "in_precision"]
+__all__ = ["Examples", "FitResult", "Reduction", "batches", "fit", "fit_described", "fingerprint", "in_precision"]
 
 
 Reduction = Literal["sum", "mean"]
@@ -227,7 +227,8 @@ class _Fitting(Run):
             self.update.restore(self.path, content, lambda: self._batch(torch.arange(self.size)))
         if self.processes.count > 1:
             self._agree()
-        self.batches = self._batches(self.history.step)
+        stream = batches(int(self.settings["seed"]), len(self.data), self.size, self.history.step)
+        self.batches = map(torch.from_numpy, stream)
 
     def state(self) -> dict[str, Any]:
         return self.update.state()
@@ -323,24 +324,24 @@ class _Fitting(Run):
             interrupts.shared = bool(told[1])
         return told[0].item() if device.type == "cpu" else told[0].double()
 
-    def _batches(self, start: int) -> Iterator[Tensor]:
-        """Indices [batch_size] of each batch from step ``start`` on, cut from endless shuffled epochs."""
-        examples = len(self.data)
-
-        def order(epoch: int) -> Tensor:
-            return torch.from_numpy(np.random.default_rng([self.settings["seed"], epoch]).permutation(examples))
-
-        epoch, offset = divmod(start * self.size, examples)
-        pool = order(epoch)[offset:]
-        while True:
-            if len(pool) < self.size:
-                epoch += 1
-                pool = torch.cat([pool, order(epoch)])
-            yield pool[: self.size]
-            pool = pool[self.size :]
-
     def _batch(self, indices: Tensor) -> Any:
         return to_device(self.data[indices], self.device)
+
+
+def batches(seed: int, examples: int, size: int, start: int) -> Iterator[np.ndarray]:
+    """Indices ``[size]`` of each batch from step ``start`` on, cut from endless shuffled epochs."""
+
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng([seed, epoch]).permutation(examples)
+
+    epoch, offset = divmod(start * size, examples)
+    pool = order(epoch)[offset:]
+    while True:
+        if len(pool) < size:
+            epoch += 1
+            pool = np.concatenate([pool, order(epoch)])
+        yield pool[:size]
+        pool = pool[size:]
 
 
 def _verify_dataset(data: Any) -> None:

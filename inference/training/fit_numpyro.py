@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,11 @@ from numpyro.infer import SVI
 
 from ..._files import writing
 from ..._progress import ProgressBar
-from ..._verify import verify_least
+from ..._verify import verify_folder, verify_least
 from ...models.programs.call_stack_numpyro import scored_rows
-from ...models.twin_numpyro import Array
+from ...models.twin_numpyro import Array, Twin
+from .fit import batches
+from .run import lock_of
 
 __all__ = ["Fitted", "fit"]
 
@@ -58,7 +60,8 @@ def fit(
     Args:
         svi: a model, a guide, an optimiser and a loss of NumPyro.
         data: a pytree of arrays that lead with the examples, such as
-            :func:`~pyrocontrol.models.programs.traces_numpyro.as_arrays` makes of demonstrations.
+            :func:`~pyrocontrol.models.programs.traces_numpyro.as_arrays` makes of demonstrations. A twin behind the
+            model or guide that has a method ``check(data)`` is asked to check it before anything starts.
         steps: updates.
         batch_size: examples in each.
         seeds: of batches and noise; each is a training of its own.
@@ -69,11 +72,22 @@ def fit(
         progress: show a bar.
 
     Raises:
-        TypeError: for numbers that are not whole.
-        ValueError: for numbers below 1, no seed, fewer examples than a batch, a checkpoint of another training, or a
-            loss that is not finite: it names seed and step.
+        TypeError: for numbers that are not whole, or data that is not of arrays.
+        ValueError: for numbers below 1, no seed, fewer examples than a batch, data that the model refuses, an ``out``
+            that is a file, a checkpoint that is damaged, of another training or beyond ``steps``, or a loss that is
+            not finite: it names seed and step.
+        BlockingIOError: another run writes to ``out``; says which process, where and since when.
     """
     verify_least(1, steps=steps, batch_size=batch_size, per_call=per_call, seeds=len(seeds))
+    verify_folder(out)
+    for leaf in jax.tree.leaves(data):
+        if not hasattr(leaf, "shape"):
+            raise TypeError(f"data must be arrays, such as twins.as_arrays(demonstrations), not {type(leaf).__name__}")
+    for part in (svi.model, svi.guide):
+        while not isinstance(part, Twin) and hasattr(part, "fn"):  # a handler
+            part = part.fn
+        if isinstance(owner := getattr(part, "__self__", part), Twin) and hasattr(owner, "check"):
+            owner.check(data)
     leaves = jax.tree.leaves(data)
     if len({len(leaf) for leaf in leaves}) != 1 or len(leaves[0]) < batch_size:
         found = sorted({len(leaf) for leaf in leaves})
@@ -88,9 +102,6 @@ def fit(
     losses = [np.zeros((len(seeds), 0), np.float32)]
     path = None if out is None else Path(out) / "checkpoint.npz"
     told = _fingerprint((states, data), [*seeds], batch_size)
-    if path is not None and path.exists():
-        states, losses[0] = _kept(path, states, told)
-    done = losses[0].shape[1]
 
     def run(rows: int | None, states: Any, indices: Array, data: Any) -> Any:
         def update(state: Any, rows: Array) -> Any:
@@ -108,8 +119,14 @@ def fit(
 
     rows: int | None = 256 * batch_size
     compiled = jax.jit(run, static_argnums=0)
-    streams = [_batches(seed, examples, batch_size, done) for seed in seeds]
-    with ProgressBar("update", steps, progress, done) as bar:
+    with ExitStack() as stack:
+        if path is not None:
+            stack.enter_context(lock_of(path.parent))
+            if path.exists():
+                states, losses[0] = _kept(path, states, told, steps)
+        done = losses[0].shape[1]
+        streams = [batches(seed, examples, batch_size, done) for seed in seeds]
+        bar = stack.enter_context(ProgressBar("update", steps, progress, done))
         while done < steps:
             count = min(per_call, steps - done)
             indices = jnp.asarray([[next(stream) for _ in range(count)] for stream in streams])
@@ -153,38 +170,29 @@ def _keep(path: Path, states: Any, losses: np.ndarray, told: str) -> None:
         np.savez(file, allow_pickle=False, told=np.array(told), losses=losses, **leaves)
 
 
-def _kept(path: Path, like: Any, told: str) -> tuple[Any, np.ndarray]:
+def _kept(path: Path, like: Any, told: str, steps: int) -> tuple[Any, np.ndarray]:
     """Return the states and losses of a checkpoint.
 
     Raises:
-        ValueError: for what is no checkpoint, or one of another training.
+        ValueError: for what is no checkpoint, or one of another training or beyond the steps.
     """
+    leaves, form = jax.tree.flatten(like)
     try:
         with np.load(path, allow_pickle=False) as content:
             found = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no checkpoint: {error}") from None
-    if str(found.get("told")) != told:
-        raise ValueError(f"{path} is of another training: other data, first weights, seeds or batch size")
-    leaves, form = jax.tree.flatten(like)
-    held = [jnp.asarray(found[str(number)]) for number in range(len(leaves))]
-    return jax.tree.unflatten(form, held), found["losses"]
+        other, losses = str(found["told"]) != told, found["losses"]
+        held = leaves if other else [found[str(number)] for number in range(len(leaves))]
+        for new, old in zip(held, leaves, strict=True):
+            if new.shape != old.shape or new.dtype != old.dtype:
+                raise ValueError(f"it holds {new.dtype} {[*new.shape]} in the place of {old.dtype} {[*old.shape]}")
+    except Exception as error:  # what is damaged raises errors of every kind
+        raise ValueError(f"{path} is no checkpoint: {type(error).__name__}: {error}") from None
+    if other:
+        raise ValueError(f"{path} is of another training: other data, first weights, seeds or batch size; {_ANEW}")
+    if (done := losses.shape[-1]) > steps:
+        raise ValueError(f"{path} is at step {done}, beyond steps={steps}; {_ANEW}")
+    return jax.tree.unflatten(form, map(jnp.asarray, held)), losses
 
 
+_ANEW = "pass another out to start anew"
 _MOST_ROWS = 4096  # of an example, on average, before all of them are scored
-
-
-def _batches(seed: int, examples: int, size: int, start: int) -> Iterator[np.ndarray]:
-    """Indices ``[size]`` of each batch from an update on, cut from endless shuffled epochs."""
-
-    def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng([seed, epoch]).permutation(examples)
-
-    epoch, offset = divmod(start * size, examples)
-    pool = order(epoch)[offset:]
-    while True:
-        if len(pool) < size:
-            epoch += 1
-            pool = np.concatenate([pool, order(epoch)])
-        yield pool[:size]
-        pool = pool[size:]

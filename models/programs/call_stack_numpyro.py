@@ -17,7 +17,7 @@ from jax import lax
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
-from ..process_numpyro import Process
+from ..process_numpyro import DISCRETE, Process
 from ..twin_numpyro import LOG_2_PI, Array, Twin, one_hot
 from . import call_stack, call_stack_native
 from .call_stack import _LOG_SCALE, _NEVER
@@ -242,7 +242,8 @@ class CallStack(Process, of=call_stack.CallStack):
     """
 
     terminates = True
-    support = constraints.real_vector
+    end_is_discrete = True
+    support = DISCRETE  # the choices are, where latent arguments are not
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -17,7 +17,7 @@ from . import control_program, field_encoder
 from .call_stack_numpyro import CallStack, CallStackContext
 from .control_program import _FRAME_INPUTS
 from .procedure_tree import ProcedureTree
-from .traces_numpyro import Traces
+from .traces_numpyro import Traces, as_tensors, unannotated
 
 __all__ = ["ControlProgram", "FieldEncoder"]
 
@@ -65,26 +65,35 @@ class ControlProgram(Twin, of=control_program.ControlProgram):
         return process
 
     def model(self, traces: Traces) -> None:
-        """NumPyro model, with the sites of the Pyro model; annotated rows are masked, as shapes are fixed here."""
+        """NumPyro model, with the sites of the Pyro model.
+
+        Where some traces are annotated, or may be, rows of both kinds of site are masked, as shapes are fixed here.
+        There is no latent ``calls`` where all of them are known to be.
+        """
         program, torch_program = self.registered("program"), self.mirrored
         if torch_program.sparsity and torch_program.num_traces:
             share = len(traces.lengths) / torch_program.num_traces
             numpyro.factor("sparsity", -torch_program.sparsity * share * program.penalty())
-        latent: Any = True
-        annotated = traces.calls
-        if annotated is not None:
-            latent = (annotated[..., 0] < 0).all(-1)
-            with numpyro.plate("annotated_traces", len(traces.lengths)), numpyro.handlers.mask(mask=~latent):
+        latent, annotated = unannotated(traces), traces.calls
+        if annotated is not None and latent is not True:
+            given = latent is False or ~latent
+            with numpyro.plate("annotated_traces", len(traces.lengths)), numpyro.handlers.mask(mask=given):
                 blank = annotated[..., :1] < 0  # past the end, and in rows without annotation
                 held = jnp.where(blank, 0.0, annotated)
                 held = jnp.concatenate([jnp.where(blank, float(self.tree.null), held[..., :1]), held[..., 1:]], -1)
                 numpyro.sample("annotated_calls", program.prior(traces, annotated.shape[1]), obs=held)
+        if latent is False:
+            return
         with numpyro.plate("traces", len(traces.lengths)), numpyro.handlers.mask(mask=latent):
             calls = numpyro.sample("calls", program.prior(traces))
             actions, arguments = program.taken(calls, traces.actions.shape[-1])
             numpyro.sample("actions", dist.Delta(actions, event_dim=1), obs=traces.actions.astype(actions.dtype))
             if self.tree.action_arg_size:
                 numpyro.sample("arguments", dist.Delta(arguments, event_dim=2), obs=traces.arguments)
+
+    def check(self, traces: Traces) -> None:
+        """Refuse traces that the program cannot have produced; see :meth:`~pyrocontrol.models.ControlProgram.check`."""
+        self.mirrored.check(as_tensors(traces))
 
     def penalty(self) -> Array:
         """Return ``sum_h,g ||W_hg||`` over all procedures and the inputs that the sparsity prior is on."""

@@ -16,12 +16,13 @@ numpyro = pytest.importorskip("numpyro")
 
 import jax.numpy as jnp  # noqa: E402
 import numpyro.distributions as dist  # noqa: E402
-from numpyro.infer import MCMC, NUTS, SVI, Predictive  # noqa: E402
+from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO  # noqa: E402
 
 import pyrocontrol as pc  # noqa: E402
 from pyrocontrol.envs import Demonstrations  # noqa: E402
 from pyrocontrol.envs.bubble_sort import demonstrations  # noqa: E402
 from pyrocontrol.inference import twins  # noqa: E402
+from pyrocontrol.inference.training.run import lock_of  # noqa: E402
 from scripts import load_script  # noqa: E402
 
 engines = load_script("benchmarks/speed_engines.py")
@@ -198,6 +199,119 @@ def test_a_process_of_ones_own(double: None) -> None:
     assert np.allclose(gradient(jnp.ones((2, 1))), 1.5**3 / 2)
 
 
+class Countdown(twins.Process):
+    """Whole numbers of 0, 1 and 2, each likelier than the one before, up to the first 2."""
+
+    terminates = True
+
+    def initial(self, context: Any) -> Any:
+        return jnp.zeros(len(context), int)
+
+    def conditional(self, state: Any, context: Any) -> Any:
+        return dist.Categorical(jnp.broadcast_to(jnp.array([0.2, 0.3, 0.5]), (*state.shape, 3)))
+
+    def advance(self, state: Any, z: Any, context: Any) -> Any:
+        return z
+
+    def live(self, state: Any, context: Any) -> Any:
+        return state != 2
+
+
+def test_a_process_of_whole_numbers_ends_by_itself(double: None) -> None:
+    path = twins.Sequence(Countdown(), jnp.zeros((4000, 1)), 3)
+    given = twins.Sequence(Countdown(), jnp.zeros((3, 1)), 3).log_prob(jnp.array([[0, 1, 2], [2, 0, 0], [1, 2, 1]]))
+    assert np.allclose(given, np.log([0.2 * 0.3 * 0.5, 0.5, 0.3 * 0.5]))
+    z = path.sample(jax.random.PRNGKey(0))
+    assert jnp.issubdtype(z.dtype, jnp.integer)
+    value = np.asarray(path.log_prob(z))
+    assert abs(np.isnan(value).mean() - 0.5**3) < 0.03  # of a row that has not ended at the horizon
+    assert set(np.unique(np.asarray(z)[~np.isnan(value)])) == {0, 1, 2}
+    assert path.greedy()[0].tolist() == [2, 0, 0]  # and padding after the end
+
+
+class Drift(ChainTwin):
+    """A chain of plain numbers, each around half the sum of those before."""
+
+    event_shape = ()
+
+    def initial(self, context: Any) -> Any:
+        return context[:, 0]
+
+    def conditional(self, state: Any, context: Any) -> Any:
+        return dist.Normal(0.5 * state, 1.0)
+
+
+class Odd(Drift):
+    def conditional(self, state: Any, context: Any) -> Any:
+        return dist.Gumbel(0.5 * state, 1.0)
+
+
+def test_the_likeliest_steps_follow_each_other() -> None:
+    start = jnp.array([[1.0], [-2.0]])
+    expected = np.outer(start[:, 0], [0.5, 0.75, 1.125])
+    assert np.allclose(twins.Sequence(Drift(), start, 3).greedy(), expected)
+    assert np.allclose(twins.Sequence(ChainTwin(), start, 3).greedy()[..., 0], expected)
+    coins = twins.Sequence(Coins(jnp.array(-4.0)), start, 4).greedy()  # logits 2.3 after tails, -1.7 after heads
+    assert np.array_equal(coins, [[1, 0, 1, 0]] * 2)
+    with pytest.raises(NotImplementedError, match="the mode of a Gumbel is not known"):
+        twins.Sequence(Odd(), start, 3).greedy()
+
+
+def test_plates_and_draws_are_more_rows(double: None) -> None:
+    start, key = jnp.array([[1.0], [-2.0]]), jax.random.PRNGKey(0)
+    path = twins.Sequence(Drift(), start, 3)
+    z = path.sample(key, (5,))
+    assert np.allclose(path.log_prob(z), [path.log_prob(one) for one in z])
+    assert path.expand((4, 2)).sample(key).shape == (4, 2, 3)
+
+    def model(scale: float = 1.0) -> None:
+        with numpyro.plate("outer", 4, dim=-2), numpyro.plate("rows", 2, dim=-1), numpyro.handlers.mask(mask=seen):
+            z = numpyro.sample("z", twins.Sequence(Drift(), scale * start, 3))
+            if scale == 1.0:
+                numpyro.sample("x", twins.Emission(dist.Normal(z, 1.0), along="z"), obs=jnp.zeros((4, 2, 3)))
+
+    seen = jnp.array([[True], [True], [False], [True]])
+    terms = twins.StepwiseKL_ELBO().step_terms(key, {}, model, lambda: model(3.0))
+    # Each step's mean is half of the state, and the states of both differ by what they began with, 2 start.
+    assert np.allclose(terms["z"].value, jnp.where(seen, 0.5 * start[:, 0] ** 2, 0.0)[..., None])
+    assert terms["x"].value.shape == (4, 2, 3) and (terms["x"].value[2] == 0).all()
+
+
+class Stops(Drift):
+    terminates = True
+
+
+def test_what_torch_refuses_is_refused() -> None:
+    start, elbo, key = jnp.zeros((2, 1)), twins.StepwiseKL_ELBO(), jax.random.PRNGKey(0)
+    with pytest.raises(ValueError, match=r"a Stops are reparametrised and it ends by itself.*end_is_discrete = True"):
+        twins.Sequence(Stops(), start, 3)
+    with pytest.raises(TypeError, match=r"horizon must be a whole number, not 2\.5"):
+        twins.Sequence(Drift(), start, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"lead with the batch shape \(2,\), one has shape \(3, 1\)"):
+        twins.Sequence(Drift(), (start, jnp.zeros((3, 1))), 3)
+    path = twins.Sequence(Drift(), start, 3)
+    assert path.log_prob(jnp.zeros(3)).shape == (2,)
+    for shape in ((2, 4), (2, 2), (3, 3), (2, 3, 1), ()):
+        with pytest.raises(ValueError, match=r"has shape \(2,\) \+ \[3\] \+ \(\), got"):
+            path.log_prob(jnp.zeros(shape))
+    with pytest.raises(ValueError, match="num_particles must be at least 1"):
+        twins.StepwiseKL_ELBO(0)
+
+    def model(along: int = 3) -> None:
+        numpyro.sample("z", twins.Sequence(Drift(), start, 3))
+        if along != 3:
+            numpyro.sample("x", twins.Emission(dist.Normal(jnp.zeros((2, along)), 1.0), "z"), obs=jnp.zeros((2, along)))
+
+    def guide() -> None:
+        model()
+        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=0.0)
+
+    with pytest.raises(ValueError, match="the guide observes 'y': a guide samples latent sites only"):
+        elbo.loss(key, {}, model, guide)
+    with pytest.raises(ValueError, match="'x' has 4 steps, 'z', along which it goes, has 3"):
+        elbo.loss(key, {}, lambda: model(4), model)
+
+
 # Estimators against enumeration: three binary sites, of which each reads the one before, and what is observed of each.
 
 
@@ -228,6 +342,9 @@ def test_the_gradient_of_plain_sites_is_that_of_enumeration(double: None, score:
     def guide() -> None:
         held = {name: numpyro.param(name, value) for name, value in params.items()}
         _sites(held, True, site, lambda x: dist.Bernoulli(logits=x), None, -0.5)
+        numpyro.factor("f", held["w"] ** 2)  # a part of log q; so is the next one, whose name the model has too
+        with numpyro.handlers.scale(scale=2.0):
+            numpyro.factor("x0", 0.3 * held["p"][0])
 
     def exact(params: Any) -> Any:
         total = 0.0
@@ -238,7 +355,8 @@ def test_the_gradient_of_plain_sites_is_that_of_enumeration(double: None, score:
                 log_p += dist.Bernoulli(logits=params["p"][t] + params["w"] * before).log_prob(z)
                 log_p += dist.Normal(2.0 * z + params["w"] * before, 1.0).log_prob(values[t])
                 before = z
-            total = total - jnp.exp(log_q) * (log_p - log_q)
+            factors = params["w"] ** 2 + 0.6 * params["p"][0]
+            total = total - jnp.exp(log_q) * (log_p - log_q - factors)
         return total
 
     elbo = twins.StepwiseKL_ELBO(particles, score=score)
@@ -346,6 +464,8 @@ def test_weights_come_back_and_nothing_else_is_taken() -> None:
     assert all(torch.equal(weight, before[key]) for key, weight in program.named_parameters())
     twins.from_numpyro({f"program$$${key}": weight for key, weight in changed.items()}, program, "program")
     assert all(torch.equal(weight, before[key] + 1) for key, weight in program.named_parameters())
+    for given in (program, twin):  # what makes a guide makes its twin
+        assert twins.CallStackGuide(given).program.tree == twins.CallStackGuide(program=given).program.tree
     with pytest.raises(TypeError, match="Linear has no twin in NumPyro"):
         twins.to_numpyro(nn.Linear(2, 2))
 
@@ -366,44 +486,59 @@ def test_training_goes_on_from_its_checkpoint_and_seeds_are_trainings_of_their_o
         twins.fit(svi, arrays, steps=6, seeds=(2, 1), out=tmp_path, **given)
     with pytest.raises(ValueError, match="at least the 9 of a batch"):
         twins.fit(svi, arrays, steps=6, batch_size=9, progress=False)
+    # A checkpoint that cannot be gone on from, and a folder that is not free, are one error that names the file.
+    again: Any = lambda steps, out=tmp_path: twins.fit(svi, arrays, steps=steps, seeds=(0, 1), out=out, **given)  # noqa: E731
+    path = tmp_path / "checkpoint.npz"
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is at step 6, beyond steps=2"):
+        again(2)
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is a file, not a folder"):
+        again(6, path)
+    with lock_of(tmp_path), pytest.raises(BlockingIOError, match="in use by process"):
+        again(6)
+    whole_file, held = path.read_bytes(), dict(np.load(path))
+    without = {name: value for name, value in held.items() if name != "0"}
+    for content in (whole_file[:-90], b"", b"PK" + whole_file[2:90], without, held | {"1": np.zeros(3)}):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.savez(path, **content)
+        with pytest.raises(ValueError, match=r"checkpoint\.npz is no checkpoint"):
+            again(6)
+
+
+def test_traces_that_a_program_cannot_have_produced_are_refused_at_once() -> None:
+    traces, program = bubble_sort()
+    small = pair_of(pc.models.ControlProgram("actions: a, b\ntop -> a, b", 22))
+    svi = SVI(small.twin.model, small.twin_guide, numpyro.optim.Adam(1e-2), twins.StepwiseKL_ELBO())
+    with pytest.raises(ValueError, match=f"the traces have {traces.num_actions} actions, the tree has 2"):
+        twins.fit(svi, twins.as_arrays(traces), steps=1, batch_size=2, progress=False)
+    with pytest.raises(TypeError, match="data must be arrays, such as twins.as_arrays"):
+        twins.fit(svi, traces, steps=1, batch_size=2, progress=False)
+    twins.to_numpyro(program).check(twins.as_arrays(traces))
+    with pytest.warns(UserWarning, match="the traces are float64 and are rounded"):
+        twins.as_arrays(traces.to(dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"encoder\.tables\.digit is float64, and JAX is in single precision"):
+        twins.to_numpyro(program.double())
 
 
 def test_a_horizon_that_is_too_short_is_one_error() -> None:
     traces, program = bubble_sort(horizon=5)
     pair = pair_of(program)
-    svi = SVI(pair.twin.model, pair.twin_guide, numpyro.optim.Adam(1e-2), twins.StepwiseKL_ELBO())
+    model = lambda traces: pair.twin.model(traces)  # noqa: E731  # whose traces nobody checks
+    svi = SVI(model, pair.twin_guide, numpyro.optim.Adam(1e-2), twins.StepwiseKL_ELBO())
     with pytest.raises(ValueError, match="loss of seed 0 is nan at step 1: .* did not end at its horizon"):
         twins.fit(svi, twins.as_arrays(traces), steps=2, batch_size=2, progress=False)
 
 
-def test_nuts_samples_the_weights_of_a_small_program_whose_calls_are_annotated(double: None) -> None:
-    """The posterior of one bias: a loop that stops with probability sigmoid(b) after each of its actions."""
-    program = pc.models.ControlProgram("actions: a\ntop -> a", 0, hidden=())
-    twin = twins.to_numpyro(program)
-    held = {key: weight * 0 for key, weight in twin.weights.items()}
-    calls = jnp.array([[[1.0], [2.0], [-1.0]], [[1.0], [1.0], [2.0]]])  # a, return; a, a, return
-
-    def model() -> None:
-        stop = numpyro.param("stop", jnp.array(0.0))
-        weights = held | {"process.choose.biases.0": held["process.choose.biases.0"].at[0, 2].set(stop)}
-        context = twins.CallStackContext(jnp.zeros((2, 3, 0)), jnp.zeros((2, 0)))
-        process = twin.with_weights(weights).process
-        given = jnp.where(calls < 0, 2.0, calls)
-        with numpyro.plate("traces", 2):
-            numpyro.sample("calls", twins.Sequence(process, context, 3), obs=given)
-
-    lifted = numpyro.handlers.lift(model, prior={"stop": dist.Normal(0.0, 1.0)})
-    mcmc = MCMC(NUTS(lifted), num_warmup=200, num_samples=1500, progress_bar=False)
-    mcmc.run(jax.random.PRNGKey(0))
-    grid = np.linspace(-5, 5, 2001)
-    # Two returns, and one action that might have been a return; the first action of a loop is forced.
-    log_density = -0.5 * grid**2 + 2 * -np.log1p(np.exp(-grid)) - np.log1p(np.exp(grid))
-    density = np.exp(log_density - log_density.max())
-    density /= density.sum()
-    found = np.asarray(mcmc.get_samples()["stop"])
-    mean = (grid * density).sum()
-    assert abs(found.mean() - mean) < 0.1
-    assert abs(found.std() - np.sqrt((grid**2 * density).sum() - mean**2)) < 0.1
+def test_numpyro_knows_that_calls_are_discrete() -> None:
+    traces, program = bubble_sort()
+    pair, arrays = pair_of(program), twins.as_arrays(traces)
+    assert pair.twin.prior(arrays).is_discrete and not twins.Sequence(ChainTwin(), jnp.zeros((2, 1)), 3).is_discrete
+    svi = SVI(pair.twin.model, pair.twin_guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
+    with pytest.warns(UserWarning, match="Currently, SVI with Trace_ELBO loss does not support models with discrete"):
+        svi.init(jax.random.PRNGKey(0), arrays)
+    with pytest.raises(RuntimeError, match="discrete sites with enumerate support. But the Sequence"):
+        MCMC(NUTS(pair.twin.model), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.PRNGKey(0), arrays)
 
 
 def test_predictive_draws_programs() -> None:

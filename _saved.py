@@ -433,7 +433,7 @@ def _fill(module: nn.Module, state: dict[str, Any]) -> None:
         why = " ".join(str(error).split(":", 1)[-1].split())
         raise ValueError(f"the weights are not those of such a {kind}: {why}") from error
     for name, value in module.state_dict().items():
-        if isinstance(value, Tensor) and value.dtype != tensors[name].dtype:
+        if isinstance(value, Tensor) and name in tensors and value.dtype != tensors[name].dtype:
             raise ValueError(f"{name} of the {kind} is {tensors[name].dtype}, and is made as {value.dtype}")
     for name, parameter in module.named_parameters():
         if not parameter.isfinite().all():

@@ -21,11 +21,11 @@ import numpy as np
 from gymnasium import spaces
 
 from .._saved import Saved
-from .._verify import verify_options
+from .._verify import verify_options, verify_seed
 from ..models.policies.episodes import Episodes
+from .data import tasks
 from .data.demonstrations import Demonstrations
 from .data.episodes import Episode
-from .data.tasks import task_of
 
 __all__ = [
     "COMPOSITES",
@@ -101,6 +101,7 @@ REST = "rest"
 
 #: Which skills at the same time make a composite.
 COMPOSITES: dict[str, tuple[str, ...]] = {"toy": ("rise", "push"), "slalom": ("rise", "push", "weave")}
+_COMPOSITES = {**COMPOSITES, REST: ()}
 
 
 def parts_of(skill: str | Sequence[str]) -> tuple[str, ...]:
@@ -109,14 +110,11 @@ def parts_of(skill: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: if one of them is not known, or there are none.
     """
-    given = tuple(skill.split("+")) if isinstance(skill, str) else tuple(skill)
-    known = {**{name: (name,) for name in POINT_SKILLS}, **COMPOSITES, REST: ()}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"there is no skill {name!r}; there are {', '.join(known)}")
-    if not given:
-        raise ValueError("a composite needs at least one skill")
-    return tuple(part for name in given for part in known[name])
+    parts = tasks.parts_of(skill, _COMPOSITES)
+    for part in parts:
+        if part not in POINT_SKILLS:
+            raise ValueError(f"there is no skill {part!r}; there are {', '.join((*POINT_SKILLS, *_COMPOSITES))}")
+    return parts
 
 
 def reference(skill: str | Sequence[str], steps: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,7 +126,8 @@ def reference(skill: str | Sequence[str], steps: int = 30) -> tuple[np.ndarray, 
 
     Returns:
         Positions ``[T + 1, 2]`` and velocities ``[T + 1, 2]`` from rest at the origin, and forces ``[T, 2]`` in units
-        of the action.
+        of the action. Those of one skill or two, or of a composite, are within its bounds; those of three may not be
+        (weave + circle + sway reaches 1.16), and the environment clips them.
 
     Raises:
         ValueError: if a skill is not known, or ``steps`` is less than 1.
@@ -311,28 +310,27 @@ def demonstrations(
         seed: of the noise.
         noise: standard deviation of what is added to each action.
         steps: steps of a cycle.
-        names: what the numbers of the task stand for; by default ``skills``. See `envs.data.tasks.task_of`.
+        names: what the numbers of the task stand for; by default the ``skills`` but ``REST``, whose task is zeros. See
+            `envs.data.tasks.task_of`.
 
     Returns:
         Demonstrations of ``steps`` actions, `task` saying which of the ``names`` each shows.
 
     Raises:
-        ValueError: if a skill is not known, neither it nor its parts are among the names, or there are none; if
-            ``per_skill`` or ``steps`` is less than 1, or ``noise`` is negative or not finite.
+        ValueError: if a skill is not known, neither it nor its parts are among the names, one is given twice, or there
+            are none; if ``per_skill`` or ``steps`` is less than 1, ``seed`` is negative, or ``noise`` is negative or
+            not finite.
     """
-    names = tuple(skills) if names is None else tuple(names)
+    names = tasks.verify_names(skills, names, _COMPOSITES)
+    verify_seed(seed)
     if per_skill < 1:
         raise ValueError(f"per_skill must be at least 1, got {per_skill}")
     if not (math.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise must be finite and not negative, got {noise}")
-    if isinstance(skills, str) or not skills:
-        raise ValueError(f"skills must be several names, at least one, got {skills!r}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"a name is given twice: {', '.join(names)}")
     pairs = [(PointSkillsEnv(skill, steps), PointTeacher(skill, steps)) for skill in skills]
-    tasks = [task_of(skill, parts_of(skill), names) for skill in skills]
+    shown = [tasks.task_of(skill, _COMPOSITES, names) for skill in skills]
     episodes = []
-    for skill, task, (env, teacher) in zip(skills, tasks, pairs, strict=True):
+    for skill, task, (env, teacher) in zip(skills, shown, pairs, strict=True):
         for number in range(per_skill):
             disturbances = noise * np.random.default_rng([seed, number, *skill.encode()]).standard_normal((steps, 2))
             episodes.append(_episode(env, teacher, disturbances, task))

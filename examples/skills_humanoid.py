@@ -8,7 +8,8 @@ sum generates from them?
     python examples/skills_humanoid.py --composite toy --mi tied --out out/skills_toy
     python examples/skills_humanoid.py --composite spinkick --mi variational --demos out/spinkick.npz
 
-writes OUT/result.json, OUT/checkpoint.pt, OUT/learning_curve.png, OUT/mse.png (the errors against the updates),
+writes OUT/result.json, OUT/checkpoint.pt, OUT/skills.pt (the model, its embeddings settled: `pyrocontrol.load` it, and
+`compose`), OUT/learning_curve.png, OUT/mse.png (the errors against the updates),
 OUT/embeddings.png (the latent map), OUT/interpolation.png (what is generated between two sub-skills), OUT/links.png and
 OUT/generation.png (generated states beside a demonstration), and OUT/generation.gif: a demonstration, what the sum
 generates, the teacher and the policy in the simulator. The toy, a point whose skills add up exactly, trains in two
@@ -177,6 +178,7 @@ def main(arguments: Arguments) -> None:
         module.cpu()
     if arguments.origin:
         skills.settle(measures.encoded(data.train), data.train.task)
+    skills.save(arguments.out / "skills.pt")
     rows = rows_of(arguments, task, measures, mi, result)
     pc.inference.write_results(arguments.out / "result.json", "skills", rows)
     draw(arguments, task, measures, result)
@@ -233,10 +235,14 @@ def task_of(composite: str, joints: bool = False, rotations: str = "vectors") ->
     from pyrocontrol.envs.humanoid import joints as bare
     from pyrocontrol.envs.humanoid.motion import STAND
 
-    parts = experts.parts_of(composite)
-    if len(parts) < 2:
+    try:
+        parts = experts.parts_of(composite)
+    except ValueError as error:
+        raise SystemExit(f"--composite {composite}: {error}") from error
+    if len(set(parts)) < max(len(parts), 2):
         raise SystemExit(
-            f"--composite {composite}: there are toy, {', '.join(experts.COMPOSITES)}, and sums such as kick+spin"
+            f"--composite {composite}: there are toy, {', '.join(experts.COMPOSITES)}, and sums such as kick+spin, "
+            "of skills each once"
         )
     if joints:
         env = functools.partial(make, "pyrocontrol/HumanoidJoints-v0", motion=composite)
@@ -413,7 +419,8 @@ def draw(arguments: Arguments, task: Task, measures: SkillMeasures, result: Any)
     titles = [f"{1 - share:.2f} {one} + {share:.2f} {other}" for share in shares]
     strip = {title: drawn_as(made(z)) for title, z in zip(titles, between, strict=True)}
     plots.plot_bodies(out / "interpolation.png", strip)
-    summed = skills.compose(dict.fromkeys(parts, 1.0)) if arguments.origin else kinds["sum"][0]
+    # Other decoders do not add: how far they are from it is what is compared.
+    summed = skills.compose(dict.fromkeys(parts, 1.0), anyway=True) if arguments.origin else kinds["sum"][0]
     shown = {"demonstrated": demonstration.numpy(), "sum": made(summed), "own embedding": made(kinds["encoded"][0])}
     shown |= {name: made(z.mean(0)) for name, z in parts.items()}
     shown |= {"nothing": made(torch.zeros_like(summed))} if arguments.origin else {}

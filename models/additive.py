@@ -74,9 +74,16 @@ class Additive(Causal):
         width = basis if gains is None else gains[1]
         #: How many features there are.
         self.features = basis + size + width * condition
-        time, order = torch.arange(horizon, dtype=torch.float64).unsqueeze(1), torch.arange(basis)
-        table = torch.cos(math.pi / horizon * (time + 0.5) * order).to(torch.get_default_dtype())
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", self._cosines().to(torch.get_default_dtype()), persistent=False)
+
+    def _cosines(self) -> Tensor:
+        time, order = torch.arange(self.horizon, dtype=torch.float64).unsqueeze(1), torch.arange(self.basis)
+        return torch.cos(math.pi / self.horizon * (time + 0.5) * order)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Additive:
+        super()._apply(fn, recurse)
+        self.table = self._cosines().to(self.table)  # not what was rounded before
+        return self
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the features ``[..., T, F]`` of all positions ``[..., T, X]``, given a condition ``[..., C]``."""

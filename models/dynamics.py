@@ -239,7 +239,7 @@ class AdditiveDynamics(_NormalDynamics):
         basis: how many functions of time they are made of, at most ``horizon``.
         base: what f_0 knows of the states, beside the time. ``"apart"``: each number of the last one times one of its
             own, which stays where states are however long it is followed; ``"linear"``: a matrix times the last one;
-            ``"mlp"``: of the last one; ``"wavenet"``: of all.
+            ``"mlp"``: of the last one; ``"wavenet"``: of all. Only with the first two do embeddings add.
         size: width of the base's layers, unless it has none.
         gains: ``"time"``; ``"state"``, those of the whole state, is what they are compared with.
         min_scale: least standard deviation, in scaled units.
@@ -278,6 +278,11 @@ class AdditiveDynamics(_NormalDynamics):
         )
         # At first the state before has no influence: linear maps at random, one after the other, grow without bound.
         torch.nn.init.zeros_(self.head.loc.weight[:, basis : basis + self.net.size])
+
+    @property
+    def adds(self) -> bool:
+        """Whether what a sum of embeddings generates is the sum of what each does."""
+        return self.gains == "time" and self.base in ("apart", "linear")
 
     def network(self, base: Causal, size: int) -> Additive:
         """Return a network with a base of ``size`` features of states, and with gains like those of these dynamics."""

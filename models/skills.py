@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Several
+from numbers import Real
 from typing import Any
 
 import gymnasium
@@ -35,7 +36,7 @@ from .policies.policy import Acting, Policy
 from .process import Sequence
 from .registration import register
 
-__all__ = ["Skill", "TrajectoryCVAE"]
+__all__ = ["Skill", "TrajectoryCVAE", "shows_nothing", "shows_only"]
 
 
 class TrajectoryCVAE(Policy):
@@ -67,8 +68,10 @@ class TrajectoryCVAE(Policy):
 
     #: Column u is W's, the embedding of skill u, ``[D, U]``.
     embeddings: Tensor
-    #: Whether doing nothing was among the demonstrations, bool.
+    #: Whether it was trained on doing nothing, bool.
     grounded: Tensor
+    #: Whether W was set by :meth:`settle` after the last training, bool.
+    settled: Tensor
     remembers = True
 
     def __init__(
@@ -107,25 +110,33 @@ class TrajectoryCVAE(Policy):
         if self.names:
             self.embeddings = torch.nn.Parameter(torch.zeros(latent, len(self.names)))
             self.register_buffer("grounded", torch.tensor(False))
+            self.register_buffer("settled", torch.tensor(False))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if self.names:  # files from before there was such a flag
+            state_dict.setdefault(f"{prefix}settled", torch.tensor(False))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def check(self, data: Any) -> None:
         """Refuse data of another problem, before any training.
 
         Raises:
-            ValueError: see :meth:`Policy.check`; or if the task has not one number for each name.
+            ValueError: see :meth:`Policy.check`; or if the task has not one number for each name, or a demonstration
+                has more steps than additive dynamics have gains for.
         """
         super().check(data)
+        if isinstance(self.dynamics, AdditiveDynamics):
+            horizon, longest = self.dynamics.horizon, int(data.lengths.max()) - 1
+            if longest > horizon:
+                raise ValueError(
+                    f"the gains of additive dynamics change for {horizon} steps, but a demonstration has {longest}: "
+                    f"give axis=AdditiveDynamics(..., horizon={longest})"
+                )
         if self.names and data.task.shape[-1] != len(self.names):
             raise ValueError(
                 f"there are {len(self.names)} names of skills, but the demonstrations' task has "
                 f"{data.task.shape[-1]} numbers"
             )
-
-    def normalize(self, data: Any) -> None:
-        """Scale states to mean 0 and deviation 1 in the data, and note whether they show doing nothing."""
-        super().normalize(data)
-        if self.names:
-            self.grounded.fill_(bool(_idle(data.task).any()))
 
     # -- the model --------------------------------------------------------------------------------------------------
 
@@ -165,7 +176,11 @@ class TrajectoryCVAE(Policy):
             z = pyro.sample("z", self.prior(len(states), batch.task if self.names else None))
             if self.names:
                 # Observed to be 0: what is drawn for these rows has no part in what follows, and its posterior is p.
-                z = z.masked_fill(_idle(batch.task).unsqueeze(-1), 0.0)
+                idle = shows_nothing(batch.task)
+                z = z.masked_fill(idle.unsqueeze(-1), 0.0)
+                if self.training and torch.is_grad_enabled():
+                    self.grounded.logical_or_(idle.any())
+                    self.settled.zero_()
             policy = self.actions_of(states, z).mask(batch.acted)
             pyro.sample("actions", policy.to_event(1), obs=actions)
             following = states[:, 1:]
@@ -185,9 +200,11 @@ class TrajectoryCVAE(Policy):
 
         ``skills.settle(guide.posterior(demos).mean, demos.task)`` after the training, in which W lags behind: least
         squares, the maximum of the bound over W. Where each demonstration shows one skill, these are the means.
+        :meth:`compose` needs it, and further training undoes it. A checkpoint is written before: save what is settled.
 
         Raises:
-            ValueError: if the skills have no names, or the sizes differ.
+            ValueError: if the skills have no names, the sizes differ, a number is not finite, or a skill cannot be told
+                from the others: it was not shown, or with the same others at the same strengths only.
         """
         if not self.names:
             raise ValueError("skills without names have no embeddings of their own")
@@ -196,31 +213,68 @@ class TrajectoryCVAE(Policy):
                 f"embeddings of {self.latent} numbers and a task of {len(self.names)} for each are needed, got shapes "
                 f"{tuple(z.shape)} and {tuple(task.shape)}"
             )
-        shown = ~_idle(task)
-        self.embeddings.copy_((torch.linalg.pinv(task[shown].to(z.dtype)) @ z[shown]).T)
+        if not (z.isfinite().all() and task.isfinite().all()):
+            raise ValueError("an embedding or a task is not finite")
+        shown = ~shows_nothing(task)
+        given = task[shown].to(torch.float64)
+        inverse = torch.linalg.pinv(given)
+        told = (inverse @ given).diagonal() > 1 - 1e-6
+        if not told.all():
+            lacking = ", ".join(name for name, known in zip(self.names, told.tolist(), strict=True) if not known)
+            raise ValueError(f"the demonstrations do not tell the embeddings of {lacking}: show each apart from others")
+        self.embeddings.copy_((inverse @ z[shown].to(torch.float64)).T)
+        self.settled.fill_(True)
+
+    @property
+    def adds(self) -> bool:
+        """Whether what a sum of embeddings does is the sum of what each does: all means are linear in state and z."""
+        dynamics = self.dynamics
+        linear = isinstance(dynamics, AdditiveDynamics) and dynamics.adds
+        return linear and not self.hidden and isinstance(self.head, AdditiveHead)
 
     @torch.no_grad()
-    def compose(self, weights: Mapping[str, float]) -> Tensor:
+    def compose(self, weights: Mapping[str, float], *, anyway: bool = False) -> Tensor:
         """Return the embedding of several skills at once, ``[D]``: the sum of theirs, each times its weight.
 
         ``skills.acting(skills.compose({"kick": 1.0, "spin": 0.5}))`` is a policy that kicks and turns half as far. Of
         nothing, ``compose({})``, it is the origin.
 
+        Args:
+            weights: of the skills, by name.
+            anyway: sum also where the model does not add, see :attr:`adds`: to compare decoders.
+
         Raises:
-            ValueError: for a skill that is not among the ``names``, a weight that is not finite, or if no origin was
-                shown: then what every skill does, whatever it is, would be summed as often as there are skills.
+            TypeError: for weights that are no mapping of names to numbers.
+            ValueError: for a skill that is not among the ``names``, a weight that is not finite, a model that does not
+                add, or is not settled; or if no origin was shown: then what every skill does, whatever it is, would be
+                summed as often as there are skills.
         """
-        for name, weight in weights.items():
+        given: Any = weights
+        if not isinstance(given, Mapping):
+            raise TypeError(f"weights must map names of skills to numbers, got {weights!r}")
+        for name, weight in given.items():
             if name not in self.names:
                 raise ValueError(f"there is no skill {name!r}; there are {', '.join(self.names) or 'no names'}")
-            if not math.isfinite(weight):
+            if not isinstance(weight, Real | Tensor):
+                raise TypeError(f"the weight of {name!r} must be a number, got {weight!r}")
+            if not self.embeddings.new_tensor(float(weight)).isfinite():
                 raise ValueError(f"the weight of {name!r} must be finite, got {weight}")
         if not (self.names and self.grounded):
             raise ValueError(
                 "no origin was shown: z = 0 means nothing yet, so embeddings cannot be summed. Give the model names, "
-                "and normalize it by demonstrations of which some show doing nothing, with a task of zeros"
+                "and train it on demonstrations of which some show doing nothing, with a task of zeros"
             )
-        return self.embeddings @ self.embeddings.new_tensor([weights.get(name, 0.0) for name in self.names])
+        if not self.settled:
+            raise ValueError(
+                "the embeddings are not settled, and lag behind: after the training, call "
+                "skills.settle(guide.posterior(demos).mean, demos.task)"
+            )
+        if not (anyway or self.adds):
+            raise ValueError(
+                "sums mean nothing to this model: it takes AdditiveDynamics with gains of time and a base apart or "
+                "linear, no hidden layers and an AdditiveHead. To sum embeddings anyway: compose(..., anyway=True)"
+            )
+        return self.embeddings @ self.embeddings.new_tensor([float(weights.get(name, 0)) for name in self.names])
 
     # -- generating -------------------------------------------------------------------------------------------------
 
@@ -315,6 +369,11 @@ class Skill(Acting):
         return self.skills.choose(distribution, deterministic)
 
 
-def _idle(task: Tensor) -> Tensor:
-    """Which demonstrations are of doing nothing, bool ``[B]``."""
+def shows_nothing(task: Tensor) -> Tensor:
+    """Return which demonstrations are of doing nothing, bool ``[B]``."""
     return (task == 0).all(-1)
+
+
+def shows_only(task: Tensor, skill: int) -> Tensor:
+    """Return which demonstrations show one skill, once, and no other, bool ``[B]``."""
+    return (task[:, skill] == 1) & ((task != 0).sum(-1) == 1)

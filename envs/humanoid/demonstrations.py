@@ -27,13 +27,14 @@ import numpy as np
 from ..._files import replacing, settle
 from ..._limits import json_of
 from ..._progress import ProgressBar
+from ..._verify import verify_seed
 from ...models.policies.controller import Controller
 from ...models.policies.episodes import Episodes
 from ..data.demonstrations import Demonstrations
 from ..data.episodes import Episode
-from ..data.tasks import task_of
+from ..data.tasks import task_of, verify_names
 from .deep_mimic import ACTION_HIGH, ACTION_LOW, DeepMimicEnv
-from .experts import EXPERT_SKILLS, AssistedPlayback, DeepMimicExpert, parts_of
+from .experts import ALL_COMPOSITES, EXPERT_SKILLS, AssistedPlayback, DeepMimicExpert
 from .motion import HumanoidMotion, busiest_phase
 
 __all__ = ["Recording", "SkillRecord", "busiest_phase", "demonstrations", "record_demonstrations"]
@@ -186,7 +187,8 @@ def record_demonstrations(
         steps: actions of each; fewer where a clip that does not loop is over before.
         seed: of the noise.
         noise: standard deviation of each action number, in units of half its range.
-        names: what the columns of `task` stand for; None for the skills. See `envs.data.tasks.task_of`.
+        names: what the columns of `task` stand for; None for the skills but ``"stand"``, whose task is zeros. See
+            `envs.data.tasks.task_of`.
         progress: whether to show a bar.
 
     Returns:
@@ -199,16 +201,13 @@ def record_demonstrations(
             skill and its parts.
         RuntimeError: if a skill fell `20 + 5 per_skill` times.
     """
-    skills, columns = tuple(skills), tuple(skills if names is None else names)
-    if isinstance(names, str) or not skills or len(set(skills)) != len(skills) or len(set(columns)) != len(columns):
-        raise ValueError(f"skills and names must each be there and once, got {skills} and {columns}")
-    tasks = [task_of(skill, parts_of(skill), columns) for skill in skills]
+    columns = verify_names(skills, names, ALL_COMPOSITES)
+    tasks = [task_of(skill, ALL_COMPOSITES, columns) for skill in skills]
     if per_skill < 1 or steps < 1:
         raise ValueError(f"per_skill and steps must be at least 1, got {per_skill} and {steps}")
     if not 0 <= noise < 0.25:
         raise ValueError(f"noise must be in 0 <= noise < 0.25, got {noise}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+    verify_seed(seed)
     clips = [HumanoidMotion.load(skill) for skill in skills]
     episodes: list[Episode] = []
     records: list[SkillRecord] = []
@@ -315,6 +314,8 @@ class Arguments:
     """The file of demonstrations (.npz); what they are is written beside it (.json)."""
     skills: tuple[str, ...] = ("kick", "spin", "jump")
     """Names of clips."""
+    names: tuple[str, ...] | None = None
+    """What the columns of the task stand for; by default the skills but stand, whose task is zeros."""
     per_skill: int = 20
     """Demonstrations of each."""
     steps: int = 45

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data import tasks
 from .deep_mimic import ACTION_HIGH, ACTION_LOW
 from .motion import BALL_STARTS, CONTROL_RATE, HINGE_STARTS, SPHERICAL, STAND, HumanoidMotion, bullet_data
 from .quaternions import rotation_vector
@@ -27,13 +28,19 @@ EXPERT_SKILLS = ("backflip", "jump", "spinkick", "walk")
 # Which skills add up to which. Those of the spin kick are the paper's; it does not say which ones make a backflip, and
 # jump + roll is this library's choice.
 COMPOSITES = {"spinkick": ("kick", "spin", "jump"), "backflip": ("jump", "roll")}
+#: The same, and doing nothing.
+ALL_COMPOSITES = {**COMPOSITES, STAND: ()}
 
 _STATE, _ACTION = 197, 36
 
 
 def parts_of(skill: str) -> tuple[str, ...]:
-    """Return the sub-skills of a skill: those that make a composite or a sum (``"kick+spin"``), itself, or none."""
-    return () if skill == STAND else COMPOSITES.get(skill, tuple(skill.split("+")))
+    """Return the sub-skills of a skill: those that make a composite or a sum (``"kick+spin"``), itself, or none.
+
+    Raises:
+        ValueError: if a part of a sum has no name.
+    """
+    return tasks.parts_of(skill, ALL_COMPOSITES)
 
 
 def _observed(observation: Any) -> np.ndarray:

@@ -123,6 +123,7 @@ class HumanoidMotion:
     def __init__(self, frames: np.ndarray | list[list[float]], loops: bool = True, name: str = "the motion") -> None:
         table = _table(frames, name)
         self.name, self.loops = name, loops
+        self._summed: np.ndarray | None = None  # what `vectors` are of a sum
         durations = table[:-1, 0]
         # Multiples rather than sums where all frames last equally long: the rounding errors do not add up.
         self._duration = float(durations[0]) if (durations == durations[0]).all() else None
@@ -181,11 +182,11 @@ class HumanoidMotion:
         """
         table = np.zeros((_WINDOW + 1, _WIDTH))
         table[:, 0], table[:, 2] = 1 / CONTROL_RATE, _STANDING
-        vectors, root = np.zeros((_WINDOW + 1, 28)), np.zeros((_WINDOW + 1, 3))
+        vectors = sum((motion.vectors() for motion in motions), np.zeros((_WINDOW + 1, 28)))
+        root = np.zeros((_WINDOW + 1, 3))
         for motion in motions:
             start = busiest_phase(motion, _WINDOW) * motion.seconds
             poses = [motion.at(start + tick / CONTROL_RATE) for tick in range(_WINDOW + 1)]
-            vectors += joint_vectors(poses)
             table[:, 1:4] += np.array([pose.position for pose in poses]) - poses[0].position
             turned = np.array([pose.rotation for pose in poses])
             x, y, z, w = turned[0]
@@ -197,7 +198,19 @@ class HumanoidMotion:
         rotations = np.concatenate([rotations, [[j for j in joints if len(j) == 4] for joints in pose]], 1)
         table[:, _QUATERNIONS] = rotations
         table[:, _ANGLES] = [[j[0] for j in joints if len(j) == 1] for joints in pose]
-        return cls(table, False, name)
+        made = cls(table, False, name)
+        made._summed = vectors
+        return made
+
+    def vectors(self, steps: int = _WINDOW) -> np.ndarray:
+        """Return the joints from the `busiest_phase` on, ``[steps + 1, 28]``, see `joint_vectors`.
+
+        Those of a sum are the sum of its parts': beyond half a turn in its first frame, too, which a pose cannot say.
+        """
+        if self._summed is not None:
+            return self._summed[np.minimum(np.arange(steps + 1), _WINDOW)]
+        start = busiest_phase(self, steps) * self.seconds
+        return joint_vectors([self.at(start + tick / CONTROL_RATE) for tick in range(steps + 1)])
 
     def __len__(self) -> int:
         return len(self._times)

@@ -24,7 +24,7 @@ __all__ = ["RotationVectors", "as_quaternions", "in_rotation_vectors"]
 
 _LINKS, _HEAD = 15, 2  # the phase and the height come first
 _LARGEST = np.float32(4 * np.pi)  # of a number of an action (rad)
-_WIDTH = _HEAD + 12 * _LINKS
+_WIDTH, _QUATERNIONS = _HEAD + 12 * _LINKS, _HEAD + 13 * _LINKS  # numbers of a state
 ACTIONS = spaces.Box(-_LARGEST, _LARGEST, (28,), np.float32)
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (_WIDTH,), np.float32)
 
@@ -70,7 +70,14 @@ class RotationVectors(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.n
 
 
 def in_rotation_vectors(demos: Demonstrations) -> Demonstrations:
-    """Return demonstrations of `DeepMimicEnv` as ones of `RotationVectors`, to the precision of 32 bits."""
+    """Return demonstrations of `DeepMimicEnv` as ones of `RotationVectors`, to the precision of 32 bits.
+
+    Raises:
+        ValueError: if they are of something else, such as those that it returns.
+    """
+    sizes = demos.observations.shape[-1], demos.actions.shape[-1]
+    if sizes != (_QUATERNIONS, 36):
+        raise ValueError(f"demonstrations of DeepMimicEnv have {_QUATERNIONS} and 36 numbers a step, got {sizes}")
     episodes = []
     for episode in demos.to_episodes():
         seen, taken = np.asarray(episode.observations), np.asarray(episode.actions, np.float64)
@@ -82,7 +89,13 @@ def in_rotation_vectors(demos: Demonstrations) -> Demonstrations:
 
 
 def as_quaternions(states: Tensor) -> Tensor:
-    """Return states ``[..., 182]`` as `DeepMimicEnv` has them, ``[..., 197]``."""
+    """Return states ``[..., 182]`` as `DeepMimicEnv` has them, ``[..., 197]``.
+
+    Raises:
+        ValueError: for states of another size.
+    """
+    if states.shape[-1] != _WIDTH:
+        raise ValueError(f"states must have {_WIDTH} numbers, got shape {list(states.shape)}")
     links = states[..., _HEAD : _HEAD + 6 * _LINKS].unflatten(-1, (_LINKS, 6))
     vectors = links[..., 3:]
     half = vectors.norm(dim=-1, keepdim=True) / 2

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...envs.data.demonstrations import Demonstrations
 from ...models.policies.episodes import Episodes
+from ...models.skills import shows_only
 
 __all__ = ["Cycle", "SkillMeasures", "play_cycle", "state_mse"]
 
@@ -151,14 +152,9 @@ class SkillMeasures:
         for name in self.subskills:
             if name not in names:
                 raise ValueError(f"there is no skill {name!r} among the names {', '.join(names)}")
-            self._rows[name] = self._alone(train.task, names.index(name)).nonzero().squeeze(-1).cpu()
+            self._rows[name] = shows_only(train.task, names.index(name)).nonzero().squeeze(-1).cpu()
             if not len(self._rows[name]):
                 raise ValueError(f"there is no demonstration of the skill {name!r} to train on")
-
-    @staticmethod
-    def _alone(task: Tensor, skill: int) -> Tensor:
-        """Which demonstrations show one skill and no other, bool ``[N]``."""
-        return (task[:, skill] == 1) & (task.sum(-1) == 1)
 
     def _states(self) -> Tensor:
         """The states of the sub-skills' training demonstrations at which they acted, ``[.., S]``."""

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from ...models.registration import register
+from ...models.skills import shows_only
 
 __all__ = [
     "MutualInformation",
@@ -266,8 +267,8 @@ class MutualInformation(nn.Module):
     Args:
         skills: the model.
         guide: its guide.
-        demos: demonstrations to draw tuples of, whose task is the one-hot skill ``[B, U]``; those of none or of
-            several at once are not drawn.
+        demos: demonstrations to draw tuples of, whose task is the one-hot skill ``[B, U]``; those of none, of several
+            at once or of part of one are not drawn.
         subskills: names of the M sub-skills whose embeddings are to be summed.
         names: of all U skills, in the order of the task.
         kind: ``"off"`` (no factor, and no rollouts), ``"variational"``, ``"nonvariational"``, ``"literal"``, ``"tied"``
@@ -518,16 +519,11 @@ def _members(demos: Any, subskills: tuple[str, ...], names: tuple[str, ...]) -> 
             f"names must be those of all skills, one for each of the {task.shape[-1]} numbers of the demonstrations' "
             f"task: got {', '.join(names) or 'none'}"
         )
-    other = ((task != 0) & (task != 1)).any(-1)
-    if bool(other.any()):
-        raise ValueError(
-            f"the task of demonstration {int(other.nonzero()[0])} does not say which it shows of {', '.join(names)}"
-        )
     members = []
     for name in subskills:
         if name not in names:
             raise ValueError(f"the composite names no skill {name!r}; there are {', '.join(names)}")
-        rows = ((task[:, names.index(name)] == 1) & (task.sum(-1) == 1)).nonzero().squeeze(-1)
+        rows = shows_only(task, names.index(name)).nonzero().squeeze(-1)
         if not len(rows):
             raise ValueError(f"there is no demonstration of the sub-skill {name!r}")
         short = demos.lengths[rows].cpu() < 2

@@ -157,8 +157,10 @@ def match(
 
 
 def _renamed(saved: dict[str, Any]) -> dict[str, Any]:
-    """What a saved module of version 0.1 is called now."""
-    name, signature = saved["class"], str(saved["signature"])
+    """What a saved module of version 0.1 is called now, and the flag that skills had no use for then."""
+    name, signature, state = saved["class"], str(saved["signature"]), saved["state"]
+    settled = {f"{key.removesuffix('grounded')}settled" for key in state if key.endswith("grounded")}
+    saved = saved | {"state": dict.fromkeys(settled, torch.tensor(False)) | state}
     if name == "SoftActorCritic" and ", first=True," in signature:
         return saved | {"class": f"First{name}", "signature": f"First{signature}"}
     return saved

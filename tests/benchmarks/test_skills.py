@@ -63,6 +63,15 @@ def test_the_page_holds_the_table_of_the_results(benchmark: ModuleType) -> None:
     assert benchmark.with_table(page, benchmark.table(benchmark.read_rows(benchmark.RESULTS))) == page
 
 
+def test_the_runs_are_those_of_the_results(benchmark: ModuleType) -> None:
+    apart = {benchmark.SPEED, benchmark.PAIRS, *benchmark.CLIPS}
+    rows = [row for row in benchmark.read_rows(benchmark.RESULTS) if row["task"] not in apart]
+    made = {(row["task"], row["method"]) for row in rows if row["method"] not in benchmark.REFERENCES}
+    assert made <= {(task, method) for task, methods in benchmark.RUNS.items() for method in methods}
+    kinds = {"sum", "mean", "encoded", "part", "own", "composite", None}
+    assert {row["setting"].get("embedding") for row in rows} <= kinds
+
+
 def test_unknown_names_are_refused(benchmark: ModuleType) -> None:
     with pytest.raises(SystemExit, match="there is no method foo; there are additive, additive-off"):
         benchmark.main(benchmark.Arguments(methods=("off", "foo")))
@@ -74,7 +83,7 @@ def test_pairs_that_are_held_out_are_never_shown(benchmark: ModuleType) -> None:
     pairs = benchmark.pairs_of(1)
     assert len(set(pairs)) == 21 and max(benchmark.SHOWN) + 6 == 21
     assert pairs != benchmark.pairs_of(2)
-    rows = benchmark.with_pairs("additive", 2, 1, updates=1)
+    rows = benchmark.with_pairs("additive", 2, 1, updates=10)
     assert [item["setting"]["embedding"] for item in rows] == ["sum", "part"]
     assert all(item["setting"]["shown"] == 2 and item["value"] > 0 for item in rows)
 

@@ -93,6 +93,7 @@ def test_the_displacement_of_a_composite_is_the_sum_of_its_parts() -> None:
         together = run(env, sum(forces))[0]
         assert np.allclose(together, apart, rtol=0, atol=1e-14 * 30)
         assert np.allclose(together, reference(skills)[0], rtol=0, atol=1e-13)
+    assert np.abs(reference("weave+circle+sway")[2]).max() == pytest.approx(1.162, abs=1e-3)  # of three: clipped
     # Not only of the skills: the environment itself is linear, as long as no force is clipped.
     one, other = rng.uniform(-0.4, 0.4, (2, 30, 2))
     assert np.allclose(run(env, one + other)[0], run(env, one)[0] + run(env, other)[0], rtol=0, atol=1e-13)
@@ -142,6 +143,10 @@ def test_demonstrations_and_their_tasks() -> None:
     assert found.task.tolist() == [[0, 1, 0]] * 3 + [[0, 0, 1]] * 3
     assert found.truncated.all() and (found.lengths == 31).all() and found.rewards is not None
     assert demonstrations(["push", "toy"], 1).task.tolist() == [[1, 0], [0, 1]]
+    # Doing nothing is zeros, unless it is named.
+    assert demonstrations(["push", "rest", "toy"], 1).task.tolist() == [[1, 0], [0, 0], [0, 1]]
+    assert demonstrations(["rest+push", "rest"], 1, names=["rest", "push"]).task.tolist() == [[1, 1], [1, 0]]
+    assert demonstrations(["toy+toy"], 1, names=["toy", "rise"]).task.tolist() == [[2, 0]]
     found = demonstrations(["toy", "rest", "weave+rise"], 1, names=["rise", "push", "weave"])
     assert found.task.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]
     assert found.observations[1, :, 1:3].abs().max() < 0.1
@@ -174,8 +179,9 @@ def test_bad_use_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=f"there is no skill 'flip'; there are {known}"):
             use()
-    with pytest.raises(ValueError, match="at least one skill"):
-        parts_of(())
+    for nobody in ((), "", "rise+", "+rise"):
+        with pytest.raises(ValueError, match="at least one skill is needed, with a name"):
+            parts_of(nobody)
     for use in (
         lambda: PointSkillsEnv(steps=0),
         lambda: PointTeacher("rise", 0),
@@ -193,8 +199,12 @@ def test_bad_use_is_refused() -> None:
             demonstrations(skills)
     with pytest.raises(ValueError, match="'rise' is not among the names push"):
         demonstrations(["rise"], names=["push"])
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="names must be given each once, got rise, rise"):
         demonstrations(["rise"], names=["rise", "rise"])
+    with pytest.raises(ValueError, match="names must be several names, at least one, got 'rise'"):
+        demonstrations(["rise"], names="rise")
+    with pytest.raises(ValueError, match="seed must be at least 0, not -1"):
+        demonstrations(["rise"], seed=-1)
     with pytest.raises(ValueError, match="render_mode"):
         PointSkillsEnv(render_mode="human")
     with pytest.raises(ValueError, match=r"shape \[5\]"):

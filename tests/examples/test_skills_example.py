@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pyrocontrol import load
 from pyrocontrol.inference import read_rows
 from scripts import load_script
 
@@ -33,9 +34,19 @@ def test_a_run_writes_everything_and_goes_on_where_it_stopped(
     whole = run(example, tmp_path / "whole", mi="tied", updates=4)
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert names == {
-        *("result.json", "checkpoint.pt", "tensorboard", "mse.png", "learning_curve.png", "embeddings.png"),
+        *(
+            "result.json",
+            "checkpoint.pt",
+            "skills.pt",
+            "tensorboard",
+            "mse.png",
+            "learning_curve.png",
+            "embeddings.png",
+        ),
         *("interpolation.png", "generation.png", "generation.gif", "links.png"),
     }
+    both = load(tmp_path / "whole" / "skills.pt").compose({"rise": 1.0, "push": 1.0})
+    assert both.isfinite().all() and both.norm() > 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example, "draw", lambda *given: None)
         run(example, tmp_path / "stopped", mi="tied", updates=2)
@@ -116,6 +127,9 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": 0.0}, "--learning-rate must be positive and finite, got 0"),
     ({"base": "linear", "axis": "time"}, "--base and --gains are for --axis additive"),
     ({"composite": "kick"}, "--composite kick: there are toy, spinkick, backflip, and sums such as"),
+    ({"composite": "stand+kick", "joints": True}, r"--composite stand\+kick: there are toy"),
+    ({"composite": "kick+kick", "joints": True}, "sums such as kick.spin, of skills each once"),
+    ({"composite": "kick+"}, r"--composite kick\+: at least one skill is needed, with a name"),
     ({"device": "gpu"}, "device gpu cannot be used"),
     ({"residual": True, "axis": "mlp"}, "--residual is for --axis time"),
     ({"batch_size": 0}, "--batch-size must be at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -239,6 +240,13 @@ def test_as_many_cosines_as_steps_are_every_gain() -> None:
     table = AdditiveDynamics(2, 3, horizon=5, basis=5).net.table
     torch.testing.assert_close(torch.linalg.inv(table) @ table, torch.eye(5))
     assert torch.linalg.cond(table) < 2
+
+
+def test_cosines_are_as_precise_as_the_weights() -> None:
+    dynamics = AdditiveDynamics(2, 3, horizon=64, basis=16).double()
+    time = np.arange(64)[:, None] + 0.5
+    np.testing.assert_allclose(dynamics.net.table, np.cos(np.pi / 64 * time * np.arange(16)), rtol=0, atol=1e-14)
+    assert dynamics.float().net.table.dtype == torch.float32
 
 
 def test_bad_dynamics() -> None:

@@ -14,10 +14,11 @@ from gymnasium import spaces
 from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO, TraceMeanField_ELBO
 
+from pyrocontrol import load
 from pyrocontrol.envs import Demonstrations, Episode
 from pyrocontrol.guides import TrajectoryGuide
-from pyrocontrol.inference import StepwiseKL_ELBO, fit
-from pyrocontrol.models import MLPDynamics, TrajectoryCVAE
+from pyrocontrol.inference import StepwiseKL_ELBO, fit, load_checkpoint
+from pyrocontrol.models import AdditiveDynamics, MLPDynamics, TrajectoryCVAE
 
 AXES = ["time", "components", "additive"]
 ELBOS: dict[str, type[ELBO]] = {"stepwise": StepwiseKL_ELBO, "trace": Trace_ELBO, "mean-field": TraceMeanField_ELBO}
@@ -177,15 +178,17 @@ NAMES = ("kick", "spin")
 
 def named(tasks: list[list[float]], **options: Any) -> tuple[TrajectoryCVAE, Demonstrations]:
     data = demonstrations((4, 2, 6), np.float64).replace(task=torch.tensor(tasks, dtype=torch.float64))
-    skills = skills_for(data, names=NAMES, axis="additive", **options)
+    data = data.to(dtype=torch.get_default_dtype())
+    skills = skills_for(data, names=NAMES, **{"axis": "additive", "hidden": ()} | options)
     skills.normalize(data)
     torch.nn.init.normal_(skills.embeddings)
+    poutine.block(skills.model)(data)  # as in training
     return skills, data
 
 
 @pytest.mark.usefixtures("float64")
 def test_a_policy_adds_along_the_whole_episode() -> None:
-    skills, data = named([[1, 0], [0, 1], [0, 0]], hidden=())
+    skills, data = named([[1, 0], [0, 1], [0, 0]])
     states, (one, other) = skills.scaled(data.observations), torch.randn(2, 3, 2)
 
     def policy(z: torch.Tensor) -> dist.Normal:
@@ -224,7 +227,9 @@ def test_doing_nothing_is_zero_and_two_at_once_are_a_sum() -> None:
     for site in ("states", "actions"):
         torch.testing.assert_close(other.nodes[site]["log_prob"], found.nodes[site]["log_prob"])
     assert (other.nodes["_RETURN"]["value"][2] == 0).all()
+    skills.settled.fill_(True)
     torch.testing.assert_close(skills.compose({"kick": 1.0, "spin": 0.5}), kick + 0.5 * spin)
+    torch.testing.assert_close(skills.compose({"kick": np.float32(1), "spin": torch.tensor(0.5)}), kick + 0.5 * spin)
     assert (skills.compose({}) == 0).all()
 
 
@@ -242,15 +247,117 @@ def test_embeddings_settle_at_means_and_sums() -> None:
         skills.settle(z, data.task)
 
 
+@pytest.mark.parametrize(
+    ("task", "lacking"),
+    [
+        ([[1, 0], [1, 0], [0, 0]], "spin"),
+        ([[1, 1], [2, 2], [0, 0]], "kick, spin"),
+        ([[0, 0], [0, 0], [0, 0]], "kick, spin"),
+    ],
+)
+def test_embeddings_that_the_demonstrations_do_not_tell(task: list[list[float]], lacking: str) -> None:
+    skills, data = named(task)
+    before = skills.embeddings.detach().clone()
+    with pytest.raises(ValueError, match=f"do not tell the embeddings of {lacking}: show"):
+        skills.settle(torch.ones(3, 2), data.task)
+    for z, shown in ((torch.full((3, 2), math.nan), data.task), (torch.ones(3, 2), data.task / 0)):
+        with pytest.raises(ValueError, match="an embedding or a task is not finite"):
+            skills.settle(z, shown)
+    assert torch.equal(skills.embeddings, before) and not skills.settled
+
+
+def test_composing_needs_an_origin_trained_on_and_settled_embeddings() -> None:
+    skills, data = named([[1, 0], [0, 1], [0, 0]])
+    with pytest.raises(ValueError, match=r"not settled.*skills.settle\(guide.posterior"):
+        skills.compose({"kick": 1.0})
+    z = torch.randn(3, 2)
+    skills.settle(z, data.task)
+    torch.testing.assert_close(skills.compose({"kick": 1.0, "spin": 1.0}), z[0] + z[1])
+    with torch.no_grad():
+        poutine.block(skills.model)(data)  # evaluating is no training
+    poutine.block(skills.eval().model)(data)
+    skills.compose({"kick": 1.0})
+    poutine.block(skills.train().model)(data)
+    with pytest.raises(ValueError, match="not settled"):
+        skills.compose({"kick": 1.0})
+    # To be normalized by doing nothing is not to be trained on it.
+    skills, shown = named([[1, 0], [0, 1], [1, 0]])
+    skills.normalize(data)
+    skills.settle(z, shown.task)
+    with pytest.raises(ValueError, match="no origin was shown"):
+        skills.compose({"kick": 1.0})
+
+
+def test_files_from_before_embeddings_were_settled(tmp_path: Any) -> None:
+    skills, data = named([[1, 0], [0, 1], [0, 0]])
+    skills.settle(torch.randn(3, 2), data.task)
+    skills.save(tmp_path / "skills.pt")
+    assert load(tmp_path / "skills.pt").settled
+    guide = TrajectoryGuide(skills, encoder_size=4)
+    svi = SVI(skills.model, guide, pyro.optim.Adam({"lr": 3e-3}), StepwiseKL_ELBO())
+    fit(svi, data, steps=1, batch_size=3, out=tmp_path, progress=False)
+
+    def without(content: Any) -> Any:
+        if isinstance(content, dict):
+            return type(content)({key: without(each) for key, each in content.items() if key != "settled"})
+        return [*map(without, content)] if isinstance(content, list) else content
+
+    for name in ("skills.pt", "checkpoint.pt"):
+        torch.save(without(torch.load(tmp_path / name, weights_only=False)), tmp_path / name)
+    old = load(tmp_path / "skills.pt")
+    assert old.grounded and not old.settled
+    skills.settle(torch.randn(3, 2), data.task)
+    load_checkpoint(tmp_path / "checkpoint.pt", skills)
+    assert skills.grounded and not skills.settled
+    assert fit(svi, data, steps=2, batch_size=3, out=tmp_path, progress=False).step == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "adds"),
+    [
+        ({"axis": AdditiveDynamics(3, 2, base="apart")}, True),
+        ({"axis": AdditiveDynamics(3, 2, base="linear")}, True),
+        ({"axis": AdditiveDynamics(3, 2, base="mlp")}, False),
+        ({"axis": AdditiveDynamics(3, 2, base="wavenet", size=4)}, False),
+        ({"axis": AdditiveDynamics(3, 2, gains="state")}, False),
+        ({"axis": AdditiveDynamics(3, 2), "hidden": (8,)}, False),
+        ({"axis": AdditiveDynamics(3, 2), "head": "mixture"}, False),
+        ({"axis": "time", "hidden": (8,)}, False),
+    ],
+)
+def test_sums_are_only_of_models_that_add(options: dict[str, Any], adds: bool) -> None:
+    skills, data = named([[1, 0], [0, 1], [0, 0]], **options)
+    skills.settle(torch.randn(3, 2), data.task)
+    assert skills.adds is adds
+    anyway = skills.compose({"kick": 1.0, "spin": 1.0}, anyway=True)
+    if adds:
+        torch.testing.assert_close(skills.compose({"kick": 1.0, "spin": 1.0}), anyway)
+        z, first = torch.stack([*skills.embeddings.T, anyway, 0 * anyway]), data.observations[0, 0].float()
+        one, other, both, nothing = skills.generate(z.detach(), first, 10)
+        torch.testing.assert_close(both - nothing, one + other - 2 * nothing, rtol=1e-4, atol=1e-4)
+    else:
+        with pytest.raises(ValueError, match="sums mean nothing to this model"):
+            skills.compose({"kick": 1.0, "spin": 1.0})
+
+
+def test_demonstrations_beyond_the_horizon() -> None:
+    data = demonstrations((4, 2, 6))
+    skills_for(data, axis=AdditiveDynamics(3, 2, horizon=6, basis=3)).check(data)
+    with pytest.raises(ValueError, match=r"change for 5 steps, but a demonstration has 6: give .*horizon=6\)"):
+        skills_for(data, axis=AdditiveDynamics(3, 2, horizon=5, basis=3)).normalize(data)
+
+
 def test_composing_what_cannot_be() -> None:
     skills, data = named([[1, 0], [0, 1], [0, 0]])
     with pytest.raises(ValueError, match="there is no skill 'jump'; there are kick, spin"):
         skills.compose({"kick": 1.0, "jump": 1.0})
-    with pytest.raises(ValueError, match="the weight of 'kick' must be finite, got nan"):
-        skills.compose({"kick": math.nan})
-    skills, _ = named([[1, 0], [0, 1], [1, 0]])
-    with pytest.raises(ValueError, match="no origin was shown"):
-        skills.compose({"kick": 1.0})
+    for weight in (math.nan, 1e39):  # the second is none of 32 bits
+        with pytest.raises(ValueError, match=r"the weight of 'kick' must be finite, got (nan|1e\+39)"):
+            skills.compose({"kick": weight})
+    with pytest.raises(TypeError, match="the weight of 'kick' must be a number, got '1.0'"):
+        skills.compose({"kick": "1.0"})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match=r"weights must map names of skills to numbers, got \['kick'\]"):
+        skills.compose(["kick"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there is no skill 'kick'; there are no names"):
         skills_for(data).compose({"kick": 1.0})
     with pytest.raises(ValueError, match="2 names of skills, but the demonstrations' task has 0 numbers"):

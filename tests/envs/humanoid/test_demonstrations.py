@@ -106,14 +106,17 @@ def test_a_demonstration_that_falls_is_none() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"skills": ()}, "must each be there and once"),
-    ({"skills": ("walk", "walk")}, "must each be there and once"),
+    ({"skills": ()}, r"skills must be several names, at least one, got \(\)"),
+    ({"skills": "walk"}, "skills must be several names"),
+    ({"skills": ("walk", "walk")}, "skills must be given each once, got walk, walk"),
+    ({"skills": ("walk",), "names": ("walk", "walk")}, "names must be given each once"),
+    ({"skills": ("walk+",)}, r"a name, and one on either side of a plus: got 'walk\+'"),
     ({"skills": ("walk",), "names": ("kick", "jump")}, "the skill 'walk' is not among the names kick, jump"),
     ({"per_skill": 0}, "per_skill and steps must be at least 1, got 0 and 45"),
     ({"steps": 0}, "got 20 and 0"),
     ({"noise": -0.1}, "noise must be in 0 <= noise < 0.25, got -0.1"),
     ({"noise": float("nan")}, "noise must be"),
-    ({"seed": -1}, "seed must not be negative, got -1"),
+    ({"seed": -1}, "seed must be at least 0, not -1"),
 ]
 
 
@@ -176,12 +179,13 @@ def test_what_is_assisted_is_known_on_disk(tmp_path: Path) -> None:
 
 @pytestmark_bullet
 def test_the_command_records_and_says_what(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    main(Arguments(tmp_path / "skills.npz", ("spin", "walk"), per_skill=1, steps=3))
+    main(Arguments(tmp_path / "skills.npz", ("spin", "walk"), ("spin", "kick", "walk"), per_skill=1, steps=3))
     told = capfd.readouterr()
     assert "demonstration 1/2  spin\ndemonstration 2/2  walk\n" in told.err
     printed = " ".join(told.out.split())
     assert "│ spin │ yes │" in printed and "│ walk │ no │" in printed and "the root was held" in printed
-    assert len(Recording.load(tmp_path / "skills.npz").demonstrations) == 2
+    found = Recording.load(tmp_path / "skills.npz")
+    assert found.demonstrations.task.tolist() == [[1, 0, 0], [0, 0, 1]] and found.names == ("spin", "kick", "walk")
 
 
 def small() -> Recording:

@@ -29,6 +29,18 @@ def test_the_joints_of_a_sum_are_the_sum_of_the_joints() -> None:
     assert np.abs(alone).max() > np.pi  # beyond half a turn, where a vector of the shorter way would jump
 
 
+def test_a_sum_may_begin_beyond_half_a_turn() -> None:
+    alone = vectors("dance_a") + vectors("kick")
+    assert np.linalg.norm(alone[0, :24].reshape(8, 3), axis=-1).max() > np.pi
+    both = HumanoidMotion.load("dance_a+kick")
+    np.testing.assert_allclose(both.vectors(), alone, atol=1e-9)
+    np.testing.assert_allclose(both.vectors(60)[45:], np.repeat(alone[45:], 16, 0), atol=1e-9)  # it stays there
+    more = HumanoidMotion.summed([both, HumanoidMotion.load("spin")])
+    np.testing.assert_allclose(more.vectors(), alone + vectors("spin"), atol=1e-9)
+    env = gymnasium.make("pyrocontrol/HumanoidJoints-v0", motion=both)
+    assert play_cycle(env, joints.JointsTeacher(both)).tracking_error < 1e-6
+
+
 def test_the_root_of_a_sum_goes_where_both_roots_go() -> None:
     one, other, both = (HumanoidMotion.load(name) for name in ("jump", "kick", "jump+kick"))
     paths = [clip.at(0.7).position - clip.at(0.0).position for clip in (one, other)]
@@ -59,6 +71,34 @@ def test_without_physics_the_teacher_is_exact_and_its_demonstrations_are_its_own
         env.step(np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="'kick' is not among the names spin"):
         joints.demonstrations(["kick"], names=["spin"])
+    assert joints.demonstrations(["kick", STAND], 1).task.tolist() == [[1], [0]]
+    assert joints.demonstrations([STAND], 1, names=[STAND]).task.tolist() == [[1]]
+
+
+def test_what_joints_without_physics_do_not_take() -> None:
+    for name in ("init", "max_seconds", "assisted", "fall_links"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            joints.JointsEnv("kick", **{name: None})  # type: ignore[arg-type]
+    env = joints.JointsEnv("kick")
+    for options in ({"phase": 0.5}, {"speed": 2.0}):
+        with pytest.raises(ValueError, match=f"unknown options {next(iter(options))}; known are none"):
+            env.reset(options=options)
+    teacher = joints.JointsTeacher("kick")
+    for seen in (np.zeros(28), np.zeros((2, 30)), np.zeros((1, 2, 29))):
+        with pytest.raises(ValueError, match=r"shape \[29\] or \[B, 29\]"):
+            teacher.predict(seen)
+        with pytest.raises(ValueError, match=r"shape \[(T|29)"):
+            env.full(seen)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        teacher.predict(np.full(29, np.nan))
+    for given, match in (
+        ({"skills": "kick"}, "skills must be several names"),
+        ({"skills": ["kick"], "names": "kick"}, "names must be several names"),
+        ({"skills": ["kick"], "names": ["kick", "kick"]}, "names must be given each once"),
+        ({"skills": ["kick"], "seed": -1}, "seed must be at least 0, not -1"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            joints.demonstrations(**given)  # type: ignore[arg-type]
 
 
 def test_rotation_vectors_stand_for_the_same_states_and_targets() -> None:
@@ -79,8 +119,15 @@ def test_rotation_vectors_stand_for_the_same_states_and_targets() -> None:
         assert reward == pytest.approx(expected, abs=1e-3)
     np.testing.assert_allclose(as_quaternions(torch.as_tensor(observation)), before, atol=2e-2)
     assert AssistedPlayback(clip).predict(before)[0].shape == (36,)
+    with pytest.raises(ValueError, match=r"have 197 and 36 numbers a step, got \(182, 28\)"):
+        in_rotation_vectors(found)
+    with pytest.raises(ValueError, match=r"states must have 182 numbers, got shape \[2, 197\]"):
+        as_quaternions(torch.zeros(2, 197))
 
 
 def test_parts() -> None:
     assert parts_of("spinkick") == ("kick", "spin", "jump") and parts_of("kick+walk") == ("kick", "walk")
     assert parts_of("walk") == ("walk",) and parts_of(STAND) == ()
+    assert parts_of("stand+kick") == ("kick",) and parts_of("backflip+kick") == ("jump", "roll", "kick")
+    with pytest.raises(ValueError, match="one on either side of a plus: got 'kick\\+'"):
+        parts_of("kick+")

@@ -19,6 +19,6 @@ from ._saved import Saved, load  # noqa: E402
 
 _Distribution.set_default_validate_args(_validate_args)
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 __all__ = ["Saved", "__version__", "envs", "guides", "inference", "load", "models"]

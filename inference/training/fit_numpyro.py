@@ -178,7 +178,8 @@ def _kept(path: Path, like: Any, told: str, steps: int) -> tuple[Any, np.ndarray
     """
     leaves, form = jax.tree.flatten(like)
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here, as numpy leaves a file that is damaged open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             found = {name: content[name] for name in content.files}
         other, losses = str(found["told"]) != told, found["losses"]
         held = leaves if other else [found[str(number)] for number in range(len(leaves))]

@@ -71,9 +71,10 @@ RUNS: dict[str, tuple[str, ...]] = {
     "spinkick": ("additive-off", "off", "variational", "nonvariational", "tied", "off-mlp", "off-residual"),
     "backflip": ("additive-off", "off", "variational", "nonvariational", "tied", "off-mlp"),
     "toy": (
-        *("additive", "additive-off", "additive-no-origin", "additive-state", "origin-alone"),
+        *("additive", "additive-off", "additive-no-origin", "additive-state", "additive-wavenet", "origin-alone"),
         *("off", "variational", "nonvariational", "tied"),
     ),
+    "kick+spin+jump": ("additive-off",),
 } | {f"joints.{name}": ("additive-off",) for name in SUMS}
 REFERENCES = ("mean-state", "teacher")
 OTHER_DYNAMICS = (
@@ -109,7 +110,7 @@ class Arguments:
     """Which runs to make."""
 
     composites: tuple[str, ...] = tuple(RUNS)
-    """which composites; there are also kick+spin+jump and jump+roll, with physics"""
+    """which composites; there is also jump+roll, with physics"""
     methods: tuple[str, ...] | None = None
     """which methods; by default those that the table has of a composite"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)

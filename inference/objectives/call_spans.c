@@ -16,7 +16,8 @@ typedef struct {
   int64_t frames, returns, counts, calls, acts, columns;  // frames: those that took a step
   const int64_t *callee, *into;     // [calls]: the unit called, and its first frame here afterwards, from 1
   const int64_t *high, *taus, *row; // [n + 1]: last end of a span from s, counters at s, weights' row of the first
-  const double *weight;             // [rows, columns]: act, calls, returns; row s is the fresh frame's
+  const int64_t *which;             // [rows]: where the choices of a row are; row s is the fresh frame's
+  const double *weight;             // [asked + 1, columns]: act, calls, returns
   double *count;                    // as weight, or NULL: the posterior's expected numbers
 } Unit;
 
@@ -55,6 +56,27 @@ static inline double fast_exp(double x) {  // for x <= 0, in a form that compile
   return p * scale;
 }
 
+static inline double fast_log(double x) {  // for normal x > 0, likewise
+  int64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  const int64_t power = (bits - 0x3fe6a09e667f3bcd) >> 52;  // x = 2^power m, m in [sqrt(1/2), sqrt(2))
+  bits -= (int64_t)((uint64_t)power << 52);
+  double m;
+  memcpy(&m, &bits, sizeof m);
+  const double z = (m - 1.0) / (m + 1.0), q = z * z;
+  double p = 1.0 / 21.0;
+  p = p * q + 1.0 / 19.0;
+  p = p * q + 1.0 / 17.0;
+  p = p * q + 1.0 / 15.0;
+  p = p * q + 1.0 / 13.0;
+  p = p * q + 1.0 / 11.0;
+  p = p * q + 1.0 / 9.0;
+  p = p * q + 1.0 / 7.0;
+  p = p * q + 1.0 / 5.0;
+  p = p * q + 1.0 / 3.0;
+  return (double)power * 0x1.62e42fefa39efp-1 + 2.0 * (z + z * q * p);
+}
+
 static inline double maximum(double a, double b) { return a > b ? a : b; }
 
 // The ends of spans from s: s .. high[s], but for the root, of which only the end n is asked.
@@ -73,7 +95,7 @@ static inline double *kappa_of(const Table *t, double *table, int64_t s, int64_t
   return table + t->call[s] + ((k * t->u.returns + r) * sources(t, s) + source) * width(t, s);
 }
 static inline const double *weights_of(const Unit *u, const double *w, int64_t s, int64_t f, int64_t tau) {
-  return w + (f ? u->row[s] + (tau - 1) * u->frames + f - 1 : s) * u->columns;
+  return w + u->which[f ? u->row[s] + (tau - 1) * u->frames + f - 1 : s] * u->columns;
 }
 
 // A unit that calls nothing has one way through a span: it acts until it returns. So it needs beta alone.
@@ -120,7 +142,44 @@ static Block block(const Table *t, int64_t s, int64_t then) {
   return b;
 }
 
-static void inside_unit(Table *t, Table *all, int viterbi, double *peak) {
+// Frames f of time s are taken in runs of cells, which lie one after the other in all tables: the ends of one counter, or,
+// of the root, which has one end alone, all counters from `tau` on.
+static inline int64_t cells(const Table *t, int64_t s, int64_t f) {
+  return t->root ? (f ? t->u.taus[s] : 1) : width(t, s);
+}
+static inline int64_t runs(const Table *t, int64_t s, int64_t f) { return t->root || !f ? 1 : t->u.taus[s]; }
+static inline const double *weights_at(const Table *t, const double *w, int64_t s, int64_t f, int64_t tau, int64_t i) {
+  return weights_of(&t->u, w, s, f, t->root ? tau + i : tau);
+}
+
+// Fill terms [1 + calls, cells] with what each choice of a run and all that follows are worth: to act, and every call.
+static void terms_of(const Table *t, int64_t s, int64_t f, int64_t r, int64_t tau, double *terms) {
+  const Unit *u = &t->u;
+  const int64_t m = cells(t, s, f), source = u->counts ? tau : 0;
+  const int64_t first = t->root ? 0 : 1;  // a span that ends where it begins has no action
+  for (int64_t i = 0; i < m; i++) terms[i] = NEVER;
+  if (u->high[s] > s && u->acts) {
+    const double *acted = gamma_of(t, t->gamma, s + 1, 1, r, source + 1);
+    for (int64_t i = first; i < m; i++) terms[i] = weights_at(t, u->weight, s, f, tau, i)[0] + acted[i - first];
+  }
+  for (int64_t k = 0; k < u->calls; k++) {
+    const double *kappa = kappa_of(t, t->kappa, s, k, r, source);
+    double *term = terms + (1 + k) * m;
+    if (t->root)
+      for (int64_t i = 0; i < m; i++) term[i] = weights_at(t, u->weight, s, f, tau, i)[1 + k] + kappa[i];
+    else {
+      const double weight = weights_at(t, u->weight, s, f, tau, 0)[1 + k];
+      for (int64_t i = 0; i < m; i++) term[i] = weight + kappa[i];
+    }
+  }
+}
+
+// How many of a run's cells, from the first on, may return at s: none, one, or of the root at the end all.
+static inline int64_t returning(const Table *t, int64_t s, int64_t f) {
+  return !f ? 0 : !t->root ? 1 : s == t->n ? cells(t, s, f) : 0;
+}
+
+static void inside_unit(Table *t, Table *all, int viterbi, double *peak, double *terms) {
   const Unit *u = &t->u;
   const int64_t n = t->n, R = u->returns;
   for (int64_t s = n; s >= 0; s--) {
@@ -156,76 +215,63 @@ static void inside_unit(Table *t, Table *all, int viterbi, double *peak) {
           }
         }
         if (!viterbi)
-          for (int64_t i = 0; i < size; i++) kappa[i] = kappa[i] > 0 ? peak[i] + log(kappa[i]) : NEVER;
+          for (int64_t i = 0; i < size; i++) kappa[i] = kappa[i] > 0 ? peak[i] + fast_log(kappa[i]) : NEVER;
       }
     }
     // Every frame at s: return, act, or call.
-    for (int64_t tau = 0; tau <= u->taus[s]; tau++) {
-      for (int64_t f = tau ? 1 : 0; f <= (tau ? u->frames : 0); f++) {
-        const double *weight = weights_of(u, u->weight, s, f, tau);
-        const int64_t source = u->counts ? tau : 0;
+    for (int64_t f = 0; f <= u->frames; f++) {
+      const int64_t m = cells(t, s, f), over = returning(t, s, f);
+      double *top = terms + (1 + u->calls) * m;
+      for (int64_t run = 0; m && run < runs(t, s, f); run++) {
+        const int64_t tau = f ? run + 1 : 0;
         for (int64_t r = 0; r < R; r++) {
           double *to = f ? gamma_of(t, t->gamma, s, f, r, tau) : beta_of(t, t->beta, s, r);
-          double *acted = steps && u->acts ? gamma_of(t, t->gamma, s + 1, 1, r, source + 1) : NULL;
-          const int64_t shift = low(t, s) - (steps ? low(t, s + 1) : 0);  // ends of the next time: one fewer, or the root's
-          for (int64_t e = 0; e < w; e++) {
-            double top = NEVER, total = 0;
-            const int64_t end = low(t, s) + e;
-            const double stop = f && end == s ? weight[1 + u->calls + r] : NEVER;
-            const double act = acted && end > s && e + shift >= 0 ? weight[0] + acted[e + shift] : NEVER;
-            top = maximum(stop, act);
-            for (int64_t k = 0; k < u->calls; k++)
-              top = maximum(top, weight[1 + k] + kappa_of(t, t->kappa, s, k, r, source)[e]);
-            if (top <= NEVER || viterbi) {
-              to[e] = maximum(top, NEVER);
-              continue;
-            }
-            total = fast_exp(stop - top) + fast_exp(act - top);
-            for (int64_t k = 0; k < u->calls; k++)
-              total += fast_exp(weight[1 + k] + kappa_of(t, t->kappa, s, k, r, source)[e] - top);
-            to[e] = top + log(total);
+          terms_of(t, s, f, r, tau, terms);
+          for (int64_t i = 0; i < m; i++) top[i] = NEVER, to[i] = 0;
+          for (int64_t k = 0; k <= u->calls; k++)
+            for (int64_t i = 0; i < m; i++) top[i] = maximum(top[i], terms[k * m + i]);
+          if (viterbi)
+            memcpy(to, top, m * sizeof *to);
+          else {
+            for (int64_t k = 0; k <= u->calls; k++)
+              for (int64_t i = 0; i < m; i++) to[i] += fast_exp(terms[k * m + i] - top[i]);
+            for (int64_t i = 0; i < m; i++) to[i] = top[i] <= NEVER ? NEVER : top[i] + fast_log(to[i]);
           }
+          for (int64_t i = 0; i < over; i++)
+            to[i] = maximum(weights_at(t, u->weight, s, f, tau, i)[1 + u->calls + r], NEVER);
         }
       }
     }
   }
 }
 
-static void outside_unit(Table *t, Table *all, double *bar) {
+static void outside_unit(Table *t, Table *all, double *bar, double *terms) {
   const Unit *u = &t->u;
   const int64_t n = t->n, R = u->returns;
   for (int64_t s = 0; s <= n; s++) {
     const int64_t w = width(t, s), from = sources(t, s), size = u->calls * R * from * w;
     const int64_t steps = u->high[s] > s;
     memset(bar, 0, size * sizeof *bar);
-    for (int64_t tau = 0; tau <= u->taus[s]; tau++) {
-      for (int64_t f = tau ? 1 : 0; f <= (tau ? u->frames : 0); f++) {
-        const double *weight = weights_of(u, u->weight, s, f, tau);
-        double *count = (double *)weights_of(u, u->count, s, f, tau);
-        const int64_t source = u->counts ? tau : 0;
+    for (int64_t f = 0; f <= u->frames; f++) {
+      const int64_t m = cells(t, s, f), over = returning(t, s, f);
+      for (int64_t run = 0; m && run < runs(t, s, f); run++) {
+        const int64_t tau = f ? run + 1 : 0, source = u->counts ? tau : 0;
         for (int64_t r = 0; r < R; r++) {
           const double *value = f ? gamma_of(t, t->gamma, s, f, r, tau) : beta_of(t, t->beta, s, r);
           const double *given = f ? gamma_of(t, t->gamma_bar, s, f, r, tau) : beta_of(t, t->beta_bar, s, r);
-          const int reach = steps && u->acts;
-          double *acted = reach ? gamma_of(t, t->gamma, s + 1, 1, r, source + 1) : NULL;
-          double *acted_bar = reach ? gamma_of(t, t->gamma_bar, s + 1, 1, r, source + 1) : NULL;
-          const int64_t shift = low(t, s) - (steps ? low(t, s + 1) : 0);
-          for (int64_t e = 0; e < w; e++) {
-            const double g = given[e];
-            if (g == 0 || value[e] <= NEVER) continue;
-            const int64_t end = low(t, s) + e;
-            if (f && end == s) count[1 + u->calls + r] += g * fast_exp(weight[1 + u->calls + r] - value[e]);
-            if (acted && end > s && e + shift >= 0) {
-              const double share = g * fast_exp(weight[0] + acted[e + shift] - value[e]);
-              count[0] += share;
-              acted_bar[e + shift] += share;
-            }
-            for (int64_t k = 0; k < u->calls; k++) {
-              const double kappa = kappa_of(t, t->kappa, s, k, r, source)[e];
-              const double share = g * fast_exp(weight[1 + k] + kappa - value[e]);
-              count[1 + k] += share;
-              bar[((k * R + r) * from + source) * w + e] += share;
-            }
+          for (int64_t i = 0; i < over; i++)
+            if (value[i] > NEVER) ((double *)weights_at(t, u->count, s, f, tau, i))[1 + u->calls + r] += given[i];
+          terms_of(t, s, f, r, tau, terms);
+          for (int64_t k = 0; k <= u->calls; k++) {
+            double *share = terms + k * m, *onto = NULL;
+            for (int64_t i = 0; i < m; i++)
+              share[i] = i < over || value[i] <= NEVER ? 0 : given[i] * fast_exp(share[i] - value[i]);
+            if (k)
+              onto = bar + (((k - 1) * R + r) * from + source) * w;
+            else if (steps && u->acts)
+              onto = gamma_of(t, t->gamma_bar, s + 1, 1, r, source + 1) - !t->root;
+            for (int64_t i = k || t->root ? 0 : 1; onto && i < m; i++) onto[i] += share[i];
+            for (int64_t i = 0; i < m; i++) ((double *)weights_at(t, u->count, s, f, tau, i))[k] += share[i];
           }
         }
       }
@@ -350,7 +396,7 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
   Table *all = calloc(units, sizeof *all);
   int failed = !all;
   const int outside = !failed && given[0].count != NULL;
-  int64_t most_at_once = 0;
+  int64_t most_at_once = 0, most_of_run = 0;
   for (int64_t i = 0; i < units && !failed; i++) {
     Table *t = all + i;
     t->u = given[i], t->n = n, t->root = i == units - 1;
@@ -366,16 +412,19 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
       t->at[s] = gamma, t->fresh[s] = beta, t->call[s] = kappa;
       const int64_t at_once = t->u.calls * sources(t, s) * w;
       if (at_once > most_at_once) most_at_once = at_once;
+      const int64_t run = (2 + t->u.calls) * (t->root && t->u.taus[s] > 1 ? t->u.taus[s] : width(t, s));
+      if (run > most_of_run) most_of_run = run;
       gamma += t->u.calls ? t->u.frames * t->u.taus[s] * w : 0, beta += w, kappa += at_once;
     }
     t->gamma = reserve(gamma, &failed), t->beta = reserve(beta, &failed), t->kappa = reserve(kappa, &failed);
     if (outside) t->gamma_bar = reserve(gamma, &failed), t->beta_bar = reserve(beta, &failed);
   }
   double *scratch = failed ? NULL : reserve(most_at_once, &failed);
+  double *terms = failed ? NULL : reserve(most_of_run, &failed);
   int64_t status = failed;
   if (!failed) {
     for (int64_t i = 0; i < units; i++) {
-      if (all[i].u.calls) inside_unit(all + i, all, viterbi, scratch);
+      if (all[i].u.calls) inside_unit(all + i, all, viterbi, scratch, terms);
       else inside_leaf(all + i);
     }
     Table *root = all + units - 1;
@@ -387,7 +436,7 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
       for (int64_t r = 0; r < root->u.returns; r++)
         *beta_of(root, root->beta_bar, 0, r) = fast_exp(*beta_of(root, root->beta, 0, r) - *log_prob);
       for (int64_t i = units - 1; i >= 0; i--) {
-        if (all[i].u.calls) outside_unit(all + i, all, scratch);
+        if (all[i].u.calls) outside_unit(all + i, all, scratch, terms);
         else outside_leaf(all + i);
       }
     }
@@ -405,5 +454,6 @@ int64_t pyrocontrol_spans(int64_t n, int64_t units, const Unit *given, int64_t d
   }
   free(all);
   free(scratch);
+  free(terms);
   return status;
 }

@@ -104,6 +104,10 @@ class Grammar:
         number = {unit: i for i, unit in enumerate(self.units)}
         self.choices: tuple[Choices, ...] = tuple(self._choices(h, number, returned) for h in range(count))
 
+    def within(self, h: int, actions: NDArray[np.int64]) -> bytes:
+        """Return which actions ``[N]`` are within reach of procedure h, a byte 0 or 1 each."""
+        return self.tree.reachable[h].numpy()[actions].astype(np.uint8).tobytes()
+
     def _choices(self, h: int, number: dict[Unit, int], returned: list[Tensor]) -> Choices:
         count, actions = len(self.tree.procedures), len(self.tree.actions)
         acts = bool(self.tree.available[h, count : count + actions].any())
@@ -147,21 +151,29 @@ def _values(tree: ProcedureTree, procedure: str, what: str, fields: Several[Fiel
 
 
 class _Layout(NamedTuple):
-    """Where the rows of one procedure's choices are along one trace, and the frames of these rows.
+    """Where the choices of one procedure's frames are along one trace, and in which frames the networks are asked.
 
     Attributes:
         high: ``[N + 1]``, the last time at which a call made at s may end.
         taus: ``[N + 1]``, how many values the counter of a frame that took a step may have at s.
         row: ``[N + 1]``, the row of the first of these; rows 0 to N are the fresh frames'.
-        time, counter, frame: ``[rows]``, of every row; frame 0 is the fresh one.
+        which: ``[rows]``, the frame that is asked for each row; their number for a row that cannot be.
+        time, counter, frame: ``[asked]``, of every frame that is asked; frame 0 is the fresh one.
     """
 
     high: NDArray[np.int64]
     taus: NDArray[np.int64]
     row: NDArray[np.int64]
+    which: NDArray[np.int64]
     time: NDArray[np.int64]
     counter: NDArray[np.int64]
     frame: NDArray[np.int64]
+
+    def rows_at(self, time: int) -> NDArray[np.int64]:
+        """The frames that are asked for the rows of a time."""
+        last = self.row[time + 1] if time + 1 < len(self.row) else len(self.which)
+        found = np.append(self.which[time], self.which[self.row[time] : last])
+        return found[found < len(self.time)]
 
 
 class _Extent(NamedTuple):
@@ -183,27 +195,54 @@ def _extent(within: bytes, counts: bool) -> _Extent:
     return _Extent(high, time - start if counts else np.minimum(time - start, 1))
 
 
-def _layout(within: bytes, counts: bool, frames: int) -> _Layout:
-    """Return the layout for a procedure of so many frames, given which actions are within its reach."""
-    large = int(_extent(within, counts).taus.sum()) * frames > _LARGE
-    return (_layout_of.__wrapped__ if large else _layout_of)(within, counts, frames)
+def _layout(grammar: Grammar, h: int, actions: bytes, moments: bytes) -> _Layout:
+    """Return the layout of procedure h.
+
+    Args:
+        grammar: of the tree.
+        h: the procedure.
+        actions: of the trace, long ``[N]``.
+        moments: long ``[N + 1]``, numbers of its times, alike where the networks read the same in like frames.
+    """
+    within = grammar.within(h, np.frombuffer(actions, np.int64))
+    taus = _extent(within, grammar.tree.procedures[h].counts).taus
+    large = int(taus.sum()) * len(grammar.choices[h].frames) > _LARGE
+    return (_layout_of.__wrapped__ if large else _layout_of)(grammar, h, actions, moments)
 
 
 @lru_cache(maxsize=1024)
-def _layout_of(within: bytes, counts: bool, frames: int) -> _Layout:
-    high, taus = _extent(within, counts)
+def _layout_of(grammar: Grammar, h: int, actions: bytes, moments: bytes) -> _Layout:
+    tree, choices = grammar.tree, grammar.choices[h]
+    taken, frames = np.frombuffer(actions, np.int64), len(choices.frames)
+    high, taus = _extent(grammar.within(h, taken), tree.procedures[h].counts)
     time, size = np.arange(len(high)), taus * frames
     row = len(high) + np.cumsum(size) - size
     place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     fresh = np.zeros(len(high), np.int64)
-    return _Layout(
-        high,
-        taus,
-        row,
-        np.concatenate([time, np.repeat(time, size)]),
-        np.concatenate([fresh, place // max(frames, 1) + 1]),
-        np.concatenate([fresh, place % max(frames, 1) + 1]),
-    )
+    time = np.concatenate([time, np.repeat(time, size)])
+    counter = np.concatenate([fresh, place // max(frames, 1) + 1])
+    frame = np.concatenate([fresh, place % max(frames, 1) + 1])
+    # Rows that can be: fresh frames that have something to do, and others after a step that took the last action.
+    reach, count = tree.reachable.numpy(), len(tree.procedures)
+    own = tree.available[h, count : count + len(tree.actions)].numpy()
+    led = np.stack([reach[h], *(own if entry is None else reach[entry[0]] for entry in choices.frames)])
+    possible = np.pad(led, ((0, 0), (0, 1)))[
+        frame, np.append(taken, len(tree.actions))[np.where(frame, time - 1, time)]
+    ]
+    possible &= (h > 0) | (frame > 0) | (time == 0)
+    number = (np.frombuffer(moments, np.int64)[time] * (frames + 1) + frame) * (len(high) + 1) + counter
+    kept = np.flatnonzero(possible)
+    _, first, alike = np.unique(number[kept], return_index=True, return_inverse=True)
+    which, one = np.full(len(time), len(first)), kept[first]
+    which[kept] = alike
+    return _Layout(high, taus, row, which, time[one], counter[one], frame[one])
+
+
+def _alike(*parts: NDArray[Any]) -> NDArray[np.int64]:
+    """Number rows ``[N, *]``, alike where they are the same bit by bit."""
+    rows = np.concatenate([np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1) for part in parts], 1)
+    whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))
+    return np.unique(whole[:, 0], return_inverse=True)[1]
 
 
 class CallSpans:
@@ -215,11 +254,14 @@ class CallSpans:
         actions: long ``[B, T]``, the observed actions, null from a trace's end on.
         arguments: ``[B, T, W]``, their arguments.
         most_memory: bytes that the tables of a trace may take.
+        merged: ask the networks once for all times of a trace that show the same, where the context has the
+            observations. Expected numbers are then sums over these times.
 
     Attributes:
-        weights: for every procedure h ``[U, rows, columns]``, log-probabilities of its choices (see :class:`Choices`),
-            the rows of all traces one after the other.
-        offsets: for every procedure ``[B]``, where a trace's rows begin.
+        weights: for every procedure h ``[U, asked, columns]``, log-probabilities of its choices (see :class:`Choices`)
+            in every frame in which its networks are asked, those of all traces one after the other.
+        offsets: for every procedure ``[B]``, where a trace's frames begin.
+        rows: for every procedure the trace and the time of each frame, long ``[asked]``.
         lengths: how many actions each trace has.
 
     Raises:
@@ -235,6 +277,7 @@ class CallSpans:
         arguments: Tensor,
         *,
         most_memory: float = 4e9,
+        merged: bool = False,
     ):
         self.process, self.tree, self.grammar = process, process.tree, grammar_of(process.tree)
         self.most_memory = most_memory
@@ -243,20 +286,31 @@ class CallSpans:
         self.lengths = (numbers != null).sum(1)
         reach = self.tree.reachable.numpy()
         self._verify_reached(numbers, reach[0])
-        within = [
-            [reach[h, numbers[b, :n]].astype(np.uint8).tobytes() for h in range(len(reach))]
-            for b, n in enumerate(self.lengths)
-        ]
+        self._taken = [numbers[b, :n] for b, n in enumerate(self.lengths)]
         counts = [procedure.counts for procedure in self.tree.procedures]
+        within = [[self.grammar.within(h, taken) for h in range(len(counts))] for taken in self._taken]
         self._extents = [[_extent(*one) for one in zip(row, counts, strict=True)] for row in within]
         self._verify_memory(most_memory)
-        frames = [len(choices.frames) for choices in self.grammar.choices]
-        self.layouts = [[_layout(*one) for one in zip(row, counts, frames, strict=True)] for row in within]
+        shown = context.observations if merged else None
+        self.layouts = [self._layouts(b, shown, numbers, arguments) for b in range(len(numbers))]
         self.weights: list[Tensor] = []
         self.offsets: list[NDArray[np.int64]] = []
         self.rows: list[tuple[Tensor, Tensor]] = []
         for h in range(len(self.tree.procedures)):
             self._weigh(h, context, actions, arguments)
+
+    def _layouts(self, b: int, shown: Tensor | None, numbers: NDArray[np.int64], arguments: Tensor) -> list[_Layout]:
+        """The layouts of all procedures along trace b."""
+        n, taken = int(self.lengths[b]), self._taken[b].tobytes()
+        called = acted = np.arange(n + 1)
+        if shown is not None:
+            # What the networks read after a call; after an action they read that too.
+            now, given = numbers[b, : n + 1], arguments[b, : n + 1].detach().cpu().numpy()
+            called = _alike(shown[b, : n + 1].detach().cpu().numpy(), now, given)
+            acted = _alike(called, np.roll(now, 1), np.roll(given, 1, 0))
+        moments = {True: acted.tobytes(), False: called.tobytes()}
+        choices = self.grammar.choices
+        return [_layout(self.grammar, h, taken, moments[choices[h].acts]) for h in range(len(choices))]
 
     def _verify_reached(self, actions: NDArray[np.int64], reached: NDArray[np.bool_]) -> None:
         bad = np.argwhere(~np.append(reached, True)[actions])
@@ -293,34 +347,18 @@ class CallSpans:
     # -- the weights --------------------------------------------------------------------------------------------
 
     def _weigh(self, h: int, context: CallStackContext, actions: Tensor, arguments: Tensor) -> None:
-        """Ask the networks of procedure h for the log-probabilities of all its choices in all its frames."""
-        choices = self.grammar.choices[h]
+        """Ask the networks of procedure h for the log-probabilities of all its choices."""
         layouts = [layouts[h] for layouts in self.layouts]
         sizes = [len(layout.time) for layout in layouts]
         self.offsets.append(np.concatenate([[0], np.cumsum(sizes)[:-1]]))
-        device, dtype = context.features.device, context.features.dtype
         time, counter, frame = (
-            torch.from_numpy(np.concatenate([getattr(layout, name) for layout in layouts])).to(device)
+            torch.from_numpy(np.concatenate([getattr(layout, name) for layout in layouts])).to(context.features.device)
             for name in ("time", "counter", "frame")
         )
-        trace = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(device)
+        trace = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(time.device)
         self.rows.append((trace, time))
-        values = 1 if h == 0 else len(self.grammar.arguments[h])
-        weights = torch.full((values, len(time), choices.columns), NEVER, dtype=dtype, device=device)
-        # Frames that can be: fresh ones that have something to do, and others after a step that took the last action.
-        kept = self._possible(h, actions, trace, time, frame).nonzero()[:, 0]
-        found = self._columns(h, context, actions, arguments, trace[kept], time[kept], counter[kept], frame[kept])
-        self.weights.append(weights.index_copy(1, kept, torch.where(found < _IMPOSSIBLE, NEVER, found)))
-
-    def _possible(self, h: int, actions: Tensor, trace: Tensor, time: Tensor, frame: Tensor) -> Tensor:
-        tree, choices = self.tree, self.grammar.choices[h]
-        count = len(tree.procedures)
-        own = F.pad(tree.available[h, count : count + len(tree.actions)], (0, 1))
-        reach = F.pad(tree.reachable, (0, 1))
-        by_frame = torch.stack([reach[h], *(own if entry is None else reach[entry[0]] for entry in choices.frames)])
-        now = torch.where(frame == 0, time, time - 1)
-        possible = by_frame.to(frame.device)[frame, actions[trace, now.clamp(min=0)]]
-        return possible & ((frame > 0) | (time == 0)) if h == 0 else possible
+        found = self._columns(h, context, actions, arguments, trace, time, counter, frame)
+        self.weights.append(torch.where(found < _IMPOSSIBLE, NEVER, found))
 
     def _columns(
         self,
@@ -420,7 +458,7 @@ class CallSpans:
             units, views = [], []
             for h, value in self.grammar.units:
                 choices, layout = self.grammar.choices[h], self.layouts[b][h]
-                rows = slice(self.offsets[h][b], self.offsets[h][b] + len(layout.time))
+                asked = slice(self.offsets[h][b], self.offsets[h][b] + len(layout.time))
                 callees = np.array(choices.callees, np.int64).reshape(-1, 2)
                 units.append(
                     KernelUnit(
@@ -433,10 +471,11 @@ class CallSpans:
                         layout.high,
                         layout.taus,
                         layout.row,
-                        weights[h][value, rows],
+                        layout.which,
+                        np.append(weights[h][value, asked], np.full((1, choices.columns), NEVER), 0),
                     )
                 )
-                views.append(counted[h][value, rows])
+                views.append(counted[h][value, asked])
             log_prob, found, traces = math.nan, None, list[NDArray[np.int64]]()
             if not any(np.isnan(unit.weight).any() for unit in units):
                 log_prob, found, traces = spans(
@@ -450,7 +489,7 @@ class CallSpans:
                     seed=seeds[b],
                 )
             for number, view in enumerate(views):
-                view[:] = math.nan if found is None else found[number]
+                view[:] = math.nan if found is None else found[number][:-1]
             values.append(log_prob)
             drawn.append(traces)
         if draws:
@@ -473,8 +512,8 @@ class CallSpans:
                 raise ValueError(f"trace {b}: the networks gave NaN")
             for t in range(int(self.lengths[b])):
                 here = [
-                    weights[:, (trace == b) & (time == t), 0]
-                    for weights, (trace, time) in zip(self.weights, self.rows, strict=True)
+                    weights[:, offset[b] + layout.rows_at(t), 0]
+                    for weights, offset, layout in zip(self.weights, self.offsets, self.layouts[b], strict=True)
                 ]
                 if all((one <= NEVER).all() for one in here):
                     raise ValueError(f"trace {b}, step {t}: no procedure can take this action, its probability is zero")

@@ -36,7 +36,8 @@ class KernelUnit(NamedTuple):
         callee: ``[calls]``, the number of the unit that each call goes to.
         into: ``[calls]``, the first of the frames that follow it.
         high, taus, row: ``[N + 1]``, see `_Layout`.
-        weight: ``[rows, columns]``.
+        which: ``[rows]``, the row of `weight` that holds each row's choices.
+        weight: ``[asked + 1, columns]``; the last is of what cannot be.
     """
 
     frames: int
@@ -48,13 +49,14 @@ class KernelUnit(NamedTuple):
     high: Whole
     taus: Whole
     row: Whole
+    which: Whole
     weight: Floats
 
 
 class _Unit(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("frames", "returns", "counts", "calls", "acts", "columns")),
-        *((name, ctypes.c_void_p) for name in ("callee", "into", "high", "taus", "row", "weight", "count")),
+        *((name, ctypes.c_void_p) for name in ("callee", "into", "high", "taus", "row", "which", "weight", "count")),
     ]
 
 
@@ -83,8 +85,8 @@ def spans(
 
     Returns:
         log p(x) in nats (of the likeliest call trace, if that is asked), the expected numbers for every unit
-        ``[rows, columns]``, and the call traces ``[I, 3]``: kind (0 an action, 1 a call, 2 a return), unit or value
-        returned, time.
+        ``[asked + 1, columns]``, and the call traces ``[I, 3]``: kind (0 an action, 1 a call, 2 a return), unit or
+        value returned, time.
 
     Raises:
         MemoryError: if the tables do not fit.
@@ -94,9 +96,12 @@ def spans(
     if native is None:
         from .call_spans_numpy import Tables
 
-        tables = Tables(n, units, likeliest)
+        tables = Tables(n, [unit._replace(weight=unit.weight[unit.which]) for unit in units], likeliest)
         if found is not None:
-            tables.count(found)
+            every = [np.zeros((len(unit.which), unit.weight.shape[1])) for unit in units]
+            tables.count(every)
+            for total, unit, one in zip(found, units, every, strict=True):
+                np.add.at(total, unit.which, one)
         random = None if likeliest else np.random.default_rng(seed)
         return tables.log_prob, found, [tables.draw(random) for _ in range(draws)]
     given = (_Unit * len(units))(
@@ -113,6 +118,7 @@ def spans(
                 unit.high.ctypes.data,
                 unit.taus.ctypes.data,
                 unit.row.ctypes.data,
+                unit.which.ctypes.data,
                 unit.weight.ctypes.data,
                 None if found is None else found[i].ctypes.data,
             )

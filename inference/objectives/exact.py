@@ -90,7 +90,7 @@ class ExactLikelihood(ELBO):
             if "actions" not in observed:
                 raise ValueError(f"ExactLikelihood needs the observed site 'actions' of what the calls {name!r} take")
             summed |= {name, *observed}
-            spans = _spans(sequence, observed["actions"], observed.get("arguments"), self.most_memory)
+            spans = _spans(sequence, observed["actions"], observed.get("arguments"), self.most_memory, merged=True)
             spans.weights = [weights / self.temperature for weights in spans.weights]
             site = trace.nodes[name]
             log_p = self.temperature * spans.log_prob()
@@ -123,7 +123,9 @@ class _Unsampled(Messenger):
             msg["done"] = True
 
 
-def _spans(sequence: Sequence, actions: Tensor, arguments: Tensor | None, most_memory: float) -> CallSpans:
+def _spans(
+    sequence: Sequence, actions: Tensor, arguments: Tensor | None, most_memory: float, *, merged: bool = False
+) -> CallSpans:
     process, context = sequence.process, sequence.context
     assert isinstance(process, CallStack)
     most = process.tree.max_steps(int((actions < len(process.tree.actions)).sum(-1).max()))
@@ -133,7 +135,7 @@ def _spans(sequence: Sequence, actions: Tensor, arguments: Tensor | None, most_m
         )
     given = actions.new_zeros(*actions.shape, 0) if arguments is None else arguments
     padded = F.pad(given.to(context.features.dtype), (0, process.tree.arg_size - given.shape[-1]))
-    return CallSpans(process, context, actions.long(), padded, most_memory=most_memory)
+    return CallSpans(process, context, actions.long(), padded, most_memory=most_memory, merged=merged)
 
 
 class CallStackPosterior:

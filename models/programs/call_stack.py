@@ -62,12 +62,14 @@ class CallStackContext(NamedTuple):
         task: ``[B, W]``: the root's argument u_0.
         actions: long ``[B, T]``, for a posterior: the observed actions, null being the number of actions.
         arguments: ``[B, T, W]``, for a posterior whose actions take arguments.
+        observations: ``[B, T, O]``, for a prior: what the features are computed from, step by step.
     """
 
     features: Tensor
     task: Tensor
     actions: Tensor | None = None
     arguments: Tensor | None = None
+    observations: Tensor | None = None
 
 
 class ProcedureNetworks(Saved, nn.Module):

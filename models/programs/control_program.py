@@ -182,8 +182,9 @@ class ControlProgram(Saved, nn.Module):
     def prior(self, traces: Traces) -> Sequence:
         """Return ``p_theta(z | o, u_0)``, the observations being the trace's own."""
         task = traces.task.to(self.process.choose.biases[0].dtype)
-        features = self.encoder(as_floats(traces.observations, task).to(task.dtype))
-        return Sequence(self.process, CallStackContext(features, self.root_argument(task)), self.steps_for(traces))
+        observations = as_floats(traces.observations, task).to(task.dtype)
+        context = CallStackContext(self.encoder(observations), self.root_argument(task), observations=observations)
+        return Sequence(self.process, context, self.steps_for(traces))
 
     def taken(self, calls: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Return the actions that calls ``[..., I, 1 + W]`` take, and their arguments.

@@ -56,6 +56,7 @@ class CallRecorder:
         self.arguments: list[np.ndarray] = []
         self.calls: list[np.ndarray] = []
         self._slots: list[int] = []  # that the calls fill
+        self._empty: dict[int, np.ndarray] = {}  # rows without numbers, by slot
         self._stack = [RunningProcedure(0)]
 
     @contextmanager
@@ -131,6 +132,8 @@ class CallRecorder:
 
     def _row(self, slot: int, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """A step of the call trace that fills a slot of the tree."""
+        if not len(values) and slot in self._empty:
+            return self._empty[slot]
         tree, given = self.tree, np.asarray(values, dtype=np.float32)
         name = tree.choices[slot] if slot < tree.null else tree.procedures[slot - tree.null].name
         width, what = sum(field.size for field in tree.slots[slot]), "argument" if slot < tree.null else "return value"
@@ -138,6 +141,8 @@ class CallRecorder:
             raise ValueError(f"the {what} of {name!r} is {width} numbers, got {given.tolist()}")
         row = np.zeros(1 + tree.arg_size, dtype=np.float32)
         row[0], row[1 : 1 + width] = min(slot, tree.null), given
+        if not width:
+            self._empty[slot] = row
         return row
 
 

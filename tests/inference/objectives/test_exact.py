@@ -15,7 +15,7 @@ from torch import Tensor
 import pyrocontrol as pc
 from pyrocontrol.envs.bubble_sort import BUBBLE_SORT_MOVE_TREE, BUBBLE_SORT_TREE, demonstrations
 from pyrocontrol.inference import CallStackPosterior
-from pyrocontrol.inference.objectives import call_spans_kernel
+from pyrocontrol.inference.objectives import call_spans_kernel, exact
 
 TREES = int(os.environ.get("SMALL_PROGRAMS", "24"))
 
@@ -56,6 +56,43 @@ def test_without_a_compiler_it_is_the_same(seed: int, monkeypatch: pytest.Monkey
     same_best, same = spans.likeliest()
     torch.testing.assert_close(same_best, best, rtol=0, atol=1e-10)
     assert all((one == other).all() for one, other in zip(likeliest, same, strict=True))
+
+
+class Squared(torch.nn.Module):
+    """An encoder that gives x and -x the same features, and not the same gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups, self.shift = (2,), torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.shift).square()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("move", [False, True])
+def test_times_that_show_the_same_are_asked_once(move: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = demonstrations(6, 0, max_length=4, move=move)
+    tree = BUBBLE_SORT_MOVE_TREE if move else BUBBLE_SORT_TREE
+    torch.manual_seed(0)
+    signs = torch.randint(2, (*traces.actions.shape, 2)) * 2.0 - 1  # four observations, which come again and again
+    shown = traces.observations.abs().sum(-1, keepdim=True) > 0
+    traces = traces.replace(observations=torch.where(shown, signs, 0.0), observation_space=None)
+    program = pc.models.ControlProgram(tree, obs_size=2, encoder=Squared()).double()
+    loss = pc.inference.ExactLikelihood()
+    merged = loss.differentiable_loss(program, None, traces)
+    mine, whole, asked = gradients(merged, program), exact._spans, []
+
+    def apart(*given: Any, merged: bool = False) -> Any:
+        asked.append((whole(*given, merged=True), found := whole(*given)))
+        return found
+
+    monkeypatch.setattr(exact, "_spans", apart)
+    separate = loss.differentiable_loss(program, None, traces)
+    torch.testing.assert_close(merged, separate, rtol=1e-12, atol=0)
+    torch.testing.assert_close(mine, gradients(separate, program), rtol=1e-9, atol=1e-9)
+    few, many = (sum(len(time) for _, time in spans.rows) for spans in asked[0])
+    assert few < 0.8 * many
 
 
 @pytest.mark.usefixtures("float64")

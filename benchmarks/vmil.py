@@ -6,7 +6,7 @@
 
 Each run is `examples/vmil.py` in a process of one thread, with a folder of its own under RUNS; one that was stopped
 goes on from its checkpoint. Rows: `return` at every evaluation (ten episodes, actions drawn), setting `frames`, two of
-an environment step; `test_return` and `test_success` of 50 episodes at the end, and those of the likeliest actions,
+a step on DM Control; `test_return` and `test_success` of 50 episodes at the end, and those of the likeliest actions,
 `..._of_mode`; `expert`, the mean return of the demonstrations; `foreseen`, the error of open-loop prediction, and
 `foreseen_by_copying`, that of the last observation. Task `linear-gaussian`: the `evidence` log p(x) by the Kalman
 filter, and the ELBOs of the exact posterior and of the filtering one, nats.
@@ -60,7 +60,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     """trials"""
     steps: int = 75_000
-    """environment steps, of two frames each; a run of fewer steps can be gone on from with more"""
+    """environment steps; a run of fewer steps can be gone on from with more"""
     jobs: int = 2
     """runs side by side"""
     data: Path = HERE / "runs" / "demonstrations"
@@ -102,7 +102,7 @@ def score(
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the returns over the expert's as a Markdown table, at 60,000 frames and over the last third."""
     heads = ["task", "demonstrations", "method", "at 60,000 frames", "last third", "of the best"]
-    heads += ["in training, last third", "frames", "seeds"]
+    heads += ["in training, last third", "frames", "seeds", "success in the test"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     kinds = {(item["task"], item["setting"]["demos"], item["method"]) for item in rows if item["metric"] == "return"}
     for task, demos, method in sorted(kinds, key=lambda kind: (kind[0], kind[1], [*METHODS].index(kind[2]))):
@@ -121,8 +121,26 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         cells = [task, str(demos), method]
         cells += [f"{np.mean(values):.2f}" if values else "" for values in (at, late, share, training)]
-        lines.append("| " + " | ".join([*cells, f"{min(last):,}", str(len(by_seed))]) + " |")
+        lines.append(
+            "| " + " | ".join([*cells, f"{min(last):,}", str(len(by_seed)), success(rows, task, method, demos)]) + " |"
+        )
     return "\n".join(lines)
+
+
+def success(rows: list[dict[str, Any]], task: str, method: str, demos: int) -> str:
+    """Return the share of test episodes that succeeded, with its 95% interval (Wilson's), or nothing."""
+    kind = task, method, "test_success", demos
+    found = [
+        item["value"]
+        for item in rows
+        if (item["task"], item["method"], item["metric"], item["setting"].get("demos")) == kind
+    ]
+    if not found:
+        return ""
+    share, count, z = np.mean(found), len(found), 1.96
+    middle, width = share + z**2 / (2 * count), z * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    low, high = ((middle + side * width) / (1 + z**2 / count) for side in (-1, 1))
+    return f"{share:.2f} ({low:.2f} to {high:.2f})"
 
 
 def bounds(particles: int = 4000) -> list[dict[str, Any]]:

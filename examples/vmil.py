@@ -62,7 +62,7 @@ class Arguments:
     size: Literal["debug", "small", "paper"] = "paper"
     """of the networks"""
     steps: int = 30_000
-    """environment steps, of two frames each"""
+    """environment steps; one has two frames on DM Control"""
     start: int = 1_000
     """environment steps before the first update"""
     batch: int = 12
@@ -141,7 +141,7 @@ def main(arguments: Arguments) -> None:
             environment(arguments), policy, arguments.tests, seed=2 * EVALUATION_SEED, deterministic=deterministic
         )
         found |= {f"test_{name}{suffix}": test[name] for name in ("return", "success") if name in test}
-    write(arguments, shown, policy, curve, trained, found, seconds)
+    write(arguments, shown, policy, curve, trained, found, seconds, getattr(env.unwrapped, "action_repeat", 1))
 
 
 def check(arguments: Arguments) -> None:
@@ -252,8 +252,9 @@ def write(
     trained: list[tuple[int, float]],
     found: dict[str, list[float]],
     seconds: float,
+    repeat: int,
 ) -> None:
-    """Write the results and the pictures."""
+    """Write the results and the pictures; a step has ``repeat`` frames."""
     assert shown.rewards is not None
     expert = float(shown.rewards.sum(1).mean())
     setting = {name: getattr(arguments, name) for name in ("observations", "demos", "size", "judge")}
@@ -261,9 +262,9 @@ def write(
     row = pc.inference.row
     rows = [row(arguments.method, arguments.task, "expert", expert, **common)]
     for step, values in curve:
-        rows.append(row(arguments.method, arguments.task, "return", values["return"], frames=2 * step, **common))
+        rows.append(row(arguments.method, arguments.task, "return", values["return"], frames=repeat * step, **common))
     for step, value in trained:
-        rows.append(row(arguments.method, arguments.task, "training_return", value, frames=2 * step, **common))
+        rows.append(row(arguments.method, arguments.task, "training_return", value, frames=repeat * step, **common))
     for metric, each in found.items():
         rows += [
             row(arguments.method, arguments.task, metric, value, episode=n, **common) for n, value in enumerate(each)
@@ -275,8 +276,8 @@ def write(
             rows.append(row(arguments.method, arguments.task, "foreseen_by_copying", copied, ahead=ahead, **common))
         picture(arguments, policy, real, imagined)
     pc.inference.write_results(arguments.out / "result.json", "vmil", rows)
-    points = {"evaluated": [(2 * step, values["return"]) for step, values in curve]}
-    points |= {"in training": [(2 * step, value) for step, value in trained]} if trained else {}
+    points = {"evaluated": [(repeat * step, values["return"]) for step, values in curve]}
+    points |= {"in training": [(repeat * step, value) for step, value in trained]} if trained else {}
     print(f"return {points['evaluated'][-1][1]:.0f}, the expert's {expert:.0f}")
     plot_curves(
         arguments.out / "learning_curve.png",

@@ -44,7 +44,9 @@ def test_table_and_plot_say_what_the_rows_do(tmp_path: Path, monkeypatch: pytest
         common: dict[str, Any] = {"seed": 0, "seconds": 1.0, "demos": 1}
         rows = [row(method, "walker-walk", "expert", 900.0, **common)]
         rows += [row(method, "walker-walk", "return", v, frames=n, **common) for n, v in values.items()]
-        return rows + [row(method, "walker-walk", "training_return", 450.0, frames=9, **common)] * (method != "bc")
+        if method == "bc":  # 20 of 50 episodes succeed
+            return rows + [row(method, "walker-walk", "test_success", float(n < 20), **common) for n in range(50)]
+        return [*rows, row(method, "walker-walk", "training_return", 450.0, frames=9, **common)]
 
     for method, values in {"observed": {30_000: 90.0, 60_000: 810.0, 90_000: 720.0}, "bc": {0: 45.0}}.items():
         out = tmp_path / "walker-walk" / f"{method}-1-0" / "result.json"
@@ -56,8 +58,8 @@ def test_table_and_plot_say_what_the_rows_do(tmp_path: Path, monkeypatch: pytest
     rows = json.loads((tmp_path / "vmil.json").read_text())["rows"]
     assert (tmp_path / "vmil.png").exists()
     lines = vmil.table(rows).splitlines()
-    assert lines[2] == "| walker-walk | 1 | observed | 0.90 | 0.85 | 0.94 | 0.50 | 90,000 | 1 |"
-    assert lines[3] == "| walker-walk | 1 | bc |  | 0.05 | 1.00 |  | 0 | 1 |"
+    assert lines[2] == "| walker-walk | 1 | observed | 0.90 | 0.85 | 0.94 | 0.50 | 90,000 | 1 |  |"
+    assert lines[3] == "| walker-walk | 1 | bc |  | 0.05 | 1.00 |  | 0 | 1 | 0.40 (0.28 to 0.54) |"
 
 
 def test_bounds_are_rows() -> None:

@@ -1,4 +1,4 @@
-# make demo   learn to sort from 40 demonstrations, then sort a list with what was learnt (five minutes)
+# make demo   learn to sort from 40 demonstrations, then sort a list with what was learnt (four minutes)
 # make test   every check of the project (under 8 minutes on two cores)
 #
 # Both set up everything themselves, in .venv, and need only make, pip and Python 3.11 or 3.12. The set-up is done once

@@ -84,6 +84,11 @@ def test_the_numbers_of_the_readme_are_in_the_results() -> None:
         found = [curve[frames] for curve in vmil.score(rows["vmil"], "walker-walk", method, 1).values()]
         walked.append(f"{statistics.fmean(found):.2f} ({len(found)} seed{'s' * (len(found) > 1)})")
     assert "{} of the expert's return; DAC {}, cloning {}".format(*walked) in lines[5]
+    latent = vmil.score(rows["vmil"], "walker-walk", "vmil", 1)[0][60_000]
+    cheetah = vmil.score(rows["vmil"], "cheetah-run", "observed", 10)[0][150_000]
+    assert f"latent dynamics {latent:.2f}, cheetah-run {cheetah:.2f} after 150,000 frames" in lines[5]
+    pegs = [vmil.success(rows["vmil"], "sawyer-peg", method, 50)[:4] for method in ("observed", "bc")]
+    assert pegs[0] == "0.00" and f"cloning succeeds in {float(pegs[1]):.0%}" in lines[5]
     still, moved = (cells["| Ant-v5"][at].removesuffix(" |").removesuffix(" (3)") for at in (6, 1))
     assert f"{still} against {moved}" in lines[3]
     point, ant = ([cells[f"| {task}, goal {goal}"][1] for goal in range(3)] for task in ("PointMaze", "AntMaze"))

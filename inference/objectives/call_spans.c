@@ -179,6 +179,16 @@ static inline int64_t returning(const Table *t, int64_t s, int64_t f) {
   return !f ? 0 : !t->root ? 1 : s == t->n ? cells(t, s, f) : 0;
 }
 
+// Whether frame f cannot be at s, whatever its counter.
+static int cannot_be(const Table *t, int64_t s, int64_t f) {
+  for (int64_t tau = f > 0; tau <= (f ? t->u.taus[s] : 0); tau++) {
+    const double *weight = weights_of(&t->u, t->u.weight, s, f, tau);
+    for (int64_t c = 0; c < t->u.columns; c++)
+      if (weight[c] > NEVER) return 0;
+  }
+  return 1;
+}
+
 static void inside_unit(Table *t, Table *all, int viterbi, double *peak, double *terms) {
   const Unit *u = &t->u;
   const int64_t n = t->n, R = u->returns;
@@ -222,10 +232,15 @@ static void inside_unit(Table *t, Table *all, int viterbi, double *peak, double 
     for (int64_t f = 0; f <= u->frames; f++) {
       const int64_t m = cells(t, s, f), over = returning(t, s, f);
       double *top = terms + (1 + u->calls) * m;
-      for (int64_t run = 0; m && run < runs(t, s, f); run++) {
+      const int64_t number = m ? runs(t, s, f) : 0, never = number && cannot_be(t, s, f);
+      for (int64_t run = 0; run < number; run++) {
         const int64_t tau = f ? run + 1 : 0;
         for (int64_t r = 0; r < R; r++) {
           double *to = f ? gamma_of(t, t->gamma, s, f, r, tau) : beta_of(t, t->beta, s, r);
+          if (never) {
+            for (int64_t i = 0; i < m; i++) to[i] = NEVER;
+            continue;
+          }
           terms_of(t, s, f, r, tau, terms);
           for (int64_t i = 0; i < m; i++) top[i] = NEVER, to[i] = 0;
           for (int64_t k = 0; k <= u->calls; k++)
@@ -254,7 +269,9 @@ static void outside_unit(Table *t, Table *all, double *bar, double *terms) {
     memset(bar, 0, size * sizeof *bar);
     for (int64_t f = 0; f <= u->frames; f++) {
       const int64_t m = cells(t, s, f), over = returning(t, s, f);
-      for (int64_t run = 0; m && run < runs(t, s, f); run++) {
+      const int64_t number = m ? runs(t, s, f) : 0;
+      if (number && cannot_be(t, s, f)) continue;
+      for (int64_t run = 0; run < number; run++) {
         const int64_t tau = f ? run + 1 : 0, source = u->counts ? tau : 0;
         for (int64_t r = 0; r < R; r++) {
           const double *value = f ? gamma_of(t, t->gamma, s, f, r, tau) : beta_of(t, t->beta, s, r);

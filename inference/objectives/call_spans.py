@@ -150,6 +150,21 @@ def _values(tree: ProcedureTree, procedure: str, what: str, fields: Several[Fiel
     return torch.stack([F.pad(row, (0, tree.arg_size - len(row))) for row in rows])
 
 
+@lru_cache(maxsize=4096)
+def _table_bytes(grammar: Grammar, actions: bytes, inputs: int) -> int:
+    """Return how many bytes a trace takes: see :meth:`CallSpans.table_bytes`."""
+    taken, total = np.frombuffer(actions, np.int64), 0
+    for h, value in grammar.units:
+        counts, choices = grammar.tree.procedures[h].counts, grammar.choices[h]
+        high, taus = _extent(grammar.within(h, taken), counts)
+        width = 1 if h == 0 else high - np.arange(len(high)) + 1
+        frames = taus * len(choices.frames) if choices.callees else 0
+        cells = len(choices.returns) * width * (2 * frames + 2 + (taus + 1 if counts else 1) * len(choices.callees))
+        rows = (1 + taus * len(choices.frames)) * (2 * choices.columns + (inputs if value == 0 else 0))
+        total += 8 * int(np.sum(cells) + np.sum(rows))
+    return total
+
+
 class _Layout(NamedTuple):
     """Where the choices of one procedure's frames are along one trace, and in which frames the networks are asked.
 
@@ -287,9 +302,6 @@ class CallSpans:
         reach = self.tree.reachable.numpy()
         self._verify_reached(numbers, reach[0])
         self._taken = [numbers[b, :n] for b, n in enumerate(self.lengths)]
-        counts = [procedure.counts for procedure in self.tree.procedures]
-        within = [[self.grammar.within(h, taken) for h in range(len(counts))] for taken in self._taken]
-        self._extents = [[_extent(*one) for one in zip(row, counts, strict=True)] for row in within]
         self._verify_memory(most_memory)
         shown = context.observations if merged else None
         self.layouts = [self._layouts(b, shown, numbers, arguments) for b in range(len(numbers))]
@@ -332,17 +344,7 @@ class CallSpans:
 
     def table_bytes(self, trace: int) -> int:
         """Return how many bytes a trace takes: the tables, the posterior's included, and the choices."""
-        total = 0
-        for h, value in self.grammar.units:
-            (high, taus), choices = self._extents[trace][h], self.grammar.choices[h]
-            width = 1 if h == 0 else high - np.arange(len(high)) + 1
-            sources = taus + 1 if self.tree.procedures[h].counts else 1
-            frames = taus * len(choices.frames) if choices.callees else 0
-            cells = len(choices.returns) * width * (2 * frames + 2 + sources * len(choices.callees))
-            inputs = self.process.choose.weights[0].shape[1] if value == 0 else 0
-            rows = (1 + taus * len(choices.frames)) * (2 * choices.columns + inputs)
-            total += 8 * int(np.sum(cells) + np.sum(rows))
-        return total
+        return _table_bytes(self.grammar, self._taken[trace].tobytes(), self.process.choose.weights[0].shape[1])
 
     # -- the weights --------------------------------------------------------------------------------------------
 

@@ -409,7 +409,8 @@ def _native(module: call_stack.CallStack, horizon: int, weights: Any, context: A
         return torch.from_numpy(np.array(array))
 
     held = {name: tensor(weight) for name, weight in weights.items()}
-    given = call_stack.CallStackContext._make(None if leaf is None else tensor(leaf) for leaf in context)
+    leaves = {name: None if leaf is None else tensor(leaf) for name, leaf in context._asdict().items()}
+    given = call_stack.CallStackContext(**leaves)
     try:
         found = call_stack_native.walk(module, given, horizon, False, weights=held, seed=int(seed))
     except ValueError:  # networks that gave NaN: no row ends, so that the walk is NaN too

@@ -409,7 +409,7 @@ def _native(module: call_stack.CallStack, horizon: int, weights: Any, context: A
         return torch.from_numpy(np.array(array))
 
     held = {name: tensor(weight) for name, weight in weights.items()}
-    leaves = {name: None if leaf is None else tensor(leaf) for name, leaf in context._asdict().items()}
+    leaves: dict[str, Any] = {name: None if leaf is None else tensor(leaf) for name, leaf in context._asdict().items()}
     given = call_stack.CallStackContext(**leaves)
     try:
         found = call_stack_native.walk(module, given, horizon, False, weights=held, seed=int(seed))

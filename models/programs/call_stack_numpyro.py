@@ -62,6 +62,7 @@ class CallStackContext(NamedTuple):
     task: Array
     actions: Array | None = None
     arguments: Array | None = None
+    observations: Array | None = None
 
 
 class ProcedureNetworks(Twin, of=call_stack.ProcedureNetworks):

@@ -1,5 +1,5 @@
 # make demo   learn to sort from 40 demonstrations, then sort a list with what was learnt (four minutes)
-# make test   every check of the project (under 8 minutes on two cores)
+# make test   every check of the project (a quarter of an hour on two cores)
 #
 # Both set up everything themselves, in .venv, and need only make, pip and Python 3.11 or 3.12. The set-up is done once
 # and again when pyproject.toml or constraints.txt change. Another Python: make test PYTHON=/path/to/python3.12
